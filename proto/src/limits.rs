@@ -1,0 +1,62 @@
+//! Every limit on what may come off the wire or into the state, with its reason.
+
+/// A control frame: one encoded request or reply. Checked before memory is taken.
+pub const CONTROL_FRAME_MAX: usize = 1 << 20;
+
+/// A Raft message: one payload of log entries (1 MiB of them) plus its envelope.
+pub const RAFT_FRAME_MAX: usize = 8 << 20;
+
+/// A chunk's bytes. A power of two, so that a full chunk is a whole BLAKE3 subtree of its file.
+pub const CHUNK_MAX: u32 = 64 << 20;
+
+/// A frame's bytes: the unit of verification. One 64 KiB hash costs about 14 us, one read of it 7 us.
+pub const FRAME_MAX: u32 = 64 << 10;
+
+/// Frames in one chunk: what the index region of a chunk file holds (see `datanode/FORMAT.md`).
+/// With 4 KiB appends a chunk is full of bytes and of frames at the same time.
+pub const CHUNK_FRAMES_MAX: u32 = 16_384;
+
+/// A name in a directory, in bytes (POSIX NAME_MAX).
+pub const NAME_MAX: usize = 255;
+
+/// A symlink's target and a path, in bytes (POSIX PATH_MAX).
+pub const PATH_MAX: usize = 4096;
+
+/// Hard links to one inode (ext4 has 65,000).
+pub const LINK_MAX: u32 = 65_000;
+
+/// A file's size: what a signed offset can name.
+pub const FILE_MAX: u64 = i64::MAX as u64;
+
+/// Extents in one commit; with their envelope they stay well below `CONTROL_FRAME_MAX`.
+pub const COMMIT_EXTENTS_MAX: usize = 4096;
+
+/// Files in one commit: a pack of tiny files is committed together.
+pub const COMMIT_FILES_MAX: usize = 1024;
+
+/// Chunks in one commit.
+pub const COMMIT_CHUNKS_MAX: usize = 256;
+
+/// Entries in one directory page; with attributes about 400 bytes each at most.
+pub const READDIR_PAGE_MAX: u32 = 1024;
+
+/// Extents in one answer to `Locate`.
+pub const LOCATE_EXTENTS_MAX: u32 = 2048;
+
+/// Copies of a chunk.
+pub const REPLICATION_MAX: u8 = 8;
+
+/// Groups of a caller (Linux allows 65,536; the FUSE protocol gives us few).
+pub const GROUPS_MAX: usize = 256;
+
+/// Parts of the chunk-id space that a datanode digests apart: shard = chunk id mod this.
+pub const DIGEST_SHARDS: usize = 256;
+
+/// Replicas in one page of a shard report: 40 bytes each, well below `CONTROL_FRAME_MAX`.
+pub const SHARD_PAGE_MAX: usize = 8192;
+
+/// Orders in one heartbeat reply.
+pub const ORDERS_MAX: usize = 512;
+
+/// Chunks allocated by one request: a writer asks for the next one ahead of need.
+pub const ALLOCATE_MAX: u8 = 8;

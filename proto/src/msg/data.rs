@@ -1,0 +1,107 @@
+//! Bulk bytes to and from datanodes. One stream per request; only the headers below are encoded
+//! messages, a chunk's bytes follow raw, frame by frame.
+//!
+//! A *frame record* is `FrameHeader::to_bytes` (40 bytes) and then the frame's bytes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::capability::Capability;
+use crate::chunk::FrameHeader;
+use crate::error::WireError;
+use crate::ids::{ChunkId, Epoch, NodeId};
+use crate::limits::{CHUNK_MAX, FRAME_MAX};
+use crate::msg::meta::ReplicaAt;
+
+/// First message on a stream of the data plane.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub enum DataRequest {
+    /// Answer: `Result<ReadReply, WireError>`, then the frame records that overlap the range, in
+    /// order, then the end of the stream. The reader verifies each frame's digest.
+    Read {
+        chunk: ChunkId,
+        /// The lowest epoch that is good enough.
+        epoch: Epoch,
+        offset: u32,
+        len: u32,
+        capability: Capability,
+    },
+    /// Opens a chunk for appending, creating it where `offset` is 0. Then the client sends
+    /// `AppendItem`s, and `AppendEvent`s come back. A chunk has at most one append stream in its life:
+    /// after any failure the client seals and switches.
+    Append {
+        chunk: ChunkId,
+        epoch: Epoch,
+        capability: Capability,
+        /// Nodes to forward every item to, nearest first; empty for fan-out and at the chain's end.
+        chain: Vec<ReplicaAt>,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct ReadReply {
+    /// Bytes of the replica whose frames are whole.
+    pub len: u32,
+    pub sealed: bool,
+}
+
+/// One item on an append stream starts with one of these bytes.
+pub mod append_item {
+    /// A frame record follows. Frames follow each other without a gap.
+    pub const FRAME: u8 = 1;
+    /// Sync everything before this to disk, then acknowledge with `synced` moved on.
+    pub const SYNC: u8 = 2;
+}
+
+/// What comes back on an append stream. Counts are bytes from the start of the chunk; in a chain they
+/// hold for this node and every one behind it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum AppendEvent {
+    /// The chunk is open here and all the way down the chain.
+    Ready,
+    Ack { written: u32, synced: u32 },
+    /// The stream is over. `node` is the one that failed, which may be further down the chain.
+    Failed { node: NodeId, error: WireError },
+}
+
+/// Bytes of an encoded `FrameHeader`.
+pub const FRAME_HEADER_LEN: usize = 40;
+
+impl FrameHeader {
+    pub fn to_bytes(&self) -> [u8; FRAME_HEADER_LEN] {
+        let mut bytes = [0; FRAME_HEADER_LEN];
+        bytes[..4].copy_from_slice(&self.offset.to_le_bytes());
+        bytes[4..8].copy_from_slice(&self.len.to_le_bytes());
+        bytes[8..].copy_from_slice(&self.digest);
+        bytes
+    }
+
+    /// `None` if the frame is empty, too long, or leaves the chunk: checked before memory is taken.
+    pub fn from_bytes(bytes: &[u8; FRAME_HEADER_LEN]) -> Option<FrameHeader> {
+        let number = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let header =
+            FrameHeader { offset: number(0), len: number(4), digest: bytes[8..].try_into().expect("32 bytes") };
+        let sound = header.len > 0
+            && header.len <= FRAME_MAX
+            && header.offset.checked_add(header.len).is_some_and(|end| end <= CHUNK_MAX);
+        sound.then_some(header)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frame_headers_with_hostile_lengths_are_refused() {
+        let good = FrameHeader { offset: 8, len: FRAME_MAX, digest: [3; 32] };
+        assert_eq!(FrameHeader::from_bytes(&good.to_bytes()), Some(good));
+        for bad in [
+            FrameHeader { len: 0, ..good },
+            FrameHeader { len: FRAME_MAX + 1, ..good },
+            FrameHeader { offset: CHUNK_MAX, len: 1, ..good },
+            FrameHeader { offset: u32::MAX, len: 2, ..good },
+        ] {
+            assert_eq!(FrameHeader::from_bytes(&bad.to_bytes()), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Versions of what is sent and stored, each with its reason.
+//!
+//! A plane's version is part of its ALPN name (`identity::Plane`), so two programs that share none
+//! fail at the handshake with a clear error instead of misreading each other.
+
+/// Version of the rows in the namenode's state, stored beside them; a reader refuses a higher one.
+///
+/// 1: first layout.
+pub const STATE_VERSION: u32 = 1;
+
+/// Version of a chunk file, in its header; drawn in `datanode/FORMAT.md`.
+///
+/// 1: two header slots, frame index region, data region.
+pub const CHUNK_FILE_VERSION: u16 = 1;
+
+/// Version of the `IDENTITY` file that every data folder holds.
+///
+/// 1: cluster, role, node, disk.
+pub const IDENTITY_VERSION: u32 = 1;
