@@ -125,7 +125,13 @@ impl Grant {
         grant
     }
 
-    pub fn check(&self, keys: &[CapabilityKey], inode: InodeId, session: SessionId, write: bool) -> Result<(), Refusal> {
+    pub fn check(
+        &self,
+        keys: &[CapabilityKey],
+        inode: InodeId,
+        session: SessionId,
+        write: bool,
+    ) -> Result<(), Refusal> {
         let key = keys.iter().find(|key| key.number == self.key).ok_or(Refusal::UnknownKey)?;
         if !same(&self.mac, &self.expected_mac(key)) {
             return Err(Refusal::Forged);

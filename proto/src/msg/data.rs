@@ -58,9 +58,15 @@ pub mod append_item {
 pub enum AppendEvent {
     /// The chunk is open here and all the way down the chain.
     Ready,
-    Ack { written: u32, synced: u32 },
+    Ack {
+        written: u32,
+        synced: u32,
+    },
     /// The stream is over. `node` is the one that failed, which may be further down the chain.
-    Failed { node: NodeId, error: WireError },
+    Failed {
+        node: NodeId,
+        error: WireError,
+    },
 }
 
 /// Bytes of an encoded `FrameHeader`.

@@ -20,7 +20,9 @@ pub enum MetaRequest {
         description: String,
     },
     /// Keeps the session's lease; sent every third of it.
-    Renew { session: SessionId },
+    Renew {
+        session: SessionId,
+    },
     /// A change of the namespace or of a file's map, done exactly once.
     Mutate {
         id: RequestId,
@@ -30,9 +32,18 @@ pub enum MetaRequest {
         op: Op,
     },
     /// A linearizable read.
-    Query { session: SessionId, caller: Caller, query: Query },
+    Query {
+        session: SessionId,
+        caller: Caller,
+        query: Query,
+    },
     /// A client found a replica missing or damaged.
-    ReportBad { chunk: ChunkId, epoch: Epoch, node: NodeId, reason: String },
+    ReportBad {
+        chunk: ChunkId,
+        epoch: Epoch,
+        node: NodeId,
+        reason: String,
+    },
     Node(node::NodeRequest),
     Admin(admin::AdminRequest),
 }
@@ -163,14 +174,20 @@ pub struct FileCommit {
 pub enum OpReply {
     Done,
     Attr(Attr),
-    Made { attr: Attr, created: bool, grant: Option<Grant> },
+    Made {
+        attr: Attr,
+        created: bool,
+        grant: Option<Grant>,
+    },
     Removed {
         /// The inode that lost a name, if any, as it is after that.
         inode: Option<Attr>,
     },
     Chunks(Vec<ChunkLocation>),
     /// The files' attributes after the commit, in the order of the request.
-    Committed { files: Vec<Attr> },
+    Committed {
+        files: Vec<Attr>,
+    },
 }
 
 /// A linearizable read.

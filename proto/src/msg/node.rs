@@ -105,14 +105,34 @@ pub enum Order {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub enum Outcome {
     /// A copy is complete, verified and synced here.
-    Copied { chunk: ChunkId, epoch: Epoch, len: u32 },
+    Copied {
+        chunk: ChunkId,
+        epoch: Epoch,
+        len: u32,
+    },
     /// A copy could not be made; `bad_sources` served wrong or no bytes.
-    CopyFailed { chunk: ChunkId, epoch: Epoch, reason: String, bad_sources: Vec<NodeId> },
+    CopyFailed {
+        chunk: ChunkId,
+        epoch: Epoch,
+        reason: String,
+        bad_sources: Vec<NodeId>,
+    },
     /// This node's own replica is missing, short or damaged.
-    Bad { chunk: ChunkId, epoch: Epoch, reason: String },
+    Bad {
+        chunk: ChunkId,
+        epoch: Epoch,
+        reason: String,
+    },
     /// Every frame was read and matched.
-    Verified { chunk: ChunkId, epoch: Epoch, len: u32 },
-    Deleted { chunk: ChunkId, epoch: Epoch },
+    Verified {
+        chunk: ChunkId,
+        epoch: Epoch,
+        len: u32,
+    },
+    Deleted {
+        chunk: ChunkId,
+        epoch: Epoch,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
