@@ -1,0 +1,136 @@
+//! One stream: messages framed by a length, and raw bytes that never pass through the codec.
+
+use bytes::Bytes;
+use dfs_proto::codec;
+use dfs_proto::limits::{CONTROL_FRAME_MAX, RAFT_FRAME_MAX};
+use quinn::{ReadError, ReadExactError, VarInt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::RpcError;
+
+/// The sending half. Dropped without `finish`, it ends the stream in order all the same.
+pub struct SendStream {
+    inner: quinn::SendStream,
+}
+
+impl SendStream {
+    pub(crate) fn new(inner: quinn::SendStream) -> SendStream {
+        SendStream { inner }
+    }
+
+    /// Sends a message: its length in four little-endian bytes, then the codec's bytes.
+    pub async fn send<T: Serialize>(&mut self, value: &T) -> Result<(), RpcError> {
+        let body = codec::encode(value).map_err(|e| RpcError::Malformed(e.to_string()))?;
+        let mut framed = Vec::with_capacity(4 + body.len());
+        framed.extend_from_slice(&(body.len() as u32).to_le_bytes());
+        framed.extend_from_slice(&body);
+        Ok(self.inner.write_chunk(Bytes::from(framed)).await?)
+    }
+
+    /// Sends bulk bytes as they are, without a copy.
+    pub async fn send_raw(&mut self, bytes: Bytes) -> Result<(), RpcError> {
+        Ok(self.inner.write_chunk(bytes).await?)
+    }
+
+    /// Sends several pieces in order, without a copy.
+    pub async fn send_raw_all(&mut self, pieces: &mut [Bytes]) -> Result<(), RpcError> {
+        Ok(self.inner.write_all_chunks(pieces).await?)
+    }
+
+    /// Nothing more will be sent.
+    pub fn finish(&mut self) {
+        // Fails only if the stream is finished or reset already.
+        let _ = self.inner.finish();
+    }
+
+    /// Gives the stream up: what is under way is dropped, and the peer sees an error.
+    pub fn reset(&mut self) {
+        let _ = self.inner.reset(VarInt::from_u32(1));
+    }
+}
+
+/// The receiving half. Dropped early, it tells the peer to stop sending.
+pub struct RecvStream {
+    inner: quinn::RecvStream,
+}
+
+impl RecvStream {
+    pub(crate) fn new(inner: quinn::RecvStream) -> RecvStream {
+        RecvStream { inner }
+    }
+
+    /// Receives a control message of at most `limits::CONTROL_FRAME_MAX` bytes.
+    pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<T, RpcError> {
+        self.recv_optional().await?.ok_or_else(|| RpcError::Closed("stream ended before the message".into()))
+    }
+
+    /// As `recv`; `None` if the stream ends before the message starts.
+    pub async fn recv_optional<T: DeserializeOwned>(&mut self) -> Result<Option<T>, RpcError> {
+        match self.frame(CONTROL_FRAME_MAX).await? {
+            Some(body) => codec::decode(&body).map(Some).map_err(|e| RpcError::Malformed(e.to_string())),
+            None => Ok(None),
+        }
+    }
+
+    /// Receives a Raft message of at most `limits::RAFT_FRAME_MAX` bytes.
+    pub async fn recv_large<T: DeserializeOwned>(&mut self) -> Result<T, RpcError> {
+        let body = self.frame(RAFT_FRAME_MAX).await?;
+        let body = body.ok_or_else(|| RpcError::Closed("stream ended before the message".into()))?;
+        codec::decode_large(&body).map_err(|e| RpcError::Malformed(e.to_string()))
+    }
+
+    async fn frame(&mut self, limit: usize) -> Result<Option<Vec<u8>>, RpcError> {
+        let mut len = [0; 4];
+        if !self.read_exact_or_end(&mut len).await? {
+            return Ok(None);
+        }
+        let len = u32::from_le_bytes(len) as usize;
+        if len > limit {
+            self.stop();
+            return Err(RpcError::Malformed(format!("message of {len} bytes, at most {limit} are allowed")));
+        }
+        // Memory grows with what arrives, not with what was announced.
+        let mut body = Vec::with_capacity(len.min(64 << 10));
+        while body.len() < len {
+            match self.read_chunk(len - body.len()).await? {
+                Some(bytes) => body.extend_from_slice(&bytes),
+                None => return Err(RpcError::Closed("stream ended within a message".into())),
+            }
+        }
+        Ok(Some(body))
+    }
+
+    /// Fills `buf` with raw bytes.
+    pub async fn read_exact(&mut self, buf: &mut [u8]) -> Result<(), RpcError> {
+        self.inner.read_exact(buf).await.map_err(|e| match e {
+            ReadExactError::FinishedEarly(_) => RpcError::Closed("stream ended too early".into()),
+            ReadExactError::ReadError(e) => read_failed(e),
+        })
+    }
+
+    /// Fills `buf`, or returns `false` if the stream ends before its first byte.
+    pub async fn read_exact_or_end(&mut self, buf: &mut [u8]) -> Result<bool, RpcError> {
+        match self.inner.read_exact(buf).await {
+            Ok(()) => Ok(true),
+            Err(ReadExactError::FinishedEarly(0)) => Ok(false),
+            Err(ReadExactError::FinishedEarly(_)) => Err(RpcError::Closed("stream ended too early".into())),
+            Err(ReadExactError::ReadError(e)) => Err(read_failed(e)),
+        }
+    }
+
+    /// Whatever has arrived next, in order, at most `max` bytes, without a copy; `None` at the end.
+    pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, RpcError> {
+        Ok(self.inner.read_chunk(max, true).await.map_err(read_failed)?.map(|chunk| chunk.bytes))
+    }
+
+    /// Tells the peer that nothing more is wanted.
+    pub fn stop(&mut self) {
+        // Fails only if the stream is over already.
+        let _ = self.inner.stop(VarInt::from_u32(1));
+    }
+}
+
+fn read_failed(error: ReadError) -> RpcError {
+    RpcError::Closed(error.to_string())
+}
