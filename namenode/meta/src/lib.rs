@@ -1,1 +1,21 @@
+//! The part that decides: `apply(view, commands) -> outcomes + changes + events`, queries, placement,
+//! repair planning, checks.
+//!
+//! This crate does no IO, reads no clock, draws no random number and starts no task. Every namenode
+//! that applies the same commands to the same rows computes the same changes, byte for byte. The
+//! argument why the whole is consistent is told in `namenode/CONSISTENCY.md`.
 
+pub mod command;
+pub mod fsck;
+pub mod placement;
+pub mod query;
+pub mod reconcile;
+pub mod repair;
+pub mod rows;
+pub mod view;
+
+mod apply;
+
+pub use apply::apply;
+pub use command::{Applied, Body, Command, Event, Outcome, Reply};
+pub use view::{Change, Fault, MemoryView, Table, View};

@@ -1,0 +1,92 @@
+//! What stands in the replicated log, and what applying it answers.
+
+use std::net::SocketAddr;
+
+use dfs_proto::msg::meta::{Op, OpReply, SessionGrant};
+use dfs_proto::{
+    Caller, CapabilityKey, ChunkId, ClusterId, Epoch, InodeId, NodeId, RequestId, SessionId, Timestamp, WireError,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::view::Change;
+
+/// One entry of the log. The leader has put everything into it that applying must not look up
+/// elsewhere: the time, the placement, new secrets.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct Command {
+    /// The leader's clock when it proposed this. Only ever becomes a time stamp; no decision hangs on it.
+    pub now: Timestamp,
+    pub body: Body,
+}
+
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub enum Body {
+    /// Makes the cluster: configuration, root directory, first capability key. Once.
+    Genesis { cluster: ClusterId, default_replication: u8, min_copies: u8, lease_ms: u64, key: CapabilityKey },
+    /// Reply: `Session`.
+    OpenSession {
+        description: String,
+        /// Number of the client's certificate; what capabilities are made out to.
+        holder: NodeId,
+    },
+    /// A client's mutation. Reply: `Op`.
+    Client {
+        id: RequestId,
+        /// Replies with lower numbers are forgotten.
+        acked_below: u64,
+        caller: Caller,
+        op: Op,
+        /// For `Op::AllocateChunks`: the nodes of each chunk, one list per chunk. Empty otherwise.
+        placement: Vec<Vec<NodeId>>,
+    },
+    /// Ends sessions whose lease has run out: their open chunks are sealed, what they held is reclaimed.
+    ExpireSessions { sessions: Vec<SessionId> },
+    /// A datanode is new, or is reached at another address.
+    PutDatanode { node: NodeId, addr: SocketAddr },
+    /// A copy was completed, verified and synced on `node`. Refused if the chunk has changed since.
+    AddReplica { chunk: ChunkId, epoch: Epoch, len: u32, node: NodeId },
+    /// The replica on `node` no longer counts. Nothing happens if it did not count before; the last
+    /// replica is never dropped. That good copies remain is for the proposer to know.
+    DropReplica { chunk: ChunkId, epoch: Epoch, node: NodeId },
+    /// A new capability key; the newest two are kept.
+    RotateKey { key: CapabilityKey },
+    /// Takes apart inodes without a name, at most `extents_max` extents in all.
+    Reclaim { inodes: Vec<InodeId>, extents_max: u32 },
+}
+
+/// A command that was done.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum Reply {
+    Done,
+    Session(SessionGrant),
+    Op(OpReply),
+}
+
+/// What the proposer is told. A refusal has changed nothing (but that it is remembered).
+pub type Outcome = Result<Reply, WireError>;
+
+/// The result of applying a batch.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Applied {
+    /// One per command, in order.
+    pub outcomes: Vec<Outcome>,
+    /// The net result of the batch: one per key, by table and key.
+    pub changes: Vec<Change>,
+    pub events: Vec<Event>,
+}
+
+/// A hint for the leader's workers, so that they act at once. Nothing depends on one arriving: what
+/// they say can be found again in the rows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// Tell the replicas where the chunk ends.
+    Sealed { chunk: ChunkId, epoch: Epoch, len: u32, replicas: Vec<NodeId> },
+    /// Tell the replicas to delete it, up to `epoch`.
+    ChunkDeleted { chunk: ChunkId, epoch: Epoch, replicas: Vec<NodeId> },
+    /// Tell `node` to delete its replica, if its epoch is at most `epoch`.
+    ReplicaDropped { chunk: ChunkId, epoch: Epoch, node: NodeId },
+    /// A sealed chunk has more or fewer replicas than wanted.
+    Attention(ChunkId),
+    /// An inode waits in the reclaim queue.
+    Orphaned(InodeId),
+}

@@ -1,0 +1,139 @@
+//! Plans copies and drops so that every sealed chunk gets back the replicas it should have.
+
+mod view;
+
+pub use view::{ChunkView, Flight, NodeView, candidates, health};
+
+use std::fmt;
+
+use dfs_proto::{ChunkId, Epoch, NodeId};
+
+/// How much may be done at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// Copies that one node receives or serves at a time.
+    pub copies_in_per_node: u32,
+    pub copies_out_per_node: u32,
+    /// The same, for chunks of which one copy is left.
+    pub urgent_copies_in_per_node: u32,
+    pub urgent_copies_out_per_node: u32,
+    /// Replicas dropped by one plan.
+    pub drops_per_pass: u32,
+    /// A node that left in order gets so long to come back before its data is copied again.
+    pub leaving_grace_ms: u64,
+    /// The cluster's `Config::min_copies`.
+    pub min_copies: u8,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            copies_in_per_node: 2,
+            copies_out_per_node: 2,
+            urgent_copies_in_per_node: 8,
+            urgent_copies_out_per_node: 8,
+            drops_per_pass: 64,
+            leaving_grace_ms: 300_000,
+            min_copies: 2,
+        }
+    }
+}
+
+/// What to do next. Leaves no choices.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Plan {
+    /// Most urgent first.
+    pub copies: Vec<CopyPlan>,
+    pub drops: Vec<DropPlan>,
+    /// Chunks that would need a copy or a drop now and get none, each with the first reason.
+    pub waits: Vec<Wait>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CopyPlan {
+    pub chunk: ChunkId,
+    pub epoch: Epoch,
+    pub len: u32,
+    pub target: NodeId,
+    /// To try in this order. The first one's budget is charged.
+    pub sources: Vec<NodeId>,
+    pub why: Risk,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DropPlan {
+    pub chunk: ChunkId,
+    pub epoch: Epoch,
+    pub node: NodeId,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wait {
+    pub chunk: ChunkId,
+    pub reason: Reason,
+}
+
+/// How near a chunk is to being lost, most urgent first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Risk {
+    OneCopyLeft,
+    BelowMinCopies,
+    BelowTarget,
+}
+
+impl fmt::Display for Risk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Risk::OneCopyLeft => "one copy left",
+            Risk::BelowMinCopies => "fewer copies than a write needs",
+            Risk::BelowTarget => "fewer copies than wanted",
+        })
+    }
+}
+
+/// Why a chunk waits. Its text is what `dfs status` shows, counted over the chunks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Reason {
+    NoLiveSource,
+    NoNodeWithoutReplica,
+    NoRoom,
+    BudgetUsedUp(NodeId),
+    LeftInOrder(NodeId),
+    Silent(NodeId),
+    CopyUnderWay,
+    DropBudgetUsedUp,
+    Unconfirmed(NodeId),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Reason::NoLiveSource => write!(f, "no live source"),
+            Reason::NoNodeWithoutReplica => write!(f, "no node without a replica"),
+            Reason::NoRoom => write!(f, "no node with room"),
+            Reason::BudgetUsedUp(node) => write!(f, "budget of node {node} used up"),
+            Reason::LeftInOrder(node) => write!(f, "node {node} left in order, back-copy waits"),
+            Reason::Silent(node) => write!(f, "node {node} is silent but not given up"),
+            Reason::CopyUnderWay => write!(f, "a copy is under way"),
+            Reason::DropBudgetUsedUp => write!(f, "enough superfluous replicas dropped for one pass"),
+            Reason::Unconfirmed(node) => write!(f, "node {node} is still scanning its disks"),
+        }
+    }
+}
+
+impl Plan {
+    /// Why chunks wait: a sentence and how many chunks, most first.
+    pub fn wait_summary(&self) -> Vec<(String, u64)> {
+        unimplemented!()
+    }
+}
+
+/// Plans one pass over `chunks` (see [`candidates`]).
+pub fn plan(_chunks: &[ChunkView], _nodes: &[NodeView], _policy: &Policy) -> Plan {
+    unimplemented!()
+}
+
+/// Recounts a plan without planning: says what is wrong with it.
+pub fn check(_plan: &Plan, _chunks: &[ChunkView], _nodes: &[NodeView], _policy: &Policy) -> Result<(), String> {
+    unimplemented!()
+}

@@ -1,0 +1,257 @@
+//! Inodes, names and extents.
+
+use dfs_proto::{Attr, Extent, FileKind, InodeId, Name, SessionId, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use super::{Key, Row, get, number_at, pair, prefix_end, scan, scan_prefix};
+use crate::view::{Fault, Table, View};
+
+/// Cookies below this are the mount's own: `.` and `..`.
+pub const FIRST_COOKIE: u64 = 3;
+
+/// Shown as the size of a directory, as most file systems do.
+const DIRECTORY_SIZE_BYTES: u64 = 4096;
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct InodeRow {
+    /// Permission bits with setuid, setgid and sticky: at most 0o7777.
+    pub mode: u16,
+    pub nlink: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub atime: Timestamp,
+    pub mtime: Timestamp,
+    pub ctime: Timestamp,
+    pub crtime: Timestamp,
+    /// Raised by every change of a file's bytes or of a directory's entries.
+    pub version: u64,
+    pub content: Content,
+    /// With `nlink` 0: the session that keeps it, or `RECLAIM_QUEUE`. Ties the row to its `Orphans` row.
+    pub orphan: Option<SessionId>,
+}
+
+/// What only inodes of one kind have.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum Content {
+    File {
+        size_bytes: u64,
+        /// Sum of the extents' lengths.
+        mapped_bytes: u64,
+        /// Copies wanted of each of its chunks.
+        replication: u8,
+    },
+    Directory {
+        /// The root is its own parent.
+        parent: InodeId,
+        /// Given to the next entry; counts up only, so a cookie never means two entries.
+        next_cookie: u64,
+    },
+    Symlink {
+        target: Vec<u8>,
+    },
+    Special {
+        kind: FileKind,
+        rdev: u32,
+    },
+}
+
+impl Content {
+    pub fn kind(&self) -> FileKind {
+        match self {
+            Content::File { .. } => FileKind::File,
+            Content::Directory { .. } => FileKind::Directory,
+            Content::Symlink { .. } => FileKind::Symlink,
+            Content::Special { kind, .. } => *kind,
+        }
+    }
+}
+
+impl Row for InodeRow {
+    const TABLE: Table = Table::Inodes;
+}
+
+impl InodeRow {
+    pub fn key(inode: InodeId) -> Key<InodeRow> {
+        Key::new(inode.0.to_be_bytes().to_vec())
+    }
+
+    pub fn kind(&self) -> FileKind {
+        self.content.kind()
+    }
+
+    pub fn is_directory(&self) -> bool {
+        matches!(self.content, Content::Directory { .. })
+    }
+
+    pub fn attr(&self, inode: InodeId) -> Attr {
+        let (size_bytes, mapped_bytes, replication, rdev) = match &self.content {
+            Content::File { size_bytes, mapped_bytes, replication } => (*size_bytes, *mapped_bytes, *replication, 0),
+            Content::Directory { .. } => (DIRECTORY_SIZE_BYTES, 0, 0, 0),
+            Content::Symlink { target } => (target.len() as u64, 0, 0, 0),
+            Content::Special { rdev, .. } => (0, 0, 0, *rdev),
+        };
+        Attr {
+            inode,
+            kind: self.kind(),
+            mode: self.mode,
+            nlink: self.nlink,
+            uid: self.uid,
+            gid: self.gid,
+            rdev,
+            size_bytes,
+            mapped_bytes,
+            atime: self.atime,
+            mtime: self.mtime,
+            ctime: self.ctime,
+            crtime: self.crtime,
+            version: self.version,
+            replication,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct DentryRow {
+    pub inode: InodeId,
+    pub kind: FileKind,
+    /// Its key in `DirIndex`.
+    pub cookie: u64,
+}
+
+impl Row for DentryRow {
+    const TABLE: Table = Table::Dentries;
+}
+
+impl DentryRow {
+    pub fn key(parent: InodeId, name: &Name) -> Key<DentryRow> {
+        Key::new([&parent.0.to_be_bytes()[..], name.as_bytes()].concat())
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct DirIndexRow {
+    pub name: Name,
+    pub inode: InodeId,
+    pub kind: FileKind,
+}
+
+impl Row for DirIndexRow {
+    const TABLE: Table = Table::DirIndex;
+}
+
+impl DirIndexRow {
+    pub fn key(parent: InodeId, cookie: u64) -> Key<DirIndexRow> {
+        Key::new(pair(parent.0, cookie))
+    }
+}
+
+/// An extent without what its key says: the inode and the end of the file range.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct ExtentRow {
+    pub chunk: dfs_proto::ChunkId,
+    pub chunk_offset: u32,
+    pub len: u32,
+}
+
+impl Row for ExtentRow {
+    const TABLE: Table = Table::Extents;
+}
+
+impl ExtentRow {
+    pub fn key(inode: InodeId, extent: &Extent) -> Key<ExtentRow> {
+        Key::new(pair(inode.0, extent.file_end()))
+    }
+
+    pub fn of(extent: &Extent) -> ExtentRow {
+        ExtentRow { chunk: extent.chunk, chunk_offset: extent.chunk_offset, len: extent.len }
+    }
+
+    pub(super) fn extent(self, file_end: u64) -> Result<Extent, Fault> {
+        let file_offset = file_end
+            .checked_sub(u64::from(self.len))
+            .ok_or_else(|| Fault(format!("an extent of {} bytes ends at {file_end}", self.len)))?;
+        Ok(Extent { file_offset, chunk: self.chunk, chunk_offset: self.chunk_offset, len: self.len })
+    }
+}
+
+pub fn inode(view: &dyn View, inode: InodeId) -> Result<Option<InodeRow>, Fault> {
+    get(view, &InodeRow::key(inode))
+}
+
+/// Visits every inode in order of ids.
+pub fn inodes(view: &dyn View, visit: &mut dyn FnMut(InodeId, InodeRow)) -> Result<(), Fault> {
+    let mut fault = None;
+    scan_prefix::<InodeRow>(view, &[], &mut |key, row| match number_at(Table::Inodes, key, 0) {
+        Ok(inode) => {
+            visit(InodeId(inode), row);
+            true
+        }
+        Err(damage) => {
+            fault = Some(damage);
+            false
+        }
+    })?;
+    fault.map_or(Ok(()), Err)
+}
+
+pub fn dentry(view: &dyn View, parent: InodeId, name: &Name) -> Result<Option<DentryRow>, Fault> {
+    get(view, &DentryRow::key(parent, name))
+}
+
+/// Entries of a directory with cookies above `after`, in order, at most `limit`.
+pub fn list_dir(view: &dyn View, parent: InodeId, after: u64, limit: usize) -> Result<Vec<(u64, DirIndexRow)>, Fault> {
+    let mut entries = Vec::new();
+    let Some(start) = after.checked_add(1).filter(|_| limit > 0) else { return Ok(entries) };
+    let end = prefix_end(&parent.0.to_be_bytes());
+    let mut fault = None;
+    scan::<DirIndexRow>(view, &pair(parent.0, start), &end, &mut |key, row| {
+        match number_at(Table::DirIndex, key, 8) {
+            Ok(cookie) => entries.push((cookie, row)),
+            Err(damage) => fault = Some(damage),
+        }
+        fault.is_none() && entries.len() < limit
+    })?;
+    fault.map_or(Ok(entries), Err)
+}
+
+pub fn has_entries(view: &dyn View, parent: InodeId) -> Result<bool, Fault> {
+    Ok(!list_dir(view, parent, 0, 1)?.is_empty())
+}
+
+/// Extents of a file that end behind `offset`, in order, until `visit` says false.
+pub fn extents_past(
+    view: &dyn View,
+    inode: InodeId,
+    offset: u64,
+    visit: &mut dyn FnMut(Extent) -> bool,
+) -> Result<(), Fault> {
+    let Some(start) = offset.checked_add(1) else { return Ok(()) };
+    let mut fault = None;
+    scan::<ExtentRow>(
+        view,
+        &pair(inode.0, start),
+        &prefix_end(&inode.0.to_be_bytes()),
+        &mut |key, row| match number_at(Table::Extents, key, 8).and_then(|end| row.extent(end)) {
+            Ok(extent) => visit(extent),
+            Err(damage) => {
+                fault = Some(damage);
+                false
+            }
+        },
+    )?;
+    fault.map_or(Ok(()), Err)
+}
+
+/// Extents of a file that overlap or touch the range `[start, end]`, in order.
+pub fn extents_touching(view: &dyn View, inode: InodeId, start: u64, end: u64) -> Result<Vec<Extent>, Fault> {
+    let mut found = Vec::new();
+    // One byte earlier, so that the extent that ends exactly at `start` is among them.
+    extents_past(view, inode, start.saturating_sub(1), &mut |extent| {
+        let touches = extent.file_offset <= end;
+        if touches {
+            found.push(extent);
+        }
+        touches
+    })?;
+    Ok(found)
+}
