@@ -1,1 +1,20 @@
+//! Reads and writes files of a cluster: `Dfs` is the file system, `File` an open file.
+//!
+//! Everything here runs inside a tokio runtime. Bytes written are kept in memory until they are
+//! committed, uploaded in the background, and overlaid on what is read.
 
+mod admin;
+mod config;
+mod dfs;
+mod error;
+mod file;
+mod namespace;
+mod paths;
+
+pub use config::{ClusterConfig, MountDir, NodeAddr, Options};
+pub use dfs::Dfs;
+pub use dfs_rpc::TlsFiles;
+pub use error::{Error, Result};
+pub use file::{File, OpenMode};
+pub use namespace::{Made, MakeOptions};
+pub use paths::WalkEntry;
