@@ -1,1 +1,38 @@
-fn main() {}
+//! `cargo xtask`: the project's own commands. `demo` and `test` are the two that the README names.
+
+mod bench;
+mod demo;
+mod prerequisites;
+mod run;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, show, test and measure dfs")]
+struct Args {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Plays the main job on a local cluster: copy in, kill nodes, watch it heal, carry on
+    Demo(demo::Options),
+    /// Everything: format, lints, unit, property, cluster and mount tests
+    Test(test::Options),
+    /// Formats the code and applies the lints' own suggestions
+    Fix,
+    /// Measures mount and command line beside the raw disk
+    Bench(bench::Options),
+}
+
+fn main() -> Result<()> {
+    match Args::parse().task {
+        Task::Demo(options) => demo::run(&options),
+        Task::Test(options) => test::run(&options),
+        Task::Fix => test::fix(),
+        Task::Bench(options) => bench::run(&options),
+    }
+}

@@ -1,0 +1,208 @@
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use serde_json::Value;
+
+/// What `dfs up` is asked for.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub namenodes: usize,
+    pub datanodes: usize,
+    pub replication: usize,
+    /// Mount points, made if absent.
+    pub mounts: Vec<PathBuf>,
+    /// Further arguments of `dfs up`.
+    pub extra: Vec<String>,
+}
+
+impl Default for Layout {
+    fn default() -> Self {
+        Layout { namenodes: 3, datanodes: 4, replication: 3, mounts: Vec::new(), extra: Vec::new() }
+    }
+}
+
+/// A running local cluster. Dropped, it is stopped.
+pub struct Cluster {
+    program: PathBuf,
+    dir: PathBuf,
+    layout: Layout,
+}
+
+impl Cluster {
+    /// Starts one in `dir` with the program at `program`; its messages go to our stderr.
+    pub fn up(program: &Path, dir: &Path, layout: Layout) -> Result<Cluster> {
+        for mount in &layout.mounts {
+            std::fs::create_dir_all(mount)?;
+        }
+        let cluster = Cluster { program: program.to_owned(), dir: dir.to_owned(), layout };
+        cluster.start_all()?;
+        Ok(cluster)
+    }
+
+    /// `dfs up` on the same folder: starts whatever does not run.
+    pub fn start_all(&self) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.arg("up").arg("--dir").arg(&self.dir);
+        command.args(["--namenodes", &self.layout.namenodes.to_string()]);
+        command.args(["--datanodes", &self.layout.datanodes.to_string()]);
+        command.args(["--replication", &self.layout.replication.to_string()]);
+        for mount in &self.layout.mounts {
+            command.arg("--mount").arg(mount);
+        }
+        command.args(&self.layout.extra);
+        let status = command.stdin(Stdio::null()).stdout(Stdio::from(std::io::stderr())).status()?;
+        if !status.success() {
+            bail!("`dfs up` ended with {status}");
+        }
+        Ok(())
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.dir.join("cluster.toml")
+    }
+
+    pub fn mount(&self, index: usize) -> &Path {
+        &self.layout.mounts[index]
+    }
+
+    /// A `dfs` command for this cluster.
+    pub fn dfs<const N: usize>(&self, args: [&str; N]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(args).env("DFS_CLUSTER", self.config()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a `dfs` command to its end and returns what it printed; an exit code other than 0 is an error.
+    pub fn run<const N: usize>(&self, args: [&str; N]) -> Result<String> {
+        let output = self.output(args)?;
+        if !output.status.success() {
+            bail!("dfs {}: {}: {}", args.join(" "), output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    pub fn output<const N: usize>(&self, args: [&str; N]) -> Result<Output> {
+        self.dfs(args).output().with_context(|| format!("dfs {}", args.join(" ")))
+    }
+
+    /// `dfs status --json`.
+    pub fn status(&self) -> Result<Value> {
+        let output = self.output(["status", "--json"])?;
+        serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("status: {}: {}", output.status, String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// The name of the namenode that leads (`nn1`, ...), waited for until `deadline` passes.
+    pub fn leader(&self, deadline: Duration) -> Result<String> {
+        let end = Instant::now() + deadline;
+        loop {
+            let output = self.output(["namenode", "leader"])?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            if let (true, Some(name)) = (output.status.success(), text.split_whitespace().next()) {
+                return Ok(name.to_owned());
+            }
+            if Instant::now() > end {
+                bail!("no leader: {}", String::from_utf8_lossy(&output.stderr));
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// Returns once every chunk has its verified replicas and every namenode has caught up.
+    pub fn wait_healthy(&self, deadline: Duration) -> Result<Duration> {
+        let start = Instant::now();
+        let status = self.dfs(["wait-healthy", "--timeout", &deadline.as_secs().to_string()]).status()?;
+        if !status.success() {
+            bail!("not healthy after {deadline:?}: `dfs wait-healthy` ended with {status}");
+        }
+        Ok(start.elapsed())
+    }
+
+    /// The process of a node or mount, from its pid file.
+    pub fn pid(&self, name: &str) -> Result<Pid> {
+        let path = self.dir.join(format!("{name}.pid"));
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        Pid::from_raw(text.trim().parse()?).context("a pid is above 0")
+    }
+
+    pub fn is_running(&self, name: &str) -> bool {
+        self.pid(name).is_ok_and(|pid| test_kill_process(pid).is_ok() && !is_zombie(pid))
+    }
+
+    pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
+        Ok(kill_process(self.pid(name)?, signal)?)
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub fn kill(&self, name: &str) -> Result<()> {
+        self.signal(name, Signal::KILL)?;
+        let end = Instant::now() + Duration::from_secs(20);
+        while self.is_running(name) {
+            if Instant::now() > end {
+                bail!("{name} does not die");
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Starts a node again exactly as before, by its `NODE.start`.
+    pub fn start(&self, name: &str) -> Result<()> {
+        let script = self.dir.join(format!("{name}.start"));
+        let status =
+            Command::new(&script).stdin(Stdio::null()).status().with_context(|| script.display().to_string())?;
+        if !status.success() {
+            bail!("{} ended with {status}", script.display());
+        }
+        Ok(())
+    }
+
+    pub fn namenodes(&self) -> Vec<String> {
+        (1..=self.layout.namenodes).map(|i| format!("nn{i}")).collect()
+    }
+
+    pub fn datanodes(&self) -> Vec<String> {
+        (1..=self.layout.datanodes).map(|i| format!("dn{i}")).collect()
+    }
+
+    /// The end of a node's log, for error messages.
+    pub fn log_tail(&self, name: &str, lines: usize) -> String {
+        let text = std::fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
+        let all: Vec<&str> = text.lines().collect();
+        all[all.len().saturating_sub(lines)..].join("\n")
+    }
+
+    /// `dfs down`.
+    pub fn down(&self) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.arg("down").arg("--dir").arg(&self.dir).stdin(Stdio::null());
+        let status = command.stdout(Stdio::from(std::io::stderr())).status()?;
+        if !status.success() {
+            bail!("`dfs down` ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.dir.exists()
+            && let Err(error) = self.down()
+        {
+            eprintln!("stopping the cluster in {}: {error:#}", self.dir.display());
+        }
+    }
+}
+
+/// Whether the process has ended and only waits for its parent to notice.
+fn is_zombie(pid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+}

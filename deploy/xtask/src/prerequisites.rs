@@ -1,0 +1,46 @@
+//! What must be on the machine before anything can be built or mounted.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::run::must;
+
+/// Debian packages, and a file or program that shows that each is there.
+const NEEDED: [(&str, &[&str]); 4] = [
+    ("libclang-dev", &["/usr/lib/llvm-14/lib", "/usr/lib/llvm-15/lib", "/usr/lib/llvm-16/lib", "/usr/lib/llvm-19/lib"]),
+    ("g++", &["/usr/bin/g++"]),
+    ("fuse3", &["/usr/bin/fusermount3", "/bin/fusermount3"]),
+    ("xfsprogs", &["/usr/sbin/mkfs.xfs", "/sbin/mkfs.xfs"]),
+];
+
+/// Installs what is missing, or says exactly what to install.
+pub fn install() -> Result<()> {
+    let missing: Vec<&str> = NEEDED.iter().filter(|(_, signs)| !is_there(signs)).map(|(name, _)| *name).collect();
+    if !missing.is_empty() {
+        let line = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
+        if !rustix::process::geteuid().is_root() {
+            bail!("missing packages; as root, run:\n\n    apt-get update && {line}\n\nand then this again");
+        }
+        eprintln!("installing {}", missing.join(" "));
+        must(Command::new("apt-get").args(["update", "-qq"]))?;
+        let mut install = Command::new("apt-get");
+        install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing);
+        must(install.env("DEBIAN_FRONTEND", "noninteractive"))?;
+    }
+    if !Path::new("/dev/fuse").exists() {
+        bail!("/dev/fuse is not there: this kernel or container does not offer FUSE (try `modprobe fuse`)");
+    }
+    Ok(())
+}
+
+fn is_there(signs: &[&str]) -> bool {
+    signs.iter().any(|sign| match sign.strip_suffix("/lib") {
+        // A folder of LLVM counts only with the library that bindgen loads.
+        Some(_) => std::fs::read_dir(sign).is_ok_and(|mut entries| {
+            entries.any(|entry| entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libclang")))
+        }),
+        None => Path::new(sign).exists(),
+    })
+}
