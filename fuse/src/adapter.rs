@@ -1,0 +1,537 @@
+//! Where the fuser library stops: each request becomes a call of [`Fs`], each result a reply.
+//!
+//! A request is copied out of the session's buffer, which is used again at once, and runs as a task; the threads
+//! of the session never wait for the cluster. Nothing here decides anything about files.
+//!
+//! The kernel is not notified of anything from here. Whoever adds that must do it from a thread of its own
+//! that holds no lock: the kernel may have to finish a request of this mount first.
+
+mod convert;
+pub mod session;
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use dfs_proto::{Attr, SetAttr};
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
+    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use tokio::runtime::Handle;
+use tokio_util::sync::DropGuard;
+use tracing::{Instrument, Span};
+
+use crate::fs::Fs;
+use crate::fs::errno::Errno;
+use crate::fs::file::{Opened, Place};
+use crate::fs::handles::HandleId;
+use convert::{errno, file_attr, file_type, generation, handle_in, handle_out, inode, node, requester, set_time};
+
+/// Names and attributes are asked for anew each time: nobody tells this mount what others change.
+const TTL: Duration = Duration::ZERO;
+
+/// The largest request: what the kernel allows without a change of `fs.fuse.max_pages_limit`.
+const REQUEST_MAX: u32 = 1 << 20;
+
+/// Requests that no thread waits for (read-ahead, write-back, releases) in the kernel's queue at one time. At 1 MiB each
+/// they cover the cluster's latency; its own default of 12 does not.
+const BACKGROUND_MAX: u16 = 64;
+
+/// Asked of the kernel as far as it knows them. What is left out is left out on purpose: the writeback cache, because the kernel
+/// would own size and mtime of files that others write; both kinds of locks, which then stay in the
+/// kernel; SETXATTR_EXT, on which this fuser version stops a session thread.
+const CAPABILITIES: [InitFlags; 8] = [
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_ASYNC_DIO,
+    // Targets of symlinks never change.
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    // One request for open and truncate, so that the truncation has the right of the open.
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    // Append handles bypass the cache and may still be mapped.
+    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+];
+
+pub struct Adapter {
+    fs: Arc<Fs>,
+    runtime: Handle,
+    /// Says that no request will come any more, when the session drops the adapter.
+    _ended: DropGuard,
+}
+
+impl Adapter {
+    /// Must be called within a tokio runtime, which then runs the requests.
+    pub fn new(fs: Arc<Fs>, ended: DropGuard) -> Adapter {
+        Adapter { fs, runtime: Handle::current(), _ended: ended }
+    }
+
+    /// Runs an operation as a task and answers with its result.
+    fn spawn<T, O, F>(&self, span: Span, operation: O, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
+    where
+        T: Send + 'static,
+        O: FnOnce(Arc<Fs>) -> F,
+        F: Future<Output = Result<T, Errno>> + Send + 'static,
+    {
+        let fs = self.fs.clone();
+        let operation = operation(self.fs.clone());
+        self.runtime.spawn(async move { fs.admission.run(operation, answer).await }.instrument(span));
+    }
+}
+
+/// The span of one request.
+macro_rules! span {
+    ($name:literal, $request:expr, $inode:expr) => {
+        tracing::debug_span!($name, request = $request.unique().0, inode = $inode.0)
+    };
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for capability in CAPABILITIES {
+            if config.add_capabilities(capability).is_err() {
+                tracing::debug!(?capability, "kernel lacks a capability");
+            }
+        }
+        // Both refuse only values out of their range.
+        let _ = config.set_max_write(REQUEST_MAX);
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let span = span!("lookup", request, parent);
+        self.spawn(span, |fs| async move { fs.lookup(who, parent, &name).await }, entry(reply));
+    }
+
+    /// Inode numbers are the cluster's and are never used again, so there is no reference to give back.
+    fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
+
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let (who, inode) = (requester(request), inode(ino));
+        let span = span!("getattr", request, inode);
+        self.spawn(span, |fs| async move { fs.getattr(who, inode).await }, attr(reply));
+    }
+
+    fn setattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let (who, inode, handle) = (requester(request), inode(ino), fh.map(handle_in));
+        let set = SetAttr {
+            mode: mode.map(convert::permission_bits),
+            uid,
+            gid,
+            size_bytes: size,
+            atime: atime.map(set_time),
+            mtime: mtime.map(set_time),
+            replication: None,
+        };
+        let span = span!("setattr", request, inode);
+        self.spawn(span, |fs| async move { fs.setattr(who, inode, set, handle).await }, attr(reply));
+    }
+
+    fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
+        let (who, inode) = (requester(request), inode(ino));
+        let span = span!("readlink", request, inode);
+        self.spawn(span, |fs| async move { fs.readlink(who, inode).await }, data(reply));
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let span = span!("mknod", request, parent);
+        self.spawn(span, |fs| async move { fs.make_node(who, parent, &name, mode, rdev).await }, entry(reply));
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let span = span!("mkdir", request, parent);
+        self.spawn(span, |fs| async move { fs.make_directory(who, parent, &name, mode).await }, entry(reply));
+    }
+
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let span = span!("unlink", request, parent);
+        self.spawn(span, |fs| async move { fs.unlink(who, parent, &name).await }, empty(reply));
+    }
+
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let span = span!("rmdir", request, parent);
+        self.spawn(span, |fs| async move { fs.remove_directory(who, parent, &name).await }, empty(reply));
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let target = target.as_os_str().to_owned();
+        let span = span!("symlink", request, parent);
+        self.spawn(span, |fs| async move { fs.make_symlink(who, parent, &name, &target).await }, entry(reply));
+    }
+
+    fn rename(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (who, from, to) = (requester(request), inode(parent), inode(newparent));
+        let (name, newname, flags) = (name.to_owned(), newname.to_owned(), flags.bits());
+        let span = span!("rename", request, from);
+        self.spawn(span, |fs| async move { fs.rename(who, (from, &name), (to, &newname), flags).await }, empty(reply));
+    }
+
+    fn link(&self, request: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let (who, inode, parent, name) = (requester(request), inode(ino), inode(newparent), newname.to_owned());
+        let span = span!("link", request, inode);
+        self.spawn(span, |fs| async move { fs.link(who, inode, parent, &name).await }, entry(reply));
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let (who, inode) = (requester(request), inode(ino));
+        let fs = self.fs.clone();
+        let span = span!("open", request, inode);
+        self.spawn(
+            span,
+            |fs| async move { fs.open(who, inode, flags.0).await },
+            move |result| match result {
+                Ok(opened) => {
+                    let flags = open_flags(&opened);
+                    reply.opened(handle_out(fs.admit(opened)), flags);
+                }
+                Err(error) => reply.error(errno(error)),
+            },
+        );
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        _umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let fs = self.fs.clone();
+        let span = span!("create", request, parent);
+        self.spawn(
+            span,
+            |fs| async move { fs.create(who, parent, &name, mode, flags).await },
+            move |result| match result {
+                Ok((attr, opened)) => {
+                    let flags = open_flags(&opened);
+                    let handle = handle_out(fs.admit(opened));
+                    reply.created(&TTL, &file_attr(&attr), generation(), handle, flags);
+                }
+                Err(error) => reply.error(errno(error)),
+            },
+        );
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let handle = handle_in(fh);
+        let span = tracing::debug_span!("read", request = request.unique().0, inode = ino.0, offset, size);
+        self.spawn(span, |fs| async move { fs.read(handle, offset, size).await }, data(reply));
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let handle = handle_in(fh);
+        let size = data.len();
+        let place = match flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
+            true => Place::End,
+            false => Place::At(offset),
+        };
+        let payload = match self.fs.admission.take(data) {
+            Ok(payload) => payload,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let span = tracing::debug_span!("write", request = request.unique().0, inode = ino.0, offset, size);
+        self.spawn(
+            span,
+            |fs| async move { fs.write(handle, place, payload).await },
+            move |result| match result {
+                Ok(written) => reply.written(written),
+                Err(error) => reply.error(errno(error)),
+            },
+        );
+    }
+
+    fn flush(&self, request: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let handle = handle_in(fh);
+        let span = span!("flush", request, ino);
+        self.spawn(span, |fs| async move { fs.flush(handle).await }, empty(reply));
+    }
+
+    fn fsync(&self, request: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let handle = handle_in(fh);
+        let span = span!("fsync", request, ino);
+        self.spawn(span, |fs| async move { fs.fsync(handle).await }, empty(reply));
+    }
+
+    fn release(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.release_handle(span!("release", request, ino), handle_in(fh), reply);
+    }
+
+    fn fallocate(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let handle = handle_in(fh);
+        let span = span!("fallocate", request, ino);
+        self.spawn(span, |fs| async move { fs.allocate(handle, offset, length, mode).await }, empty(reply));
+    }
+
+    fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(handle_out(self.fs.open_directory(inode(ino))), FopenFlags::empty());
+    }
+
+    fn readdir(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let (who, handle) = (requester(request), handle_in(fh));
+        let span = span!("readdir", request, ino);
+        self.spawn(
+            span,
+            |fs| async move { fs.list(who, handle, offset, false).await },
+            move |result| match result {
+                Ok(entries) => {
+                    for entry in entries {
+                        let name = convert::os_str(&entry.name);
+                        if reply.add(node(entry.inode), entry.position, file_type(entry.kind), name) {
+                            break;
+                        }
+                    }
+                    reply.ok();
+                }
+                Err(error) => reply.error(errno(error)),
+            },
+        );
+    }
+
+    fn readdirplus(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+        let (who, handle) = (requester(request), handle_in(fh));
+        let span = span!("readdirplus", request, ino);
+        self.spawn(
+            span,
+            |fs| async move { fs.list(who, handle, offset, true).await },
+            move |result| match result {
+                Ok(entries) => {
+                    for entry in entries {
+                        let name = convert::os_str(&entry.name);
+                        let attr = convert::listed_attr(&entry);
+                        if reply.add(node(entry.inode), entry.position, name, &TTL, &attr, generation()) {
+                            break;
+                        }
+                    }
+                    reply.ok();
+                }
+                Err(error) => reply.error(errno(error)),
+            },
+        );
+    }
+
+    fn releasedir(&self, request: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.release_handle(span!("releasedir", request, ino), handle_in(fh), reply);
+    }
+
+    /// Namespace operations are synced on a majority of namenodes before they are answered.
+    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        let span = span!("statfs", request, ino);
+        self.spawn(
+            span,
+            |fs| async move { fs.statfs().await },
+            move |result| match result {
+                Ok(stat) => convert::statfs(reply, &stat),
+                Err(error) => reply.error(errno(error)),
+            },
+        );
+    }
+
+    fn access(&self, request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let (who, inode, mask) = (requester(request), inode(ino), (mask.bits() & 0o7) as u8);
+        let span = span!("access", request, inode);
+        self.spawn(span, |fs| async move { fs.access(who, inode, mask).await }, empty(reply));
+    }
+
+    // What this file system does not have. The kernel then answers by itself, mostly with EOPNOTSUPP or in its own
+    // way (SEEK_DATA, copy_file_range), and does not ask again: for security.capability it would at each write.
+
+    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
+        reply.error(errno(Errno::UNKNOWN_REQUEST));
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(errno(Errno::UNKNOWN_REQUEST));
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(errno(Errno::UNKNOWN_REQUEST));
+    }
+
+    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(errno(Errno::UNKNOWN_REQUEST));
+    }
+
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        reply.error(errno(Errno::UNKNOWN_REQUEST));
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: INodeNo,
+        _: FileHandle,
+        _: u64,
+        _: u64,
+        _: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        reply.error(errno(Errno::UNKNOWN_REQUEST));
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(errno(Errno::UNKNOWN_REQUEST));
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(errno(Errno::UNKNOWN_REQUEST));
+    }
+}
+
+impl Adapter {
+    fn release_handle(&self, span: Span, handle: HandleId, reply: ReplyEmpty) {
+        self.spawn(span, |fs| async move { fs.release(handle).await }, empty(reply));
+    }
+}
+
+fn open_flags(opened: &Opened) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct);
+    flags
+}
+
+fn entry(reply: ReplyEntry) -> impl FnOnce(Result<Attr, Errno>) {
+    |result| match result {
+        Ok(attr) => reply.entry(&TTL, &file_attr(&attr), generation()),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn attr(reply: ReplyAttr) -> impl FnOnce(Result<Attr, Errno>) {
+    |result| match result {
+        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn data<T: AsRef<[u8]>>(reply: ReplyData) -> impl FnOnce(Result<T, Errno>) {
+    |result| match result {
+        Ok(bytes) => reply.data(bytes.as_ref()),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn empty(reply: ReplyEmpty) -> impl FnOnce(Result<(), Errno>) {
+    |result| match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}

@@ -1,0 +1,222 @@
+//! Open files: reading, writing, and the promises of flush and fsync.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dfs_client::{Dfs, File, MakeOptions, OpenMode};
+use dfs_proto::limits::FILE_MAX;
+use dfs_proto::msg::meta::NewNode;
+use dfs_proto::{Attr, Caller, InodeId, Name};
+use tokio::sync::OnceCell;
+
+use super::Fs;
+use super::admission::Payload;
+use super::caller::Requester;
+use super::errno::Errno;
+use super::handles::{Handle, HandleId};
+use super::names::MODE_MASK;
+use super::open_inodes::OpenInodes;
+
+/// The kernel opens a program in order to run it (`__FMODE_EXEC`; the number is part of the protocol).
+const OPEN_TO_EXECUTE: i32 = 0x20;
+
+/// One bit of an access mask: execute.
+const EXECUTE: u8 = 1;
+
+/// A file as somebody opened it.
+pub struct OpenFile {
+    file: File,
+    /// For an append handle: a second one that writes where it is told. See [`OpenFile::positioned`].
+    positioned: OnceCell<File>,
+    open_inodes: Arc<OpenInodes>,
+}
+
+/// A file that is open but has no handle yet. Dropped, it is closed again.
+pub struct Opened {
+    file: OpenFile,
+    /// The pages that the kernel has of it are still right.
+    pub keep_cache: bool,
+    /// Reads and writes must not go through the kernel's cache.
+    pub direct: bool,
+}
+
+/// Where the bytes of a write go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    At(u64),
+    /// O_APPEND: where the file ends for the cluster; the kernel's idea of it may be old.
+    End,
+}
+
+impl Fs {
+    /// `flags` are those of open(2). Truncates if they say so.
+    pub async fn open(&self, who: Requester, inode: InodeId, flags: i32) -> Result<Opened, Errno> {
+        let caller = who.caller();
+        let file = if flags & OPEN_TO_EXECUTE != 0 {
+            // A program that may be run need not be readable.
+            self.dfs.access(&caller, inode, EXECUTE).await?;
+            self.dfs.open(&Caller::ROOT, inode, OpenMode::READ).await?
+        } else {
+            self.dfs.open(&caller, inode, open_mode(flags)?).await?
+        };
+        self.finish_open(file, flags, true).await
+    }
+
+    /// Makes the file unless it is there, and opens it. `mode` has the umask taken away.
+    pub async fn create(
+        &self,
+        who: Requester,
+        parent: InodeId,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Attr, Opened), Errno> {
+        let name = Name::new(name.as_bytes())?;
+        let exclusive = flags & libc::O_EXCL != 0;
+        let options = MakeOptions { exclusive, open: Some(open_mode(flags)?), replication: None };
+        let mode = (mode & MODE_MASK) as u16;
+        let made = self.dfs.make(&who.caller(), parent, &name, NewNode::File, mode, options).await?;
+        let file = match made.file {
+            Some(file) => file,
+            // Found rather than made, and without a grant: open it as any other.
+            None => self.dfs.open(&who.caller(), made.attr.inode, open_mode(flags)?).await?,
+        };
+        let opened = self.finish_open(file, flags, !made.created).await?;
+        Ok((opened.file.file.attr(), opened))
+    }
+
+    async fn finish_open(&self, file: File, flags: i32, may_truncate: bool) -> Result<Opened, Errno> {
+        if may_truncate && flags & libc::O_TRUNC != 0 && file.mode().write {
+            self.open_inodes.changed(file.inode());
+            file.set_size(0).await?;
+        }
+        let keep_cache = self.open_inodes.opened(file.inode(), file.attr().version, file.mode().write);
+        // The kernel writes where it believes the file to end, into its cache as well; the bytes may land elsewhere.
+        let direct = file.mode().append;
+        let file = OpenFile { file, positioned: OnceCell::new(), open_inodes: self.open_inodes.clone() };
+        Ok(Opened { file, keep_cache, direct })
+    }
+
+    /// Gives an opened file its handle.
+    pub fn admit(&self, opened: Opened) -> HandleId {
+        self.handles.insert(Handle::File(Arc::new(opened.file)))
+    }
+
+    /// Up to `len` bytes; fewer only at the end of the file.
+    pub async fn read(&self, handle: HandleId, offset: u64, len: u32) -> Result<Bytes, Errno> {
+        let open = self.handles.file(handle)?;
+        Ok(open.file.read(offset, len as usize).await?)
+    }
+
+    /// How many bytes were taken: all of them, or an error.
+    pub async fn write(&self, handle: HandleId, place: Place, payload: Payload) -> Result<u32, Errno> {
+        let open = self.handles.file(handle)?;
+        let (bytes, _room) = payload.into_parts();
+        let len = bytes.len() as u32;
+        self.open_inodes.changed(open.file.inode());
+        match place {
+            Place::End => open.file.write(0, bytes).await?,
+            Place::At(offset) => open.positioned(&self.dfs).await?.write(offset, bytes).await?,
+        }
+        Ok(len)
+    }
+
+    /// A descriptor is closed: what was written through it must reach the cluster, or its caller learns why not.
+    pub async fn flush(&self, handle: HandleId) -> Result<(), Errno> {
+        self.handles.file(handle)?.flush().await
+    }
+
+    pub async fn fsync(&self, handle: HandleId) -> Result<(), Errno> {
+        let open = self.handles.file(handle)?;
+        if let Some(positioned) = open.positioned.get() {
+            positioned.sync().await?;
+        }
+        Ok(open.file.sync().await?)
+    }
+
+    /// The last descriptor is gone. Pages of a shared mapping may have come after the last flush. Nobody is told of an
+    /// error any more; it is logged.
+    pub async fn release(&self, handle: HandleId) -> Result<(), Errno> {
+        match self.handles.remove(handle) {
+            Some(Handle::File(open)) => open.flush().await,
+            Some(Handle::Directory(_)) => Ok(()),
+            None => Err(Errno::BAD_HANDLE),
+        }
+    }
+
+    /// Extends the file to `offset + len` if it is shorter. No space is reserved: a chunk takes room when its bytes come.
+    /// Fails with EOPNOTSUPP for any `mode` but 0.
+    pub async fn allocate(&self, handle: HandleId, offset: u64, len: u64, mode: i32) -> Result<(), Errno> {
+        if mode != 0 {
+            return Err(Errno::NOT_SUPPORTED);
+        }
+        let end = offset.checked_add(len).filter(|&end| end <= FILE_MAX).ok_or(Errno::TOO_LARGE)?;
+        let open = self.handles.file(handle)?;
+        let inode = open.file.inode();
+        if self.dfs.getattr(&Caller::ROOT, inode).await?.size_bytes < end {
+            self.open_inodes.changed(inode);
+            open.file.set_size(end).await?;
+        }
+        Ok(())
+    }
+}
+
+impl OpenFile {
+    /// The client's file, as which it was opened.
+    pub fn client_file(&self) -> &File {
+        &self.file
+    }
+
+    /// The file for writes that name their offset. An append handle of the client ignores offsets, and yet such writes
+    /// come through one: pages of a shared mapping, and all after `fcntl` has taken O_APPEND away. The right to write
+    /// is that of the open, so it is not asked for again.
+    async fn positioned(&self, dfs: &Dfs) -> Result<&File, Errno> {
+        if !self.file.mode().append {
+            return Ok(&self.file);
+        }
+        let open = async || dfs.open(&Caller::ROOT, self.file.inode(), OpenMode::WRITE).await;
+        Ok(self.positioned.get_or_try_init(open).await?)
+    }
+
+    async fn flush(&self) -> Result<(), Errno> {
+        if let Some(positioned) = self.positioned.get() {
+            positioned.flush().await?;
+        }
+        if self.file.mode().write {
+            self.file.flush().await?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        self.open_inodes.closed(self.file.inode(), self.file.mode().write);
+    }
+}
+
+fn open_mode(flags: i32) -> Result<OpenMode, Errno> {
+    let append = flags & libc::O_APPEND != 0;
+    match flags & libc::O_ACCMODE {
+        libc::O_RDONLY => Ok(OpenMode::READ),
+        libc::O_WRONLY => Ok(OpenMode { append, ..OpenMode::WRITE }),
+        libc::O_RDWR => Ok(OpenMode { append, ..OpenMode::READ_WRITE }),
+        _ => Err(Errno::INVALID),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_asks_for_what_its_flags_say_and_no_more() {
+        assert_eq!(open_mode(libc::O_RDONLY), Ok(OpenMode::READ));
+        assert_eq!(open_mode(libc::O_RDONLY | libc::O_APPEND), Ok(OpenMode::READ));
+        assert_eq!(open_mode(libc::O_WRONLY | libc::O_APPEND), Ok(OpenMode::APPEND));
+        assert_eq!(open_mode(libc::O_RDWR | libc::O_DIRECT), Ok(OpenMode::READ_WRITE));
+        assert_eq!(open_mode(libc::O_ACCMODE), Err(Errno::INVALID));
+    }
+}
