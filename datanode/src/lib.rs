@@ -1,1 +1,26 @@
+//! A datanode: keeps chunk replicas with checksums, serves them over QUIC, and does what the leading
+//! namenode orders.
+//!
+//! * `store`: files, crash rules, the table of what is where. Blocks; knows no network.
+//! * `serve`: the data plane, reads and append streams.
+//! * `heartbeat`: tells every namenode how the node stands, and hears the leader.
+//! * `orders`, `replicate`: what the leader orders, carried out.
+//! * `scrub`, `upkeep`: background work by deadline and by interval.
+//!
+//! The formats on disk are drawn in `FORMAT.md`.
 
+mod clock;
+mod config;
+mod heartbeat;
+mod node;
+mod orders;
+mod replicate;
+mod run;
+mod scrub;
+mod serve;
+mod store;
+mod upkeep;
+
+pub use config::{Config, NamenodeAddr};
+pub use run::run;
+pub use store::{FileReport, VerifyError, verify_file};

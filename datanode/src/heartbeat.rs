@@ -1,0 +1,179 @@
+//! Heartbeats to every namenode, one task each, so that one that is dead delays none. Only the leader
+//! answers with orders, keys, and the shards it wants to hear about in full.
+
+mod outcomes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_proto::limits::SHARD_PAGE_MAX;
+use dfs_proto::msg::meta::{MetaReply, MetaRequest};
+use dfs_proto::msg::node::{Heartbeat, HeartbeatReply, NodeReply, NodeRequest};
+use dfs_proto::{Plane, Role};
+use dfs_rpc::{Connection, RpcError, Target, call};
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::clock;
+use crate::config::NamenodeAddr;
+use crate::node::Node;
+
+pub use outcomes::Outcomes;
+
+/// For the answer to a heartbeat or a page of a report.
+const CALL_DEADLINE: Duration = Duration::from_secs(3);
+
+/// For saying goodbye: the namenodes notice a silent node without it.
+const FAREWELL_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Unsealed replicas named in each heartbeat: 4096 of 21 bytes; shard reports have the rest.
+const UNSEALED_MAX: usize = 4096;
+
+/// Sends heartbeats to one namenode until `stop`, and then one more that says so.
+pub async fn run(node: Arc<Node>, namenode: NamenodeAddr, stop: CancellationToken) {
+    let mut link = Link::new(node.clone(), &namenode);
+    let mut ticks = tokio::time::interval(Duration::from_millis(node.config.heartbeat_interval_ms));
+    // After a namenode was slow there is nothing to make up for.
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            _ = ticks.tick() => {}
+        }
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = link.beat() => {}
+        }
+    }
+    if !matches!(tokio::time::timeout(FAREWELL_DEADLINE, link.send()).await, Ok(Ok(_))) {
+        debug!(namenode = namenode.name, "no goodbye");
+    }
+}
+
+/// One namenode, as seen from here.
+struct Link {
+    node: Arc<Node>,
+    name: String,
+    target: Target,
+    /// Whether the last heartbeat was answered; `None` before the first.
+    reached: Option<bool>,
+    /// The shard reports under way, at most one batch of them: a heartbeat does not wait for them.
+    reporting: Option<JoinHandle<()>>,
+}
+
+impl Link {
+    fn new(node: Arc<Node>, namenode: &NamenodeAddr) -> Link {
+        let target = Target { plane: Plane::Meta, role: Role::Namenode, node: namenode.id, addr: namenode.addr };
+        Link { node, name: namenode.name.clone(), target, reached: None, reporting: None }
+    }
+
+    /// Sends one heartbeat and does what the answer says.
+    async fn beat(&mut self) {
+        let result = self.send().await;
+        if self.reached != Some(result.is_ok()) {
+            self.reached = Some(result.is_ok());
+            match &result {
+                Ok(_) => info!(namenode = self.name, "namenode answers"),
+                Err(error) => warn!(namenode = self.name, %error, "namenode does not answer"),
+            }
+        }
+        match result {
+            Ok((connection, reply, carried)) if reply.leading => self.obey(connection, reply, carried),
+            Ok(_) => {}
+            Err(error) => {
+                // The connection may be to a process that is gone: dial anew next time.
+                if matches!(error, RpcError::Timeout(_)) {
+                    self.node.pool.forget(&self.target);
+                }
+            }
+        }
+    }
+
+    /// Does what the leader says. `carried` tells which outcomes it has taken in.
+    fn obey(&mut self, connection: Connection, reply: HeartbeatReply, carried: u64) {
+        let node = &self.node;
+        if !node.follow(reply.term, reply.keys) {
+            debug!(namenode = self.name, term = reply.term, "a leader of old speaks");
+            return;
+        }
+        node.outcomes.acknowledged(carried);
+        // Before the scan is over nothing is known about what is absent; the leader repeats its orders.
+        if !node.store.is_scanned() {
+            return;
+        }
+        for order in reply.orders {
+            node.orders.accept(order);
+        }
+        if !reply.want_shards.is_empty() && self.reporting.as_ref().is_none_or(|report| report.is_finished()) {
+            let node = self.node.clone();
+            self.reporting = Some(tokio::spawn(async move {
+                if let Err(error) = report(&node, &connection, &reply.want_shards).await {
+                    debug!(%error, "shard report broke off");
+                }
+            }));
+        }
+    }
+
+    /// Sends one heartbeat; the answer, and the number of the last outcome that went along.
+    async fn send(&self) -> Result<(Connection, HeartbeatReply, u64), RpcError> {
+        let connection = self.node.pool.get(&self.target).await?;
+        let (heartbeat, carried) = compose(&self.node);
+        let request = MetaRequest::Node(NodeRequest::Heartbeat(Box::new(heartbeat)));
+        match call(&connection, &request, CALL_DEADLINE).await? {
+            MetaReply::Node(NodeReply::Heartbeat(reply)) => Ok((connection, *reply, carried)),
+            other => Err(RpcError::Malformed(format!("{other:?} answers no heartbeat"))),
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(reporting) = self.reporting.take() {
+            reporting.abort();
+        }
+    }
+}
+
+/// How the node stands, and the number of the last outcome in it.
+fn compose(node: &Node) -> (Heartbeat, u64) {
+    // Asked first: digests that are complete now were complete for every line below.
+    let scanned = node.store.is_scanned();
+    let (outcomes, carried) = node.outcomes.pending();
+    let heartbeat = Heartbeat {
+        boot: node.boot,
+        addr: node.addr,
+        volumes: node.store.volume_status(),
+        digests: node.store.digests(),
+        open: node.store.unsealed(UNSEALED_MAX),
+        outcomes,
+        copying: node.orders.copying(),
+        scanned,
+        leaving: node.is_leaving(),
+        now: clock::now(),
+    };
+    (heartbeat, carried)
+}
+
+/// Sends what the node has in each of the shards.
+async fn report(node: &Node, connection: &Connection, shards: &[u16]) -> Result<(), RpcError> {
+    for shard in shards {
+        let Some(view) = node.store.shard(usize::from(*shard)) else { continue };
+        // An empty shard is a page as well: it says that nothing is there.
+        let pages = view.replicas.len().div_ceil(SHARD_PAGE_MAX).max(1);
+        for page in 0..pages {
+            let from = page * SHARD_PAGE_MAX;
+            let to = view.replicas.len().min(from + SHARD_PAGE_MAX);
+            let request = MetaRequest::Node(NodeRequest::ShardReport {
+                shard: *shard,
+                digest: view.digest,
+                page: page as u32,
+                last: page + 1 == pages,
+                replicas: view.replicas[from..to].to_vec(),
+            });
+            call::<_, MetaReply>(connection, &request, CALL_DEADLINE).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,215 @@
+//! What the leading namenode orders, carried out. Doing an order twice is the same as doing it once,
+//! and the leader repeats what it does not see done; so an order that finds its queue full is dropped.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_proto::msg::node::{Order, Outcome};
+use dfs_proto::{ChunkId, Epoch};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use crate::node::Node;
+use crate::replicate;
+use crate::scrub;
+use crate::store::{Deleted, StoreError, Verdict};
+
+/// Orders of one kind that wait: two heartbeat replies full of them (`limits::ORDERS_MAX`).
+const QUEUE_ORDERS: usize = 1024;
+
+/// Seals and deletes at once. A seal waits for the disk, so a few overlap well; more would only queue there.
+const QUICK_PARALLEL: usize = 4;
+
+/// How fast a replica is read when it is suspected or the leader asks: fast, but not at the price of service.
+const VERIFY_BYTES_PER_S: u64 = 128 << 20;
+
+/// Orders that were accepted and are not done.
+pub struct Orders {
+    accepted: Mutex<BTreeSet<(Kind, ChunkId)>>,
+    quick: mpsc::Sender<Order>,
+    copies: mpsc::Sender<Order>,
+    verifications: mpsc::Sender<Order>,
+}
+
+/// Where the workers take orders from.
+pub struct Queues {
+    quick: mpsc::Receiver<Order>,
+    copies: mpsc::Receiver<Order>,
+    verifications: mpsc::Receiver<Order>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Kind {
+    Seal,
+    Delete,
+    Copy,
+    Verify,
+}
+
+impl Orders {
+    pub fn new() -> (Orders, Queues) {
+        let (quick, quick_queue) = mpsc::channel(QUEUE_ORDERS);
+        let (copies, copies_queue) = mpsc::channel(QUEUE_ORDERS);
+        let (verifications, verifications_queue) = mpsc::channel(QUEUE_ORDERS);
+        let queues = Queues { quick: quick_queue, copies: copies_queue, verifications: verifications_queue };
+        (Orders { accepted: Mutex::default(), quick, copies, verifications }, queues)
+    }
+
+    /// Queues an order, unless the same one waits or runs.
+    pub fn accept(&self, order: Order) {
+        let key = key(&order);
+        if !self.accepted.lock().insert(key) {
+            return;
+        }
+        let queue = match key.0 {
+            Kind::Seal | Kind::Delete => &self.quick,
+            Kind::Copy => &self.copies,
+            Kind::Verify => &self.verifications,
+        };
+        if queue.try_send(order).is_err() {
+            self.accepted.lock().remove(&key);
+            warn!(chunk = %key.1, kind = ?key.0, "too many orders wait, one is dropped until it is repeated");
+        }
+    }
+
+    /// Has a replica verified that could not be read, as if it had been ordered.
+    pub fn suspect(&self, chunk: ChunkId) {
+        // Epoch and length of any: it is the replica as it stands that is examined.
+        self.accept(Order::Verify { chunk, epoch: ANY_EPOCH, len: 0 });
+    }
+
+    /// Chunks whose copies wait or are under way.
+    pub fn copying(&self) -> Vec<ChunkId> {
+        let accepted = self.accepted.lock();
+        accepted.iter().filter(|(kind, _)| *kind == Kind::Copy).map(|(_, chunk)| *chunk).collect()
+    }
+
+    fn done(&self, key: (Kind, ChunkId)) {
+        self.accepted.lock().remove(&key);
+    }
+}
+
+/// Marks a verification that nobody ordered. The namenode counts epochs from 1.
+const ANY_EPOCH: Epoch = Epoch(0);
+
+fn key(order: &Order) -> (Kind, ChunkId) {
+    match order {
+        Order::Seal { chunk, .. } => (Kind::Seal, *chunk),
+        Order::Delete { chunk, .. } => (Kind::Delete, *chunk),
+        Order::Copy { chunk, .. } => (Kind::Copy, *chunk),
+        Order::Verify { chunk, .. } => (Kind::Verify, *chunk),
+    }
+}
+
+/// Starts the workers; they end with `stop`.
+pub fn start(node: &Arc<Node>, queues: Queues, tasks: &mut JoinSet<()>, stop: &CancellationToken) {
+    let Queues { quick, copies, verifications } = queues;
+    let parallel = [(quick, QUICK_PARALLEL), (copies, node.config.copy_parallel), (verifications, 1)];
+    for (queue, workers) in parallel {
+        let queue = Arc::new(tokio::sync::Mutex::new(queue));
+        for _ in 0..workers {
+            tasks.spawn(work(node.clone(), queue.clone(), stop.clone()));
+        }
+    }
+}
+
+async fn work(node: Arc<Node>, queue: Arc<tokio::sync::Mutex<mpsc::Receiver<Order>>>, stop: CancellationToken) {
+    let next = || async { queue.lock().await.recv().await };
+    loop {
+        let order = tokio::select! {
+            () = stop.cancelled() => return,
+            order = next() => match order {
+                Some(order) => order,
+                None => return,
+            },
+        };
+        let key = key(&order);
+        let span = info_span!("order", kind = ?key.0, chunk = %key.1);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = carry_out(&node, order).instrument(span) => {}
+        }
+        node.orders.done(key);
+    }
+}
+
+async fn carry_out(node: &Arc<Node>, order: Order) {
+    let outcome = match order {
+        Order::Seal { chunk, epoch, len } => seal(node, chunk, epoch, len).await,
+        Order::Delete { chunk, epoch } => delete(node, chunk, epoch).await,
+        Order::Verify { chunk, epoch, len } => verify(node, chunk, epoch, len).await,
+        Order::Copy { chunk, epoch, len, sources, capability } => {
+            let copy = replicate::CopyOrder { chunk, epoch, len, sources, capability };
+            Some(replicate::copy(node, copy).await)
+        }
+    };
+    if let Some(outcome) = outcome {
+        node.outcomes.push(outcome);
+    }
+}
+
+/// A seal that succeeds shows in the digests; one that cannot succeed is a bad replica.
+async fn seal(node: &Arc<Node>, chunk: ChunkId, epoch: Epoch, len: u32) -> Option<Outcome> {
+    match node.store.blocking(move |store| store.seal(chunk, epoch, len)).await.and_then(|sealed| sealed) {
+        Ok(sealed) => {
+            debug!(?sealed, %epoch, len, "seal order");
+            None
+        }
+        Err(error) if says_something(&error) => Some(Outcome::Bad { chunk, epoch, reason: error.to_string() }),
+        Err(error) => {
+            warn!(%error, "cannot seal");
+            None
+        }
+    }
+}
+
+async fn delete(node: &Arc<Node>, chunk: ChunkId, epoch: Epoch) -> Option<Outcome> {
+    match node.store.blocking(move |store| store.delete(chunk, epoch)).await.and_then(|deleted| deleted) {
+        Ok(Deleted::Gone) => Some(Outcome::Deleted { chunk, epoch }),
+        Ok(Deleted::Outdated) => None,
+        Err(error) => {
+            warn!(%error, "cannot delete");
+            None
+        }
+    }
+}
+
+async fn verify(node: &Arc<Node>, chunk: ChunkId, epoch: Epoch, len: u32) -> Option<Outcome> {
+    let asked = epoch != ANY_EPOCH;
+    let verdict = match scrub::verify(node, chunk, VERIFY_BYTES_PER_S).await {
+        Ok(verdict) => verdict,
+        Err(error) if says_something(&error) => {
+            let epoch = node.store.get(chunk).map_or(epoch, |replica| replica.epoch);
+            return Some(Outcome::Bad { chunk, epoch, reason: error.to_string() });
+        }
+        Err(error) => {
+            warn!(%error, "cannot verify");
+            return None;
+        }
+    };
+    match verdict {
+        Verdict::Whole { epoch: here, len: found } if asked && here <= epoch && found != len => {
+            Some(Outcome::Bad { chunk, epoch, reason: format!("{found} bytes are here, and it should be {len}") })
+        }
+        Verdict::Whole { epoch, len } => asked.then_some(Outcome::Verified { chunk, epoch, len }),
+        Verdict::Damaged { epoch, reason } => {
+            info!(reason, "replica is damaged");
+            Some(Outcome::Bad { chunk, epoch, reason })
+        }
+        Verdict::Changed => None,
+    }
+}
+
+/// Whether an error says that this replica is bad, and not only that the work has to wait.
+fn says_something(error: &StoreError) -> bool {
+    matches!(error, StoreError::NotHere(_) | StoreError::Damaged { .. } | StoreError::VolumeFailed { .. })
+}
+
+/// How long to rest after reading so many bytes, to keep to a rate.
+pub fn rest(bytes: u64, bytes_per_s: u64) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / bytes_per_s.max(1) as f64)
+}

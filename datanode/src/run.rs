@@ -1,0 +1,96 @@
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use dfs_proto::Plane;
+use dfs_rpc::{Endpoint, Pool, Tls, serve};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::config::Config;
+use crate::node::Node;
+use crate::orders::{self, Orders};
+use crate::serve::DataService;
+use crate::store::Store;
+use crate::{heartbeat, scrub, upkeep};
+
+/// What streams that run get to finish once the node stops.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// For syncing open chunks at the end. What it does not reach was never promised.
+const LAST_SYNC_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Runs a datanode until `shutdown`, then stops it in order.
+///
+/// Fails if the configuration, the certificate or the folders do not fit together, if the port is taken,
+/// or if a part of the node ends that should not.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    config.check()?;
+    let tls = Tls::load(&config.tls)?;
+    let me = config.identity();
+    ensure!(tls.identity() == me, "the certificate is for {}, and this is {me}", tls.identity());
+    let opening = config.clone();
+    let store = tokio::task::spawn_blocking(move || Store::open(&opening)).await?.context("cannot open the store")?;
+    let endpoint = Endpoint::server(&tls, config.listen, &[Plane::Data])
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let (orders, queues) = Orders::new();
+    let addr = config.advertise.unwrap_or(endpoint.local_addr()?);
+    let pool = Pool::new(endpoint.clone());
+    let node = Arc::new(Node::new(config, addr, Arc::new(store), pool, orders));
+    info!(node = %me.id, name = node.config.name, %addr, "datanode runs");
+
+    let mut tasks = JoinSet::new();
+    let background = CancellationToken::new();
+    let accepting = shutdown.child_token();
+    let service = serve(endpoint.clone(), Arc::new(DataService::new(node.clone())), accepting.clone(), DRAIN);
+    let mut service = tokio::spawn(service);
+    for namenode in node.config.namenodes.clone() {
+        tasks.spawn(heartbeat::run(node.clone(), namenode, background.clone()));
+    }
+    orders::start(&node, queues, &mut tasks, &background);
+    tasks.spawn(upkeep::sync_lazily(node.clone(), background.clone()));
+    tasks.spawn(upkeep::maintain_volumes(node.clone(), background.clone()));
+    for volume in node.store.usable_volumes() {
+        tasks.spawn(scrub::run(node.clone(), volume, background.clone()));
+    }
+    let scan = node.clone();
+    let scan = tokio::spawn(async move {
+        match scan.store.blocking(|store| store.scan()).await {
+            Ok(()) => info!("volumes have been read"),
+            Err(error) => error!(%error, "volumes cannot be read"),
+        }
+    });
+
+    let ended = tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        Some(ended) = tasks.join_next() => Err(anyhow::anyhow!("a part of the node has ended: {ended:?}")),
+        ended = &mut service => Err(anyhow::anyhow!("the data plane has ended: {ended:?}")),
+    };
+
+    // The end, in order. New streams are refused and every namenode hears that the node leaves, so that
+    // writers turn elsewhere while the streams that run get their time.
+    info!("datanode stops");
+    node.leaving.store(true, Ordering::Release);
+    accepting.cancel();
+    background.cancel();
+    while let Some(task) = tasks.join_next().await {
+        if let Err(error) = task {
+            error!(%error, "a part of the node has failed");
+        }
+    }
+    if !service.is_finished()
+        && let Err(error) = service.await
+    {
+        error!(%error, "the data plane has failed");
+    }
+    scan.abort();
+    let synced = node.store.blocking(|store| store.sync_all_open());
+    if tokio::time::timeout(LAST_SYNC_DEADLINE, synced).await.is_err() {
+        warn!("open chunks could not be synced in time");
+    }
+    endpoint.close().await;
+    info!("datanode has stopped");
+    ended
+}

@@ -1,0 +1,285 @@
+//! The chunks on this node's disks: the bytes, the crash rules and the table of what is where.
+//!
+//! Everything here blocks: callers on async threads go through `Store::blocking`. Work that decides
+//! (`format`, `chunks`, `recover`) is apart from work that touches files; each story has a file of its
+//! own: appending, sealing, reading, copying in, scanning at the start.
+//!
+//! Locks are taken in this order: a chunk's gate, an open chunk's sync lock, its tail, a shard of the table.
+
+mod append;
+mod chunk_file;
+mod chunks;
+mod copy;
+mod error;
+mod format;
+mod read;
+mod recover;
+mod register;
+mod scan;
+mod seal;
+mod verify;
+mod volume;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, bail};
+use dfs_proto::msg::node::{ReplicaReport, VolumeStatus};
+use dfs_proto::{ChunkId, ClusterId};
+use dfs_rpc::{Home, HomeError};
+use parking_lot::{Mutex, MutexGuard};
+use tracing::{error, warn};
+
+use crate::config::Config;
+use chunk_file::ChunkFile;
+use chunks::Chunks;
+use register::{Known, Register};
+use volume::Volume;
+
+pub use append::OpenChunk;
+pub use chunk_file::Batch;
+pub use chunks::{Replica, ShardView};
+pub use copy::Incoming;
+pub use error::StoreError;
+pub use format::State;
+pub use read::Reader;
+pub use seal::Deleted;
+pub use verify::{FileReport, Verdict, VerifyError, verify_file};
+
+/// Gates: enough that two chunks rarely share one.
+const GATES: u64 = 64;
+
+pub struct Store {
+    cluster: ClusterId,
+    volumes: Vec<Arc<Volume>>,
+    chunks: Chunks,
+    /// Chunks whose files are held open for appending and syncing.
+    open: Mutex<HashMap<ChunkId, Arc<OpenChunk>>>,
+    /// A chunk's gate is held by whoever creates, seals, condemns, replaces or deletes its file.
+    gates: Vec<Mutex<()>>,
+    register: Mutex<Register>,
+    scanned: AtomicBool,
+    _home: Home,
+    #[cfg(test)]
+    faults: faults::Faults,
+}
+
+/// What a disk was asked to do when it failed: decides what the failure means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Access {
+    Write,
+    Sync,
+}
+
+impl Store {
+    /// Opens the node's folder and its volumes. Chunks are known after `scan`.
+    ///
+    /// Fails if a folder belongs to somebody else or is in use, or if no volume can be used. A volume
+    /// that was here before and is missing or empty is kept as failed, not made anew.
+    pub fn open(config: &Config) -> anyhow::Result<Store> {
+        let home = Home::create_or_open(&config.data_dir, config.identity())?;
+        let mut register = Register::load(&config.data_dir)?;
+        let dirs = config.volume_dirs();
+        let mut volumes = Vec::new();
+        for (number, dir) in dirs.iter().enumerate() {
+            volumes.push(Arc::new(open_volume(config, &mut register, number, dir.clone())?));
+        }
+        let dropped = register.volumes().iter().filter(|known| !dirs.contains(&known.path));
+        let dropped: Vec<PathBuf> = dropped.map(|known| known.path.clone()).collect();
+        for path in dropped {
+            let reason = "was a volume of this node and is not in its configuration".to_owned();
+            volumes.push(Arc::new(Volume::failed(volumes.len(), path, reason)));
+        }
+        for volume in &volumes {
+            if let Err(failed) = volume.check() {
+                error!(error = %failed, "volume cannot be used");
+            }
+        }
+        if volumes.iter().all(|volume| volume.check().is_err()) {
+            let reasons: Vec<_> = volumes.iter().filter_map(|v| v.check().err()).map(|e| e.to_string()).collect();
+            bail!("no volume can be used: {}", reasons.join("; "));
+        }
+        Ok(Store {
+            cluster: config.cluster,
+            volumes,
+            chunks: Chunks::default(),
+            open: Mutex::default(),
+            gates: (0..GATES).map(|_| Mutex::default()).collect(),
+            register: Mutex::new(register),
+            scanned: AtomicBool::new(false),
+            _home: home,
+            #[cfg(test)]
+            faults: faults::Faults::default(),
+        })
+    }
+
+    /// Runs blocking work on a thread that may block.
+    pub async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Store) -> T + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let store = self.clone();
+        tokio::task::spawn_blocking(move || work(&store))
+            .await
+            .map_err(|e| StoreError::Io { what: "disk thread", source: io::Error::other(e) })
+    }
+
+    /// Whether every volume has been read: only then does an absent chunk mean anything.
+    pub fn is_scanned(&self) -> bool {
+        self.scanned.load(Ordering::Acquire)
+    }
+
+    pub fn get(&self, chunk: ChunkId) -> Option<Replica> {
+        self.chunks.get(chunk)
+    }
+
+    pub fn digests(&self) -> Vec<u64> {
+        self.chunks.digests()
+    }
+
+    /// Open and damaged replicas, at most `max`.
+    pub fn unsealed(&self, max: usize) -> Vec<ReplicaReport> {
+        self.chunks.unsealed(max)
+    }
+
+    /// What the node has in one shard of the digest.
+    pub fn shard(&self, shard: usize) -> Option<ShardView> {
+        self.chunks.view(shard)
+    }
+
+    /// Numbers of the volumes that can be used.
+    pub fn usable_volumes(&self) -> Vec<usize> {
+        self.volumes.iter().filter(|volume| volume.check().is_ok()).map(|volume| volume.number).collect()
+    }
+
+    /// Sealed replicas of a volume, with the time (seconds since 1970) at which each last matched.
+    pub fn sealed_on(&self, volume: usize) -> Vec<(u64, ChunkId)> {
+        self.chunks.sealed_on(volume)
+    }
+
+    /// How the volumes stand, as of the last `maintain`.
+    pub fn volume_status(&self) -> Vec<VolumeStatus> {
+        let counts = self.chunks.counts(self.volumes.len());
+        self.volumes.iter().zip(counts).map(|(volume, chunks)| volume.status(chunks)).collect()
+    }
+
+    /// Asks each volume how much is free and removes what has lain in the trash since before `trash_before_s`.
+    pub fn maintain(&self, trash_before_s: u64) {
+        for volume in self.volumes.iter().filter(|volume| volume.check().is_ok()) {
+            let done = volume.refresh_room().and_then(|()| volume.empty_trash(trash_before_s));
+            if let Err(error) = done {
+                warn!(volume = %volume.path().display(), %error, "volume cannot be maintained");
+            }
+        }
+    }
+
+    fn gate(&self, chunk: ChunkId) -> MutexGuard<'_, ()> {
+        self.gates[(chunk.0 % GATES) as usize].lock()
+    }
+
+    fn volume_of(&self, replica: &Replica) -> &Arc<Volume> {
+        &self.volumes[replica.volume]
+    }
+
+    /// The volume with the most room, of those that are in use.
+    fn roomiest_volume(&self) -> Result<&Arc<Volume>, StoreError> {
+        // Ties go to the first, so that the choice can be foretold.
+        let usable = self.volumes.iter().rev().filter(|volume| volume.check().is_ok());
+        usable.max_by_key(|volume| volume.free_bytes()).ok_or(StoreError::NoSpace)
+    }
+
+    /// Syncs a file, or latches its volume.
+    fn sync(&self, volume: &Volume, file: &ChunkFile) -> Result<(), StoreError> {
+        volume.check()?;
+        #[cfg(test)]
+        self.faults.take(Access::Sync).map_or(Ok(()), Err).map_err(|e| self.fault(volume, Access::Sync, e))?;
+        file.sync().map_err(|e| self.fault(volume, Access::Sync, e))
+    }
+
+    /// Writes, or latches the volume unless it is just full.
+    fn write(&self, volume: &Volume, write: impl FnOnce() -> io::Result<()>) -> Result<(), StoreError> {
+        volume.check()?;
+        #[cfg(test)]
+        self.faults.take(Access::Write).map_or(Ok(()), Err).map_err(|e| self.fault(volume, Access::Write, e))?;
+        write().map_err(|e| self.fault(volume, Access::Write, e))
+    }
+
+    /// Judges an error of the disk: decides whether the volume has failed with it.
+    fn fault(&self, volume: &Volume, access: Access, source: io::Error) -> StoreError {
+        // After a failed sync the kernel may have dropped the pages and call the next attempt a success:
+        // no error of a sync is ever forgiven.
+        if access == Access::Write && error::is_full(&source) {
+            return StoreError::NoSpace;
+        }
+        if access == Access::Write && error::is_shortage(&source) {
+            return StoreError::Io { what: "writing", source };
+        }
+        let what = if access == Access::Write { "write" } else { "sync" };
+        self.fail_volume(volume, format!("{what}: {source}"))
+    }
+
+    fn fail_volume(&self, volume: &Volume, reason: String) -> StoreError {
+        if volume.latch(reason.clone()) {
+            self.chunks.lose_volume(volume.number);
+            if let Err(error) = self.register.lock().set_failed(volume.path(), &reason) {
+                error!(volume = %volume.path().display(), %error, "cannot note that the volume has failed");
+            }
+        }
+        StoreError::VolumeFailed { path: volume.path().to_owned(), reason }
+    }
+}
+
+/// Opens one volume as the register and the folder say.
+fn open_volume(config: &Config, register: &mut Register, number: usize, dir: PathBuf) -> anyhow::Result<Volume> {
+    let home = match register.known(&dir) {
+        Some(Known { failed: Some(reason), .. }) => return Ok(Volume::failed(number, dir, reason.clone())),
+        Some(Known { disk, .. }) => match Home::open(&dir, config.identity()) {
+            Ok(home) if format!("{:016x}", home.disk()) == *disk => home,
+            Ok(_) => bail!("{} holds another volume of this node than before", dir.display()),
+            Err(error @ (HomeError::Empty(_) | HomeError::Io { .. } | HomeError::Damaged { .. })) => {
+                return Ok(Volume::failed(number, dir, error.to_string()));
+            }
+            Err(error) => return Err(error.into()),
+        },
+        None => {
+            let home = Home::create_or_open(&dir, config.identity())?;
+            register.add(&dir, home.disk()).context("cannot note the volume")?;
+            home
+        }
+    };
+    Ok(Volume::open(number, home, config.reserve_bytes)
+        .unwrap_or_else(|error| Volume::failed(number, dir, format!("cannot be prepared: {error}"))))
+}
+
+#[cfg(test)]
+mod faults {
+    //! Disk errors on demand.
+
+    use std::io;
+
+    use parking_lot::Mutex;
+
+    use super::Access;
+
+    #[derive(Default)]
+    pub struct Faults(Mutex<Vec<(Access, i32)>>);
+
+    impl Faults {
+        /// The next access of this kind fails with this errno.
+        pub fn plan(&self, access: Access, errno: rustix::io::Errno) {
+            self.0.lock().push((access, errno.raw_os_error()));
+        }
+
+        pub fn take(&self, access: Access) -> Option<io::Error> {
+            let mut planned = self.0.lock();
+            let at = planned.iter().position(|(kind, _)| *kind == access)?;
+            Some(io::Error::from_raw_os_error(planned.remove(at).1))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! A copy on its way in: written beside the chunks, and one of them only when it is whole and synced.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dfs_proto::limits::CHUNK_FRAMES_MAX;
+use dfs_proto::{ChunkId, Epoch, FrameHeader};
+
+use super::chunk_file::ChunkFile;
+use super::error::StoreError;
+use super::format::{Header, State};
+use super::volume::{Volume, sync_dir};
+use super::{Access, Replica, Store};
+use crate::clock;
+
+/// Removed from disk when dropped, unless it was published.
+pub struct Incoming {
+    pub chunk: ChunkId,
+    pub epoch: Epoch,
+    /// Bytes the chunk must have.
+    pub len: u32,
+    volume: Arc<Volume>,
+    path: PathBuf,
+    file: ChunkFile,
+    frames: u32,
+    have: u32,
+}
+
+impl Store {
+    pub fn begin_copy(&self, chunk: ChunkId, epoch: Epoch, len: u32) -> Result<Incoming, StoreError> {
+        let volume = self.roomiest_volume()?;
+        volume.take_room(u64::from(len))?;
+        let path = volume.incoming_path(chunk);
+        let mut made = None;
+        self.write(volume, || {
+            // What an earlier attempt left that could not be removed.
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            made = Some(ChunkFile::create(&path, &Header::open(self.cluster, chunk, epoch))?);
+            Ok(())
+        })?;
+        let Some(file) = made else { return Err(StoreError::NotHere(chunk)) };
+        Ok(Incoming { chunk, epoch, len, volume: volume.clone(), path, file, frames: 0, have: 0 })
+    }
+
+    /// Writes the frames that follow what is there and match their digests, up to the first that does
+    /// not, which is the error.
+    pub fn copy_frames(&self, incoming: &mut Incoming, frames: &[(FrameHeader, Bytes)]) -> Result<(), StoreError> {
+        let mut end = incoming.have;
+        let (mut good, mut fault) = (0, None);
+        for (frame, bytes) in frames {
+            fault = incoming.judge(end, good, frame, bytes).err();
+            if fault.is_some() {
+                break;
+            }
+            (good, end) = (good + 1, frame.end());
+        }
+        self.write(&incoming.volume, || incoming.file.write_frames(incoming.frames, &frames[..good]))?;
+        (incoming.frames, incoming.have) = (incoming.frames + good as u32, end);
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// Makes a complete copy a replica, in place of whatever older one there is. Durable when it returns.
+    pub fn publish(&self, incoming: Incoming) -> Result<(), StoreError> {
+        let (chunk, epoch, len) = (incoming.chunk, incoming.epoch, incoming.len);
+        if incoming.have != len {
+            return Err(StoreError::Damaged { chunk, reason: format!("{} of {len} bytes are here", incoming.have) });
+        }
+        let volume = &incoming.volume;
+        let header = Header {
+            cluster: self.cluster,
+            chunk,
+            epoch,
+            state: State::Sealed,
+            frames: incoming.frames,
+            len,
+            whole: 0,
+            generation: 2,
+        };
+        self.write(volume, || incoming.file.write_header(&header))?;
+        self.sync(volume, &incoming.file)?;
+        let _gate = self.gate(chunk);
+        if let Some(old) = self.chunks.get(chunk) {
+            if old.epoch > epoch {
+                return Err(StoreError::StaleEpoch { chunk, here: old.epoch, asked: epoch });
+            }
+            self.discard(chunk, &old)?;
+        }
+        self.write(volume, || fs::rename(&incoming.path, volume.chunk_path(chunk)))?;
+        sync_dir(&volume.chunk_dir(chunk)).map_err(|e| self.fault(volume, Access::Sync, e))?;
+        self.chunks.put(
+            chunk,
+            Replica {
+                volume: volume.number,
+                epoch,
+                state: State::Sealed,
+                frames: incoming.frames,
+                len,
+                whole: len,
+                verified_s: clock::now_s(),
+                lost: false,
+            },
+        );
+        Ok(())
+    }
+}
+
+impl Incoming {
+    /// Verified bytes from the start of the chunk.
+    pub fn have(&self) -> u32 {
+        self.have
+    }
+
+    fn judge(&self, end: u32, ahead: usize, frame: &FrameHeader, bytes: &Bytes) -> Result<(), StoreError> {
+        let chunk = self.chunk;
+        if frame.offset != end || frame.end() > self.len {
+            return Err(StoreError::NotContiguous { chunk, end, found: frame.offset });
+        }
+        if self.frames as usize + ahead >= CHUNK_FRAMES_MAX as usize {
+            return Err(StoreError::Full(chunk));
+        }
+        if !frame.matches(chunk, bytes) {
+            return Err(StoreError::WrongDigest { chunk, offset: frame.offset });
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        // Published, the path is gone. What cannot be removed is removed at the next start.
+        let _ = fs::remove_file(&self.path);
+    }
+}

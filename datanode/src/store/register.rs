@@ -1,0 +1,107 @@
+//! `DATA_DIR/VOLUMES`: which volumes this node ever opened, so that one that is missing is missed.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use serde::{Deserialize, Serialize};
+
+const NAME: &str = "VOLUMES";
+/// 1: path, disk, failed.
+const VERSION: u32 = 1;
+
+/// The file's content, rewritten whole with every change.
+#[derive(Serialize, Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Register {
+    version: u32,
+    #[serde(default, rename = "volume")]
+    volumes: Vec<Known>,
+    #[serde(skip)]
+    dir: PathBuf,
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(deny_unknown_fields)]
+pub struct Known {
+    pub path: PathBuf,
+    /// The disk number in the volume's `IDENTITY`, in hexadecimal.
+    pub disk: String,
+    /// Why the volume was latched. An operator who has replaced or checked the disk takes it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+}
+
+impl Register {
+    /// Reads the file; empty if there is none.
+    pub fn load(dir: &Path) -> anyhow::Result<Register> {
+        let path = dir.join(NAME);
+        let mut register = match fs::read_to_string(&path) {
+            Ok(text) => toml::from_str(&text).with_context(|| format!("in {}", path.display()))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Register { version: VERSION, volumes: Vec::new(), dir: PathBuf::new() }
+            }
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+        };
+        ensure!(
+            register.version <= VERSION,
+            "{} is of version {}, newer than this program",
+            path.display(),
+            register.version
+        );
+        register.dir = dir.to_owned();
+        Ok(register)
+    }
+
+    pub fn volumes(&self) -> &[Known] {
+        &self.volumes
+    }
+
+    pub fn known(&self, path: &Path) -> Option<&Known> {
+        self.volumes.iter().find(|known| known.path == path)
+    }
+
+    /// Remembers a volume that was opened for the first time.
+    pub fn add(&mut self, path: &Path, disk: u64) -> io::Result<()> {
+        self.volumes.push(Known { path: path.to_owned(), disk: format!("{disk:016x}"), failed: None });
+        self.save()
+    }
+
+    /// Remembers that a volume has failed. The first reason stays.
+    pub fn set_failed(&mut self, path: &Path, reason: &str) -> io::Result<()> {
+        match self.volumes.iter_mut().find(|known| known.path == path) {
+            Some(known) if known.failed.is_none() => known.failed = Some(reason.to_owned()),
+            _ => return Ok(()),
+        }
+        self.save()
+    }
+
+    fn save(&self) -> io::Result<()> {
+        let text = toml::to_string(self).map_err(io::Error::other)?;
+        let temporary = self.dir.join(format!("{NAME}.new"));
+        let mut file = File::create(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&temporary, self.dir.join(NAME))?;
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_of_a_volume_survives_and_its_first_failure_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = Path::new("/disk1");
+        let mut register = Register::load(dir.path()).unwrap();
+        register.add(path, 255).unwrap();
+        register.set_failed(path, "first").unwrap();
+        register.set_failed(path, "second").unwrap();
+        let again = Register::load(dir.path()).unwrap();
+        assert_eq!(again.known(path).unwrap().failed.as_deref(), Some("first"));
+        assert_eq!(again.volumes()[0].disk, "00000000000000ff");
+    }
+}

@@ -1,0 +1,244 @@
+//! One volume: its folders, its room, its trash, and the latch that a disk error throws.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dfs_proto::msg::node::VolumeStatus;
+use dfs_proto::{ChunkId, Epoch};
+use dfs_rpc::Home;
+use parking_lot::Mutex;
+use tracing::{error, warn};
+
+use super::error::StoreError;
+
+/// Folders under `chunks/`, so that none grows beyond what every file system handles well.
+const FANOUT: u64 = 256;
+
+/// A folder that holds chunks.
+pub struct Volume {
+    /// Its place among the node's volumes.
+    pub number: usize,
+    path: PathBuf,
+    /// Holds the folder's lock; `None` if it could not be opened.
+    _home: Option<Home>,
+    failed: OnceLock<String>,
+    reserve_bytes: u64,
+    total_bytes: AtomicU64,
+    /// Bytes free on the file system when last asked, less what was written since.
+    room_bytes: AtomicU64,
+    trash_bytes: AtomicU64,
+    /// Held while the trash is emptied, so that two threads do not count one file twice.
+    purging: Mutex<()>,
+}
+
+/// What a name in the trash says.
+struct Trashed {
+    at_s: u64,
+    path: PathBuf,
+    bytes: u64,
+}
+
+impl Volume {
+    /// Takes an identified folder into use: makes what is missing in it and empties `incoming/`.
+    pub fn open(number: usize, home: Home, reserve_bytes: u64) -> io::Result<Volume> {
+        let path = home.path().to_owned();
+        for folder in ["chunks", "incoming", "trash"] {
+            fs::create_dir_all(path.join(folder))?;
+        }
+        for number in 0..FANOUT {
+            fs::create_dir_all(path.join("chunks").join(format!("{number:02x}")))?;
+        }
+        sync_dir(&path.join("chunks"))?;
+        sync_dir(&path)?;
+        for entry in fs::read_dir(path.join("incoming"))? {
+            fs::remove_file(entry?.path())?;
+        }
+        let volume = Volume { _home: Some(home), ..Volume::unopened(number, path, reserve_bytes) };
+        let trash_bytes = volume.trashed()?.iter().map(|trashed| trashed.bytes).sum();
+        volume.trash_bytes.store(trash_bytes, Ordering::Relaxed);
+        volume.refresh_room()?;
+        Ok(volume)
+    }
+
+    /// A volume that cannot be used, kept to be reported.
+    pub fn failed(number: usize, path: PathBuf, reason: String) -> Volume {
+        let volume = Volume::unopened(number, path, 0);
+        let _ = volume.failed.set(reason);
+        volume
+    }
+
+    fn unopened(number: usize, path: PathBuf, reserve_bytes: u64) -> Volume {
+        Volume {
+            number,
+            path,
+            _home: None,
+            failed: OnceLock::new(),
+            reserve_bytes,
+            total_bytes: AtomicU64::new(0),
+            room_bytes: AtomicU64::new(0),
+            trash_bytes: AtomicU64::new(0),
+            purging: Mutex::new(()),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn chunk_dir(&self, chunk: ChunkId) -> PathBuf {
+        self.path.join("chunks").join(format!("{:02x}", chunk.0 % FANOUT))
+    }
+
+    pub fn chunk_path(&self, chunk: ChunkId) -> PathBuf {
+        self.chunk_dir(chunk).join(format!("{:016x}.chunk", chunk.0))
+    }
+
+    pub fn incoming_path(&self, chunk: ChunkId) -> PathBuf {
+        self.path.join("incoming").join(format!("{:016x}.copy", chunk.0))
+    }
+
+    /// Every chunk file there is, by the name it has. Names that are none are left alone.
+    pub fn chunk_files(&self) -> io::Result<Vec<ChunkId>> {
+        let mut chunks = Vec::new();
+        for number in 0..FANOUT {
+            for entry in fs::read_dir(self.path.join("chunks").join(format!("{number:02x}")))? {
+                let path = entry?.path();
+                match chunk_of(&path).filter(|chunk| self.chunk_path(*chunk) == path) {
+                    Some(chunk) => chunks.push(chunk),
+                    None => warn!(path = %path.display(), "not a chunk file, left alone"),
+                }
+            }
+        }
+        Ok(chunks)
+    }
+
+    /// Refuses if the volume has failed. Asked before every write and before every acknowledgement.
+    pub fn check(&self) -> Result<(), StoreError> {
+        match self.failed.get() {
+            None => Ok(()),
+            Some(reason) => Err(StoreError::VolumeFailed { path: self.path.clone(), reason: reason.clone() }),
+        }
+    }
+
+    /// Throws the latch: nothing on this volume is acknowledged again by this process. Whether this
+    /// call was the first.
+    pub fn latch(&self, reason: String) -> bool {
+        let first = self.failed.set(reason.clone()).is_ok();
+        if first {
+            error!(volume = %self.path.display(), reason, "volume has failed");
+        }
+        first
+    }
+
+    /// Bytes that new frames may take, trash included, which makes way for them.
+    pub fn free_bytes(&self) -> u64 {
+        let free = self.room_bytes.load(Ordering::Relaxed) + self.trash_bytes.load(Ordering::Relaxed);
+        if self.failed.get().is_some() { 0 } else { free.saturating_sub(self.reserve()) }
+    }
+
+    /// Takes `bytes` of the room, emptying the trash for it if need be.
+    pub fn take_room(&self, bytes: u64) -> Result<(), StoreError> {
+        let take = |room: u64| (room >= self.reserve() + bytes).then(|| room - bytes);
+        if self.room_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok() {
+            return Ok(());
+        }
+        self.make_room(self.reserve() + bytes).map_err(|source| StoreError::Io { what: "looking for room", source })?;
+        match self.room_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(StoreError::NoSpace),
+        }
+    }
+
+    /// Asks the file system how much is free.
+    pub fn refresh_room(&self) -> io::Result<()> {
+        let stat = rustix::fs::statvfs(&self.path)?;
+        self.total_bytes.store(stat.f_blocks * stat.f_frsize, Ordering::Relaxed);
+        self.room_bytes.store(stat.f_bavail * stat.f_frsize, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub fn status(&self, chunks: u64) -> VolumeStatus {
+        VolumeStatus {
+            path: self.path.display().to_string(),
+            total_bytes: self.total_bytes.load(Ordering::Relaxed),
+            free_bytes: self.free_bytes(),
+            chunks,
+            failed: self.failed.get().cloned(),
+        }
+    }
+
+    /// Moves a chunk file into the trash. Not synced: if a crash undoes it, the replica is reported
+    /// again and deleted again.
+    pub fn move_to_trash(&self, chunk: ChunkId, epoch: Epoch, now_s: u64) -> io::Result<()> {
+        let from = self.chunk_path(chunk);
+        let bytes = fs::metadata(&from)?.blocks() * 512;
+        fs::rename(from, self.path.join("trash").join(format!("{now_s}-{:016x}-{epoch}.chunk", chunk.0)))?;
+        self.trash_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Removes what has lain in the trash since before `before_s`.
+    pub fn empty_trash(&self, before_s: u64) -> io::Result<()> {
+        let _purging = self.purging.lock();
+        for trashed in self.trashed()?.iter().filter(|trashed| trashed.at_s <= before_s) {
+            self.remove(trashed)?;
+        }
+        Ok(())
+    }
+
+    /// Empties the trash, oldest first, until `bytes` are free.
+    fn make_room(&self, bytes: u64) -> io::Result<()> {
+        let _purging = self.purging.lock();
+        self.refresh_room()?;
+        for trashed in &self.trashed()? {
+            if self.room_bytes.load(Ordering::Relaxed) >= bytes {
+                break;
+            }
+            self.remove(trashed)?;
+            self.refresh_room()?;
+        }
+        Ok(())
+    }
+
+    fn remove(&self, trashed: &Trashed) -> io::Result<()> {
+        fs::remove_file(&trashed.path)?;
+        let less = |bytes: u64| Some(bytes.saturating_sub(trashed.bytes));
+        let _ = self.trash_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        Ok(())
+    }
+
+    /// What is in the trash, oldest first.
+    fn trashed(&self) -> io::Result<Vec<Trashed>> {
+        let mut trashed = Vec::new();
+        for entry in fs::read_dir(self.path.join("trash"))? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let at_s = name.to_str().and_then(|name| name.split_once('-')?.0.parse().ok());
+            if let Some(at_s) = at_s {
+                trashed.push(Trashed { at_s, path: entry.path(), bytes: entry.metadata()?.blocks() * 512 });
+            }
+        }
+        trashed.sort_by(|a, b| (a.at_s, &a.path).cmp(&(b.at_s, &b.path)));
+        Ok(trashed)
+    }
+
+    /// What is left free: as configured, but a small volume must stay usable.
+    fn reserve(&self) -> u64 {
+        self.reserve_bytes.min(self.total_bytes.load(Ordering::Relaxed) / 20)
+    }
+}
+
+/// Makes names that were created in, or moved into, a folder survive a power cut.
+pub fn sync_dir(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// The chunk that a path names: `<16 hexadecimal digits>.chunk`.
+pub fn chunk_of(path: &Path) -> Option<ChunkId> {
+    let digits = path.file_name()?.to_str()?.strip_suffix(".chunk")?;
+    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok().map(ChunkId))?
+}
