@@ -1,1 +1,13 @@
+//! The namenode: keeps the namespace and the placement of every chunk in a replicated state machine.
+//!
+//! `dfs_meta` decides, this crate acts: it replicates commands (`raft`), keeps rows (`store`), answers
+//! requests (`server`), and while it leads it watches over sessions, datanodes and replicas (`leader`,
+//! `workers`).
 
+pub mod config;
+pub mod fail_stop;
+mod leader;
+pub mod raft;
+pub mod store;
+
+pub use config::{Config, Peer, Timers};

@@ -1,0 +1,16 @@
+//! What a leader keeps besides the replicated state: who is alive, what was ordered, which copies are
+//! on their way. All of it is soft: a new leader builds it again from the rows and from heartbeats.
+
+mod board;
+mod nodes;
+mod orders;
+mod reign;
+mod reports;
+mod sessions;
+
+pub use board::{Board, CopyInFlight};
+pub use nodes::{Nodes, Seen};
+pub use orders::Orders;
+pub use reign::Reign;
+pub use reports::Reports;
+pub use sessions::Sessions;

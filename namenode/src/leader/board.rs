@@ -1,0 +1,209 @@
+//! What the repair worker remembers between two passes: copies on their way, replicas reported bad,
+//! deletions ordered, and the result of the last pass for `Status`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use dfs_meta::repair::{ChunkView, Flight};
+use dfs_proto::msg::admin::{ChunkHealth, CopyStatus, RepairStatus};
+use dfs_proto::{ChunkId, NodeId};
+use parking_lot::Mutex;
+
+/// A copy that its target does not list as under way after so long was lost on the way there.
+const COPY_UNCONFIRMED: Duration = Duration::from_secs(8);
+/// A copy that takes longer than this is given up: 64 MiB at less than a megabyte per second.
+const COPY_DEADLINE: Duration = Duration::from_secs(120);
+/// After so long a deletion has been done or lost; either way its node may be a target again.
+const DELETION_DEADLINE: Duration = Duration::from_secs(30);
+/// Replicas remembered as bad. More than that is a node that has lost everything, and the digests say so too.
+const BAD_MAX: usize = 65_536;
+
+#[derive(Default)]
+pub struct Board(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    flights: BTreeMap<(ChunkId, NodeId), CopyInFlight>,
+    bad: BTreeSet<(ChunkId, NodeId)>,
+    deletions: BTreeMap<(ChunkId, NodeId), Instant>,
+    health: ChunkHealth,
+    health_at: Option<Instant>,
+    waits: Vec<(String, u64)>,
+    queued: u64,
+    copied_chunks: u64,
+    copied_bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct CopyInFlight {
+    /// `None`: ordered by the leader before.
+    pub source: Option<NodeId>,
+    pub len: u32,
+    pub since: Instant,
+}
+
+impl Board {
+    /// Forgets everything: a new reign begins.
+    pub fn clear(&self) {
+        *self.0.lock() = Inner::default();
+    }
+
+    pub fn copy_ordered(&self, chunk: ChunkId, target: NodeId, copy: CopyInFlight) {
+        self.0.lock().flights.insert((chunk, target), copy);
+    }
+
+    /// A copy has ended, well or not.
+    pub fn copy_ended(&self, chunk: ChunkId, target: NodeId) {
+        self.0.lock().flights.remove(&(chunk, target));
+    }
+
+    /// Counts a copy that is in the rows now.
+    pub fn copied(&self, len: u32) {
+        let mut inner = self.0.lock();
+        inner.copied_chunks += 1;
+        inner.copied_bytes += u64::from(len);
+    }
+
+    /// Takes over what a node says it is copying, and gives up copies that never reached it.
+    pub fn copying(&self, target: NodeId, chunks: &[ChunkId], now: Instant) {
+        let mut inner = self.0.lock();
+        for chunk in chunks {
+            inner.flights.entry((*chunk, target)).or_insert(CopyInFlight { source: None, len: 0, since: now });
+        }
+        inner.flights.retain(|(chunk, node), copy| {
+            let age = now.saturating_duration_since(copy.since);
+            *node != target || chunks.contains(chunk) || age < COPY_UNCONFIRMED
+        });
+    }
+
+    /// A node's replica was found missing or damaged.
+    pub fn found_bad(&self, chunk: ChunkId, node: NodeId) {
+        let mut inner = self.0.lock();
+        if inner.bad.len() < BAD_MAX {
+            inner.bad.insert((chunk, node));
+        }
+    }
+
+    /// A node's replica was read and is whole, or it is no longer counted.
+    pub fn found_good(&self, chunk: ChunkId, node: NodeId) {
+        self.0.lock().bad.remove(&(chunk, node));
+    }
+
+    pub fn is_bad(&self, chunk: ChunkId, node: NodeId) -> bool {
+        self.0.lock().bad.contains(&(chunk, node))
+    }
+
+    /// Chunks with a bad replica.
+    pub fn bad_chunks(&self) -> BTreeSet<ChunkId> {
+        self.0.lock().bad.iter().map(|(chunk, _)| *chunk).collect()
+    }
+
+    pub fn deletion_ordered(&self, chunk: ChunkId, node: NodeId, now: Instant) {
+        self.0.lock().deletions.insert((chunk, node), now);
+    }
+
+    pub fn deleted(&self, chunk: ChunkId, node: NodeId) {
+        self.0.lock().deletions.remove(&(chunk, node));
+    }
+
+    /// Gives up what takes too long, and copies to nodes that `gone` says are dead.
+    pub fn sweep(&self, gone: &dyn Fn(NodeId) -> bool, now: Instant) {
+        let mut inner = self.0.lock();
+        inner.flights.retain(|(_, target), copy| {
+            now.saturating_duration_since(copy.since) < COPY_DEADLINE && !gone(*target)
+        });
+        inner.deletions.retain(|_, since| now.saturating_duration_since(*since) < DELETION_DEADLINE);
+    }
+
+    /// Fills in what the rows do not say of a chunk.
+    pub fn annotate(&self, view: &mut ChunkView) {
+        let inner = self.0.lock();
+        let of_chunk = (view.chunk, NodeId(0))..=(view.chunk, NodeId(u64::MAX));
+        view.bad = inner.bad.range(of_chunk.clone()).map(|(_, node)| *node).collect();
+        view.bad.retain(|node| view.replicas.contains(node));
+        let flights = inner.flights.range(of_chunk.clone());
+        view.in_flight = flights.map(|((_, target), copy)| Flight { target: *target, source: copy.source }).collect();
+        view.busy = inner.deletions.range(of_chunk).map(|((_, node), _)| *node).collect();
+    }
+
+    /// Keeps what a pass found. `health` is `None` if this pass did not count.
+    pub fn pass_done(&self, health: Option<ChunkHealth>, waits: Vec<(String, u64)>, queued: u64, now: Instant) {
+        let mut inner = self.0.lock();
+        if let Some(health) = health {
+            inner.health = health;
+            inner.health_at = Some(now);
+        }
+        inner.waits = waits;
+        inner.queued = queued;
+    }
+
+    pub fn health(&self, now: Instant) -> ChunkHealth {
+        let inner = self.0.lock();
+        // Nothing was counted yet: that must not look fresh.
+        let age = inner.health_at.map_or(u64::MAX, |at| now.saturating_duration_since(at).as_millis() as u64);
+        ChunkHealth { age_ms: age, ..inner.health }
+    }
+
+    pub fn status(&self, now: Instant) -> RepairStatus {
+        let inner = self.0.lock();
+        let copying = inner.flights.iter().map(|((chunk, target), copy)| CopyStatus {
+            chunk: *chunk,
+            target: *target,
+            len: copy.len,
+            since_ms: now.saturating_duration_since(copy.since).as_millis() as u64,
+        });
+        RepairStatus {
+            queued: inner.queued,
+            copying: copying.collect(),
+            copied_chunks: inner.copied_chunks,
+            copied_bytes: inner.copied_bytes,
+            waits: inner.waits.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flights(board: &Board) -> Vec<(ChunkId, NodeId)> {
+        board.0.lock().flights.keys().copied().collect()
+    }
+
+    #[test]
+    fn a_copy_order_that_got_lost_is_given_up_and_one_under_way_is_not() {
+        let (board, start) = (Board::default(), Instant::now());
+        for chunk in [1, 2] {
+            let copy = CopyInFlight { source: Some(NodeId(5)), len: 10, since: start };
+            board.copy_ordered(ChunkId(chunk), NodeId(9), copy);
+        }
+        board.copying(NodeId(9), &[ChunkId(2)], start + Duration::from_secs(1));
+        assert_eq!(flights(&board).len(), 2);
+        board.copying(NodeId(9), &[ChunkId(2), ChunkId(3)], start + COPY_UNCONFIRMED);
+        assert_eq!(flights(&board), [(ChunkId(2), NodeId(9)), (ChunkId(3), NodeId(9))]);
+        board.sweep(&|node| node == NodeId(9), start + COPY_UNCONFIRMED);
+        assert!(flights(&board).is_empty());
+    }
+
+    #[test]
+    fn only_replicas_that_still_count_are_shown_as_bad() {
+        let board = Board::default();
+        board.found_bad(ChunkId(1), NodeId(2));
+        board.found_bad(ChunkId(1), NodeId(3));
+        let mut view = ChunkView {
+            chunk: ChunkId(1),
+            epoch: dfs_proto::Epoch(1),
+            len: 1,
+            target: 3,
+            replicas: vec![NodeId(2), NodeId(4)],
+            bad: Vec::new(),
+            in_flight: Vec::new(),
+            busy: Vec::new(),
+        };
+        board.annotate(&mut view);
+        assert_eq!(view.bad, [NodeId(2)]);
+        board.found_good(ChunkId(1), NodeId(2));
+        board.annotate(&mut view);
+        assert!(view.bad.is_empty());
+    }
+}

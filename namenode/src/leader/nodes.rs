@@ -1,0 +1,236 @@
+//! The datanodes as their heartbeats show them. Kept on every namenode, so that whoever leads next
+//! knows at once who is alive.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use dfs_meta::{placement, repair};
+use dfs_proto::msg::admin::Liveness;
+use dfs_proto::msg::node::{Heartbeat, VolumeStatus};
+use dfs_proto::{ChunkId, NodeId, Timestamp};
+use parking_lot::Mutex;
+
+/// What the last heartbeat of a datanode said.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Drawn at the datanode's start.
+    pub boot: u64,
+    pub addr: SocketAddr,
+    pub volumes: Vec<VolumeStatus>,
+    /// Per shard.
+    pub digests: Vec<u64>,
+    pub scanned: bool,
+    pub leaving: bool,
+    pub copying: Vec<ChunkId>,
+    pub open_chunks: u32,
+    /// Its clock minus ours.
+    pub skew_ms: i64,
+    heard: Instant,
+    /// Since when it says that it leaves, or no longer says so.
+    leaving_since: Instant,
+    /// Chunks placed there since that heartbeat: it does not know of them yet, and the next placement must.
+    placed: u32,
+}
+
+impl Seen {
+    fn free_bytes(&self) -> u64 {
+        self.healthy().map(|volume| volume.free_bytes).sum()
+    }
+
+    fn total_bytes(&self) -> u64 {
+        self.healthy().map(|volume| volume.total_bytes).sum()
+    }
+
+    fn healthy(&self) -> impl Iterator<Item = &VolumeStatus> {
+        self.volumes.iter().filter(|volume| volume.failed.is_none())
+    }
+}
+
+pub struct Nodes {
+    suspect_after: Duration,
+    dead_after: Duration,
+    table: Mutex<Table>,
+}
+
+struct Table {
+    /// As many as there are datanode certificates in use.
+    seen: HashMap<NodeId, Seen>,
+    /// A datanode that was never heard from counts as silent since then.
+    listening_since: Instant,
+}
+
+impl Nodes {
+    pub fn new(suspect_after: Duration, dead_after: Duration, now: Instant) -> Nodes {
+        let table = Table { seen: HashMap::new(), listening_since: now };
+        Nodes { suspect_after, dead_after, table: Mutex::new(table) }
+    }
+
+    /// Takes in a heartbeat. `clock` is our time, for the skew. Returns whether the node has started
+    /// anew since the one before.
+    pub fn heard(&self, node: NodeId, heartbeat: &Heartbeat, now: Instant, clock: Timestamp) -> bool {
+        let mut table = self.table.lock();
+        let before = table.seen.get(&node);
+        let restarted = before.is_some_and(|before| before.boot != heartbeat.boot);
+        let leaving_since = match before {
+            Some(before) if before.leaving == heartbeat.leaving => before.leaving_since,
+            _ => now,
+        };
+        let seen = Seen {
+            boot: heartbeat.boot,
+            addr: heartbeat.addr,
+            volumes: heartbeat.volumes.clone(),
+            digests: heartbeat.digests.clone(),
+            scanned: heartbeat.scanned,
+            leaving: heartbeat.leaving,
+            copying: heartbeat.copying.clone(),
+            open_chunks: heartbeat.open.len() as u32,
+            skew_ms: heartbeat.now.as_millis().saturating_sub(clock.as_millis()),
+            heard: now,
+            leaving_since,
+            placed: 0,
+        };
+        table.seen.insert(node, seen);
+        restarted
+    }
+
+    pub fn seen(&self, node: NodeId) -> Option<Seen> {
+        self.table.lock().seen.get(&node).cloned()
+    }
+
+    pub fn liveness(&self, node: NodeId, now: Instant) -> Liveness {
+        self.judge(&self.table.lock(), node, now).0
+    }
+
+    /// How long nothing was heard from a node.
+    pub fn silent(&self, node: NodeId, now: Instant) -> Duration {
+        let table = self.table.lock();
+        now.saturating_duration_since(table.seen.get(&node).map_or(table.listening_since, |seen| seen.heard))
+    }
+
+    /// How alive a node is, and for how long it has been so.
+    fn judge(&self, table: &Table, node: NodeId, now: Instant) -> (Liveness, Duration) {
+        let seen = table.seen.get(&node);
+        let silent = now.saturating_duration_since(seen.map_or(table.listening_since, |seen| seen.heard));
+        match seen {
+            // It said so, and being silent afterwards is what it said.
+            Some(seen) if seen.leaving => (Liveness::Leaving, now.saturating_duration_since(seen.leaving_since)),
+            _ if silent >= self.dead_after => (Liveness::Dead, silent - self.dead_after),
+            Some(_) if silent < self.suspect_after => (Liveness::Live, silent),
+            // Also a node that was never heard from: it may be about to come.
+            _ => (Liveness::Suspect, silent.saturating_sub(self.suspect_after)),
+        }
+    }
+
+    /// The nodes as placement sees them.
+    pub fn for_placement(&self, nodes: &[NodeId], now: Instant) -> Vec<placement::NodeView> {
+        let table = self.table.lock();
+        let view = |node: &NodeId| {
+            let seen = table.seen.get(node);
+            placement::NodeView {
+                node: *node,
+                liveness: self.judge(&table, *node, now).0,
+                free_bytes: seen.map_or(0, Seen::free_bytes),
+                total_bytes: seen.map_or(0, Seen::total_bytes),
+                writable: seen.is_some_and(|seen| seen.healthy().next().is_some()),
+                load: seen.map_or(0, |seen| seen.open_chunks + seen.placed + seen.copying.len() as u32),
+            }
+        };
+        nodes.iter().map(view).collect()
+    }
+
+    /// The nodes as the repair planner sees them.
+    pub fn for_repair(&self, nodes: &[NodeId], now: Instant) -> Vec<repair::NodeView> {
+        let table = self.table.lock();
+        let view = |node: &NodeId| {
+            let seen = table.seen.get(node);
+            let (liveness, since) = self.judge(&table, *node, now);
+            repair::NodeView {
+                node: *node,
+                liveness,
+                since_ms: since.as_millis() as u64,
+                free_bytes: seen.map_or(0, Seen::free_bytes),
+                writable: seen.is_some_and(|seen| seen.healthy().next().is_some()),
+                scanned: seen.is_some_and(|seen| seen.scanned),
+            }
+        };
+        nodes.iter().map(view).collect()
+    }
+
+    /// Counts a chunk that was just placed on a node.
+    pub fn placed(&self, node: NodeId) {
+        if let Some(seen) = self.table.lock().seen.get_mut(&node) {
+            seen.placed += 1;
+        }
+    }
+
+    /// Adds the time in which this process stood still and could not hear anybody.
+    pub fn forgive(&self, pause: Duration) {
+        let mut table = self.table.lock();
+        table.listening_since += pause;
+        for seen in table.seen.values_mut() {
+            seen.heard += pause;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfs_proto::limits::DIGEST_SHARDS;
+
+    const SUSPECT: Duration = Duration::from_secs(3);
+    const DEAD: Duration = Duration::from_secs(10);
+
+    fn heartbeat(boot: u64, leaving: bool) -> Heartbeat {
+        Heartbeat {
+            boot,
+            addr: SocketAddr::from(([127, 0, 0, 1], 7000)),
+            volumes: Vec::new(),
+            digests: vec![0; DIGEST_SHARDS],
+            open: Vec::new(),
+            outcomes: Vec::new(),
+            copying: Vec::new(),
+            scanned: true,
+            leaving,
+            now: Timestamp { secs: 100, nanos: 0 },
+        }
+    }
+
+    #[test]
+    fn silence_makes_a_node_suspect_and_then_dead_and_a_heartbeat_live_again() {
+        let start = Instant::now();
+        let nodes = Nodes::new(SUSPECT, DEAD, start);
+        let clock = Timestamp { secs: 98, nanos: 500_000_000 };
+        nodes.heard(NodeId(1), &heartbeat(1, false), start, clock);
+        let at = |after: Duration| nodes.liveness(NodeId(1), start + after);
+        assert_eq!(at(Duration::from_secs(1)), Liveness::Live);
+        assert_eq!(at(SUSPECT), Liveness::Suspect);
+        assert_eq!(at(DEAD), Liveness::Dead);
+        assert!(!nodes.heard(NodeId(1), &heartbeat(1, false), start + DEAD, clock));
+        assert_eq!(at(DEAD), Liveness::Live);
+        assert!(nodes.heard(NodeId(1), &heartbeat(2, false), start + DEAD, clock));
+        assert_eq!(nodes.seen(NodeId(1)).unwrap().skew_ms, 1500);
+    }
+
+    #[test]
+    fn a_node_never_heard_from_is_not_dead_before_it_had_time_to_come() {
+        let start = Instant::now();
+        let nodes = Nodes::new(SUSPECT, DEAD, start);
+        assert_eq!(nodes.liveness(NodeId(1), start), Liveness::Suspect);
+        nodes.forgive(DEAD);
+        assert_eq!(nodes.liveness(NodeId(1), start + DEAD), Liveness::Suspect);
+        assert_eq!(nodes.liveness(NodeId(1), start + DEAD + DEAD), Liveness::Dead);
+    }
+
+    #[test]
+    fn a_node_that_left_in_order_is_leaving_until_it_comes_back() {
+        let start = Instant::now();
+        let nodes = Nodes::new(SUSPECT, DEAD, start);
+        nodes.heard(NodeId(1), &heartbeat(1, true), start, Timestamp::default());
+        assert_eq!(nodes.for_repair(&[NodeId(1)], start + 2 * DEAD)[0].since_ms, 20_000);
+        assert_eq!(nodes.liveness(NodeId(1), start + 2 * DEAD), Liveness::Leaving);
+        nodes.heard(NodeId(1), &heartbeat(2, false), start + 2 * DEAD, Timestamp::default());
+        assert_eq!(nodes.liveness(NodeId(1), start + 2 * DEAD), Liveness::Live);
+    }
+}

@@ -1,0 +1,28 @@
+//! Consensus among the namenodes. openraft stops here: others see `Consensus`.
+//!
+//! ```text
+//! propose ─► batcher ─► openraft ─► log_store ─► store::log_writer (synced)
+//!                          │ committed
+//!                          ▼
+//!                    state_machine ─► dfs_meta::apply ─► store::state (one write batch)
+//! ```
+
+mod barrier;
+mod batcher;
+mod clock;
+mod links;
+mod log_store;
+mod network;
+mod node;
+mod snapshot;
+mod snapshot_transfer;
+mod state_machine;
+mod types;
+
+pub use clock::Clock;
+pub use network::RaftServer;
+pub use node::{Consensus, Options, ProposeError, Standing};
+pub use types::Member;
+
+#[cfg(test)]
+mod suite_test;

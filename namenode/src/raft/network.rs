@@ -1,0 +1,202 @@
+//! Raft's calls over the Raft plane, both sides.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_proto::{ErrorKind, PeerIdentity, Plane, Role, WireError};
+use dfs_rpc::{Handler, RecvStream, RpcError, SendStream};
+use openraft::error::{NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::{AnyError, OptionalSend};
+use serde::{Deserialize, Serialize};
+use tracing::{debug, warn};
+
+use super::links::{Attempt, Link, Links};
+use super::snapshot_transfer::{self, SnapshotOffer};
+use super::types::{
+    AppendRequest, AppendResponse, Member, Raft, Snapshot, SnapshotResponse, TypeConfig, Vote, VoteRequest, VoteResponse,
+};
+
+/// How long a request may take to arrive once its stream is open.
+const REQUEST_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What may arrive on the Raft plane, one to a stream.
+#[derive(Serialize, Deserialize)]
+pub enum RaftRequest {
+    Append(AppendRequest),
+    Vote(VoteRequest),
+    /// Followed by the bytes of the offered files, in order.
+    Snapshot(SnapshotOffer),
+}
+
+#[derive(Serialize, Deserialize)]
+pub enum RaftReply {
+    Append(AppendResponse),
+    Vote(VoteResponse),
+    Snapshot(SnapshotResponse),
+}
+
+/// Makes callers; never dials, because openraft asks for a new one at every read barrier.
+#[derive(Clone)]
+pub struct Network {
+    links: Links,
+}
+
+impl Network {
+    pub fn new(links: Links) -> Network {
+        Network { links }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, _node: &Member) -> Peer {
+        Peer { target, link: self.links.get(target) }
+    }
+}
+
+/// Calls one namenode.
+pub struct Peer {
+    target: u64,
+    /// `None`: the membership names a node that the configuration does not.
+    link: Option<Arc<Link>>,
+}
+
+type CallError = RPCError<u64, Member, RaftError<u64>>;
+
+impl Peer {
+    async fn call(&self, request: &RaftRequest, option: &RPCOption) -> Result<RaftReply, CallError> {
+        let Some(link) = &self.link else {
+            return Err(unreachable(format!("namenode {} is not in the configuration", self.target)).into());
+        };
+        let Some(connection) = link.connection() else {
+            return Err(unreachable(format!("no connection to namenode {}", self.target)).into());
+        };
+        let attempt = link.attempt();
+        let result = dfs_rpc::call_large::<_, RaftReply>(&connection, request, option.hard_ttl()).await;
+        self.judge(attempt, result)
+    }
+
+    fn judge(&self, attempt: Attempt, result: Result<RaftReply, RpcError>) -> Result<RaftReply, CallError> {
+        match result {
+            Ok(reply) => {
+                attempt.answered();
+                Ok(reply)
+            }
+            Err(RpcError::Refused(error)) => {
+                attempt.answered();
+                Err(NetworkError::from(AnyError::error(error)).into())
+            }
+            // "Unreachable" makes openraft wait before it tries again; a plain network error does not.
+            Err(error) => Err(unreachable(error).into()),
+        }
+    }
+
+    fn odd_reply(&self) -> NetworkError {
+        NetworkError::from(AnyError::error(format!("namenode {} answered something else", self.target)))
+    }
+}
+
+fn unreachable(error: impl ToString) -> Unreachable {
+    Unreachable::from(AnyError::error(error))
+}
+
+impl RaftNetwork<TypeConfig> for Peer {
+    async fn append_entries(&mut self, rpc: AppendRequest, option: RPCOption) -> Result<AppendResponse, CallError> {
+        match self.call(&RaftRequest::Append(rpc), &option).await? {
+            RaftReply::Append(response) => Ok(response),
+            _ => Err(self.odd_reply().into()),
+        }
+    }
+
+    async fn vote(&mut self, rpc: VoteRequest, option: RPCOption) -> Result<VoteResponse, CallError> {
+        match self.call(&RaftRequest::Vote(rpc), &option).await? {
+            RaftReply::Vote(response) => Ok(response),
+            _ => Err(self.odd_reply().into()),
+        }
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse, StreamingError<TypeConfig, openraft::error::Fatal<u64>>> {
+        // No deadline over the whole: a large snapshot takes what it takes. `send` gives up when the
+        // transfer stands still.
+        let Some(connection) = self.link.as_ref().and_then(|link| link.connection()) else {
+            return Err(unreachable(format!("no connection to namenode {}", self.target)).into());
+        };
+        tokio::select! {
+            closed = cancel => Err(closed.into()),
+            sent = snapshot_transfer::send(&connection, vote, &snapshot) => match sent {
+                Ok(response) => Ok(response),
+                Err(error) => {
+                    warn!(peer = self.target, %error, "sending a snapshot failed");
+                    Err(unreachable(error).into())
+                }
+            },
+        }
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(Duration::from_millis(100)))
+    }
+}
+
+/// Answers the other namenodes.
+pub struct RaftServer {
+    raft: Raft,
+    /// One snapshot is received at a time; its owner may have gone, but its bytes are still on the disk.
+    receiving: tokio::sync::Mutex<()>,
+}
+
+impl RaftServer {
+    pub(super) fn new(raft: Raft) -> RaftServer {
+        RaftServer { raft, receiving: tokio::sync::Mutex::new(()) }
+    }
+
+    async fn answer(&self, recv: &mut RecvStream) -> Result<RaftReply, WireError> {
+        let request = tokio::time::timeout(REQUEST_DEADLINE, recv.recv_large::<RaftRequest>())
+            .await
+            .map_err(|_| WireError::new(ErrorKind::Timeout, "the request did not arrive in time"))?
+            .map_err(|error| error.to_wire())?;
+        let failed = |error: String| WireError::new(ErrorKind::Unavailable, error);
+        match request {
+            RaftRequest::Append(rpc) => {
+                let response = self.raft.append_entries(rpc).await.map_err(|e| failed(e.to_string()))?;
+                Ok(RaftReply::Append(response))
+            }
+            RaftRequest::Vote(rpc) => {
+                let response = self.raft.vote(rpc).await.map_err(|e| failed(e.to_string()))?;
+                Ok(RaftReply::Vote(response))
+            }
+            RaftRequest::Snapshot(offer) => {
+                let _one = self.receiving.try_lock().map_err(|_| failed("already receiving a snapshot".into()))?;
+                let (vote, snapshot) = snapshot_transfer::receive(&self.raft, offer, recv).await?;
+                let response =
+                    self.raft.install_full_snapshot(vote, snapshot).await.map_err(|e| failed(e.to_string()))?;
+                Ok(RaftReply::Snapshot(response))
+            }
+        }
+    }
+}
+
+impl Handler for RaftServer {
+    async fn handle(&self, peer: PeerIdentity, plane: Plane, mut send: SendStream, mut recv: RecvStream) {
+        let reply = if plane == Plane::Raft && peer.role == Role::Namenode {
+            self.answer(&mut recv).await
+        } else {
+            Err(WireError::new(ErrorKind::Forbidden, "only namenodes speak here"))
+        };
+        if let Err(error) = &reply {
+            debug!(peer = %peer.id, %error, "raft request failed");
+        }
+        // A peer that has gone meanwhile asks again.
+        let _ = send.send(&reply).await;
+        send.finish();
+    }
+}

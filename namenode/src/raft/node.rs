@@ -1,0 +1,311 @@
+//! `Consensus`: what the rest of the namenode sees of Raft.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use dfs_meta::{Body, Event, Outcome};
+use dfs_proto::{ErrorKind, Timestamp, WireError};
+use openraft::error::{CheckIsLeaderError, ClientWriteError, Fatal, RaftError};
+use openraft::{Config, ServerState, SnapshotPolicy};
+use tokio::sync::{mpsc, watch};
+use tracing::{info, warn};
+
+use super::barrier::Barrier;
+use super::batcher::Batcher;
+use super::clock::Clock;
+use super::links::Links;
+use super::log_store::LogStore;
+use super::network::{Network, RaftServer};
+use super::snapshot::Snapshots;
+use super::state_machine::StateMachine;
+use super::types::{Member, Metrics, Raft};
+use crate::fail_stop::FailStop;
+use crate::store::log::LogDb;
+use crate::store::state::StateStore;
+
+/// How long a proposal may take. Without a quorum it cannot succeed; whether it is done is then unknown.
+const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a snapshot that was asked for may take.
+const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(60);
+/// How long Raft may take to stop.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What Raft is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub node: u64,
+    /// Only shows in logs.
+    pub cluster: String,
+    pub heartbeat_interval_ms: u64,
+    pub election_timeout_min_ms: u64,
+    pub election_timeout_max_ms: u64,
+    /// Entries applied since the last snapshot before the next one is taken.
+    pub snapshot_log_entries: u64,
+    /// Entries kept behind a snapshot.
+    pub log_keep_entries: u64,
+}
+
+/// Why a proposal or a read was not carried out here.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ProposeError {
+    #[error("this namenode does not lead")]
+    NotLeader { leader: Option<u64> },
+    #[error("{0}")]
+    Unavailable(String),
+    /// Whether the command is or will be done is unknown.
+    #[error("not committed within {} s: a majority of the namenodes cannot be reached", PROPOSE_DEADLINE.as_secs())]
+    Timeout,
+}
+
+impl From<ProposeError> for WireError {
+    fn from(error: ProposeError) -> WireError {
+        let (kind, leader) = match &error {
+            ProposeError::NotLeader { leader } => (ErrorKind::NotLeader, *leader),
+            ProposeError::Unavailable(_) => (ErrorKind::Unavailable, None),
+            ProposeError::Timeout => (ErrorKind::Timeout, None),
+        };
+        WireError { leader, ..WireError::new(kind, error.to_string()) }
+    }
+}
+
+/// Where this node stands in the group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    pub node: u64,
+    pub term: u64,
+    pub leader: Option<u64>,
+    pub last_log_index: u64,
+    pub applied_index: u64,
+    pub snapshot_index: u64,
+    pub purged_index: u64,
+    pub members: BTreeMap<u64, Member>,
+    /// Where this node leads: the last log index known to be on each other one.
+    pub matched: BTreeMap<u64, u64>,
+}
+
+impl Standing {
+    pub fn leads(&self) -> bool {
+        self.leader == Some(self.node)
+    }
+
+    fn of(metrics: &Metrics) -> Standing {
+        let matched = metrics.replication.iter().flatten();
+        let leading = metrics.state == ServerState::Leader;
+        Standing {
+            node: metrics.id,
+            term: metrics.current_term,
+            // A node that has just lost the lead may still name itself.
+            leader: metrics.current_leader.filter(|leader| leading || *leader != metrics.id),
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            applied_index: metrics.last_applied.map_or(0, |id| id.index),
+            snapshot_index: metrics.snapshot.map_or(0, |id| id.index),
+            purged_index: metrics.purged.map_or(0, |id| id.index),
+            members: metrics.membership_config.nodes().map(|(id, member)| (*id, member.clone())).collect(),
+            matched: matched.filter_map(|(id, matched)| Some((*id, (*matched)?.index))).collect(),
+        }
+    }
+}
+
+/// This node's part in the group. Cheap to clone.
+#[derive(Clone)]
+pub struct Consensus {
+    raft: Raft,
+    batcher: Batcher,
+    barrier: Barrier,
+    clock: Clock,
+    links: Links,
+    standing: watch::Receiver<Standing>,
+}
+
+impl Consensus {
+    /// Opens the log in `data_dir`, recovers what was applied, and takes part from then on. `events` gets
+    /// hints from what is applied. The server answers the other namenodes.
+    ///
+    /// # Errors
+    /// When a store cannot be opened or is damaged: the node must then be rebuilt from its peers.
+    pub async fn start(
+        options: Options,
+        data_dir: &Path,
+        state: Arc<StateStore>,
+        links: Links,
+        events: mpsc::Sender<Event>,
+        fail: FailStop,
+    ) -> anyhow::Result<(Consensus, RaftServer)> {
+        let config = config(&options)?;
+        let log = LogDb::open(&data_dir.join("log"))?;
+        let log = LogStore::open(log, fail.clone())?;
+        let clock = Clock::default();
+        let snapshots = Snapshots::open(data_dir)?;
+        let machine = StateMachine::new(state, snapshots, clock.clone(), events, fail.clone())?;
+        let network = Network::new(links.clone());
+        let raft = Raft::new(options.node, Arc::new(config), network, log, machine)
+            .await
+            .context("raft cannot start from what is stored")?;
+        let standing = follow(&raft, options.snapshot_log_entries, fail);
+        let consensus = Consensus {
+            batcher: Batcher::start(raft.clone(), clock.clone()),
+            barrier: Barrier::start(raft.clone()),
+            clock,
+            links,
+            standing,
+            raft: raft.clone(),
+        };
+        Ok((consensus, RaftServer::new(raft)))
+    }
+
+    /// Stamps the time, replicates, applies, and returns what applying answered.
+    ///
+    /// # Errors
+    /// `NotLeader` and `Timeout` leave it open whether the command is done: repeat it where it is idempotent.
+    pub async fn propose(&self, body: Body) -> Result<Outcome, ProposeError> {
+        tokio::time::timeout(PROPOSE_DEADLINE, self.batcher.propose(body)).await.unwrap_or(Err(ProposeError::Timeout))
+    }
+
+    /// Returns when this node is known to lead and its state holds everything committed before the call.
+    pub async fn read_barrier(&self) -> Result<(), ProposeError> {
+        self.barrier.pass().await
+    }
+
+    pub fn standing(&self) -> Standing {
+        self.standing.borrow().clone()
+    }
+
+    /// Follows the standing as it changes.
+    pub fn watch(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
+    }
+
+    /// The leader's clock.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// Whether another namenode answers.
+    pub fn reachable(&self, node: u64) -> bool {
+        self.links.reachable(node)
+    }
+
+    /// Whether this node has ever taken part in a group.
+    pub async fn is_initialized(&self) -> Result<bool, ProposeError> {
+        self.raft.is_initialized().await.map_err(|e| ProposeError::Unavailable(e.to_string()))
+    }
+
+    /// Forms the group. Once in a cluster's life, on one node.
+    ///
+    /// # Errors
+    /// `Exists` if this node has any Raft state; `InvalidArgument` if it is not among the members.
+    pub async fn initialize(&self, members: BTreeMap<u64, Member>) -> Result<(), WireError> {
+        self.raft.initialize(members).await.map_err(|error| match error {
+            RaftError::APIError(openraft::error::InitializeError::NotAllowed(_)) => {
+                WireError::new(ErrorKind::Exists, "this namenode already belongs to a group")
+            }
+            RaftError::APIError(error) => WireError::new(ErrorKind::InvalidArgument, error.to_string()),
+            RaftError::Fatal(error) => WireError::new(ErrorKind::Internal, error.to_string()),
+        })
+    }
+
+    /// Takes a snapshot of what is applied now and purges the log behind it.
+    pub async fn snapshot(&self) -> Result<(), ProposeError> {
+        let failed = |error: Fatal<u64>| ProposeError::Unavailable(error.to_string());
+        let applied = self.standing().applied_index;
+        self.raft.trigger().snapshot().await.map_err(failed)?;
+        let mut standing = self.standing.clone();
+        tokio::time::timeout(SNAPSHOT_DEADLINE, standing.wait_for(|standing| standing.snapshot_index >= applied))
+            .await
+            .map_err(|_| ProposeError::Timeout)?
+            .map_err(|_| ProposeError::Unavailable("this namenode is stopping".into()))?;
+        self.raft.trigger().purge_log(applied).await.map_err(failed)
+    }
+
+    /// Stops taking part. Nothing is applied after this returns.
+    pub async fn stop(&self) {
+        match tokio::time::timeout(STOP_DEADLINE, self.raft.shutdown()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "raft did not stop in order"),
+            Err(_) => warn!("raft did not stop in time"),
+        }
+    }
+}
+
+fn config(options: &Options) -> anyhow::Result<Config> {
+    let config = Config {
+        cluster_name: options.cluster.clone(),
+        heartbeat_interval: options.heartbeat_interval_ms,
+        election_timeout_min: options.election_timeout_min_ms,
+        election_timeout_max: options.election_timeout_max_ms,
+        // Only reaches us as a hint; a transfer is bounded by its progress instead.
+        install_snapshot_timeout: 60_000,
+        // A payload is bounded by bytes as well: see `LogStore::limited_get_log_entries`.
+        max_payload_entries: 1024,
+        // A follower that is so far behind gets a snapshot even if the log would still reach.
+        replication_lag_threshold: options.snapshot_log_entries.saturating_mul(10),
+        // `follow` triggers them.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: options.log_keep_entries,
+        purge_batch_size: 1024.min(options.snapshot_log_entries),
+        ..Config::default()
+    };
+    config.validate().context("raft settings")
+}
+
+/// Turns openraft's metrics into our standing, takes a snapshot when enough has been applied, and
+/// latches when Raft has died. Ends with Raft.
+fn follow(raft: &Raft, snapshot_log_entries: u64, fail: FailStop) -> watch::Receiver<Standing> {
+    let mut metrics = raft.metrics();
+    let raft = raft.clone();
+    let (sender, receiver) = watch::channel(Standing::of(&metrics.borrow().clone()));
+    tokio::spawn(async move {
+        // The index that the last trigger was for: metrics come often, and building takes a while.
+        let mut triggered = 0;
+        loop {
+            // Cloned out at once: holding the borrow blocks Raft.
+            let current = metrics.borrow_and_update().clone();
+            let standing = Standing::of(&current);
+            if let Err(error) = &current.running_state {
+                if !matches!(error, Fatal::Stopped) {
+                    fail.fail(format!("raft stopped: {error}"));
+                }
+                sender.send_replace(Standing { leader: None, ..standing });
+                return;
+            }
+            let behind = standing.applied_index.saturating_sub(standing.snapshot_index.max(triggered));
+            if behind >= snapshot_log_entries {
+                triggered = standing.applied_index;
+                info!(applied = standing.applied_index, "taking a snapshot");
+                if let Err(error) = raft.trigger().snapshot().await {
+                    warn!(%error, "no snapshot was taken");
+                }
+            }
+            sender.send_if_modified(|old| {
+                let changed = *old != standing;
+                *old = standing;
+                changed
+            });
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+pub(super) fn write_error(error: RaftError<u64, ClientWriteError<u64, Member>>) -> ProposeError {
+    match error {
+        RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+            ProposeError::NotLeader { leader: forward.leader_id }
+        }
+        other => ProposeError::Unavailable(other.to_string()),
+    }
+}
+
+pub(super) fn read_error(error: RaftError<u64, CheckIsLeaderError<u64, Member>>) -> ProposeError {
+    match error {
+        RaftError::APIError(CheckIsLeaderError::ForwardToLeader(forward)) => {
+            ProposeError::NotLeader { leader: forward.leader_id }
+        }
+        other => ProposeError::Unavailable(other.to_string()),
+    }
+}

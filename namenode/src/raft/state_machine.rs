@@ -1,0 +1,195 @@
+//! Committed entries become changes of the state.
+
+use std::sync::Arc;
+
+use dfs_meta::{Command, Event};
+use dfs_proto::codec;
+use openraft::storage::RaftStateMachine;
+use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, StorageIOError};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use super::clock::Clock;
+use super::snapshot::{SnapshotFiles, Snapshots, decode_mark};
+use super::types::{
+    AppliedMark, Entry, LogId, Outcomes, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig,
+};
+use crate::fail_stop::FailStop;
+use crate::store::StoreError;
+use crate::store::state::StateStore;
+
+/// Commands that one write batch of the state covers at most: after a restart the whole log behind the
+/// last write may have to be applied at once.
+const COMMANDS_MAX: usize = 4096;
+
+/// Cheap to clone; clones share the state.
+#[derive(Clone)]
+pub struct StateMachine(Arc<Inner>);
+
+struct Inner {
+    state: Arc<StateStore>,
+    snapshots: Snapshots,
+    clock: Clock,
+    /// Hints for the leader's workers. Dropped when nobody keeps up: workers also look for themselves.
+    events: mpsc::Sender<Event>,
+    fail: FailStop,
+    mark: Mutex<AppliedMark>,
+}
+
+impl StateMachine {
+    pub fn new(
+        state: Arc<StateStore>,
+        snapshots: Snapshots,
+        clock: Clock,
+        events: mpsc::Sender<Event>,
+        fail: FailStop,
+    ) -> Result<StateMachine, StoreError> {
+        let mark = decode_mark(state.mark()?)?;
+        clock.observe(mark.now);
+        Ok(StateMachine(Arc::new(Inner { state, snapshots, clock, events, fail, mark: Mutex::new(mark) })))
+    }
+
+    /// Runs disk work beside the runtime's threads; a failure latches and stops the node.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StorageError> {
+        let inner = self.0.clone();
+        let result = tokio::task::spawn_blocking(move || work(&inner)).await;
+        let reason = match result {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(error)) => format!("{what}: {error}"),
+            Err(error) => format!("{what}: {error}"),
+        };
+        self.0.fail.fail(reason.clone());
+        Err(StorageIOError::write_state_machine(AnyError::error(reason)).into())
+    }
+}
+
+impl Inner {
+    /// Applies entries in order and answers each. Several entries share a write batch; a crash between
+    /// two batches is the same as a crash between two entries.
+    fn apply(&self, entries: Vec<Entry>) -> Result<Vec<Outcomes>, StoreError> {
+        let mut replies = Vec::with_capacity(entries.len());
+        let mut group = Group::default();
+        for entry in entries {
+            group.last_applied = Some(entry.log_id);
+            let mut count = 0;
+            match entry.payload {
+                EntryPayload::Blank => {}
+                EntryPayload::Membership(membership) => {
+                    group.membership = Some(StoredMembership::new(Some(entry.log_id), membership));
+                }
+                EntryPayload::Normal(batch) => {
+                    let commands = batch
+                        .decode()
+                        .map_err(|e| StoreError::Damaged(format!("log entry {} is not readable: {e}", entry.log_id)))?;
+                    count = commands.len();
+                    group.commands.extend(commands);
+                }
+            }
+            group.counts.push(count);
+            if group.commands.len() >= COMMANDS_MAX {
+                self.apply_group(std::mem::take(&mut group), &mut replies)?;
+            }
+        }
+        self.apply_group(group, &mut replies)?;
+        Ok(replies)
+    }
+
+    fn apply_group(&self, group: Group, replies: &mut Vec<Outcomes>) -> Result<(), StoreError> {
+        let Some(last_applied) = group.last_applied else {
+            return Ok(());
+        };
+        let applied = self
+            .state
+            .read_latest(|view| dfs_meta::apply(view, &group.commands))
+            .map_err(|fault| StoreError::Damaged(fault.0))?;
+        let mut mark = self.mark.lock();
+        let mut next = AppliedMark { last_applied: Some(last_applied), ..mark.clone() };
+        if let Some(membership) = group.membership {
+            next.membership = membership;
+        }
+        next.now = group.commands.iter().map(|command| command.now).fold(next.now, Ord::max);
+        let bytes = codec::encode(&next).map_err(|e| StoreError::Damaged(e.to_string()))?;
+        self.state.write(&applied.changes, &bytes)?;
+        self.clock.observe(next.now);
+        *mark = next;
+        drop(mark);
+        for event in applied.events {
+            if self.events.try_send(event).is_err() {
+                break;
+            }
+        }
+        let mut outcomes = applied.outcomes.into_iter();
+        replies.extend(group.counts.iter().map(|count| Outcomes { each: outcomes.by_ref().take(*count).collect() }));
+        Ok(())
+    }
+}
+
+/// Entries that are applied together.
+#[derive(Default)]
+struct Group {
+    commands: Vec<Command>,
+    /// Commands of each entry, in order.
+    counts: Vec<usize>,
+    last_applied: Option<LogId>,
+    membership: Option<StoredMembership>,
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotBuilder = StateMachine;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), StorageError> {
+        let mark = self.0.mark.lock();
+        Ok((mark.last_applied, mark.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Outcomes>, StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        self.on_disk("applying the log failed", move |inner| inner.apply(entries)).await
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
+        self.clone()
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotFiles>, StorageError> {
+        let files =
+            self.on_disk("receiving a snapshot failed", |inner| inner.snapshots.begin_receiving()).await?;
+        Ok(Box::new(files))
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Box<SnapshotFiles>,
+    ) -> Result<(), StorageError> {
+        let meta = meta.clone();
+        self.on_disk("installing a snapshot failed", move |inner| {
+            let mut mark = inner.mark.lock();
+            *mark = inner.snapshots.install(&meta, &snapshot, &inner.state)?;
+            inner.clock.observe(mark.now);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, StorageError> {
+        Ok(self.0.snapshots.current())
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
+    async fn build_snapshot(&mut self) -> Result<Snapshot, StorageError> {
+        let snapshot =
+            self.on_disk("taking a snapshot failed", |inner| inner.snapshots.build(&inner.state)).await?;
+        tracing::info!(snapshot = %snapshot.meta, "snapshot taken");
+        Ok(snapshot)
+    }
+}

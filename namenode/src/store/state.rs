@@ -1,0 +1,366 @@
+//! The state's database: the rows that `dfs_meta` decides over, and the mark that says how far the log
+//! has been applied to them.
+//!
+//! The database can be replaced while the node runs, when a snapshot arrives from the leader. Each one
+//! is a generation in a folder of its own; the file `LIVE` names the one in use.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use dfs_meta::{Change, Fault, Table, View};
+use dfs_proto::version::STATE_VERSION;
+use parking_lot::RwLock;
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, Direction, IteratorMode,
+    ReadOptions, SnapshotWithThreadMode, WriteBatch,
+};
+
+use super::files::{Folder, clone_database, remove_dir, sync_dir, write_durably};
+use super::{StoreError, db, io, options};
+
+/// Rows of `Table::Meta`, which is the store's own.
+const VERSION_KEY: &[u8] = b"version";
+const MARK_KEY: &[u8] = b"mark";
+
+const LIVE: &str = "LIVE";
+
+/// Memory for rows read lately, shared by all tables.
+const BLOCK_CACHE_BYTES: usize = 128 << 20;
+/// Memory for rows not yet in table files, over all tables.
+const WRITE_BUFFERS_BYTES: usize = 128 << 20;
+/// A log of writes longer than this makes RocksDB flush, so that opening after a crash stays quick.
+const WAL_BYTES_MAX: u64 = 256 << 20;
+
+/// One generation: an open database.
+struct Generation {
+    db: DB,
+    /// Declared after `db`: a doomed folder goes when the database in it is closed.
+    folder: Folder,
+}
+
+impl Generation {
+    fn open(path: &Path) -> Result<Generation, StoreError> {
+        let mut options = options();
+        options.set_db_write_buffer_size(WRITE_BUFFERS_BYTES);
+        options.set_max_total_wal_size(WAL_BYTES_MAX);
+        let db_handle =
+            DB::open_cf_descriptors(&options, path, descriptors()).map_err(db("cannot open the state"))?;
+        let generation = Generation { db: db_handle, folder: Folder::new(path.to_owned()) };
+        generation.check_version()?;
+        Ok(generation)
+    }
+
+    /// Opens a checkpoint only to look into it; nothing in its folder changes.
+    fn open_read_only(path: &Path) -> Result<Generation, StoreError> {
+        let db_handle = DB::open_cf_descriptors_read_only(&options(), path, descriptors(), false)
+            .map_err(db("cannot open the snapshot"))?;
+        Ok(Generation { db: db_handle, folder: Folder::new(path.to_owned()) })
+    }
+
+    fn table(&self, table: Table) -> Result<&ColumnFamily, StoreError> {
+        let found = self.db.cf_handle(table.name());
+        found.ok_or_else(|| StoreError::Damaged(format!("the state has no table {}", table.name())))
+    }
+
+    fn version(&self) -> Result<Option<u32>, StoreError> {
+        let Some(bytes) = self.db.get_cf(self.table(Table::Meta)?, VERSION_KEY).map_err(db("cannot read the state"))? else {
+            return Ok(None);
+        };
+        match <[u8; 4]>::try_from(&bytes[..]) {
+            Ok(bytes) => Ok(Some(u32::from_le_bytes(bytes))),
+            Err(_) => Err(StoreError::Damaged("the state's version cannot be read".into())),
+        }
+    }
+
+    /// Refuses rows written by a newer program; marks a new database with this program's version.
+    fn check_version(&self) -> Result<(), StoreError> {
+        match self.version()? {
+            Some(version) if version > STATE_VERSION => Err(StoreError::Damaged(format!(
+                "the state has version {version}, and this program reads up to {STATE_VERSION}"
+            ))),
+            Some(_) => Ok(()),
+            None => self
+                .db
+                .put_cf(self.table(Table::Meta)?, VERSION_KEY, STATE_VERSION.to_le_bytes())
+                .map_err(db("cannot write the state")),
+        }
+    }
+
+    fn mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.db.get_cf(self.table(Table::Meta)?, MARK_KEY).map_err(db("cannot read the state"))
+    }
+}
+
+fn descriptors() -> Vec<ColumnFamilyDescriptor> {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
+    blocks.set_bloom_filter(10.0, false);
+    let mut table = options();
+    table.set_block_based_table_factory(&blocks);
+    table.set_compression_type(DBCompressionType::Lz4);
+    table.set_write_buffer_size(32 << 20);
+    let names = Table::ALL.iter().map(|table| table.name()).chain([rocksdb::DEFAULT_COLUMN_FAMILY_NAME]);
+    names.map(|name| ColumnFamilyDescriptor::new(name, table.clone())).collect()
+}
+
+/// The state of this node.
+pub struct StateStore {
+    dir: PathBuf,
+    live: RwLock<Arc<Generation>>,
+}
+
+impl StateStore {
+    /// Opens the generation that `LIVE` names, makes the first one if there is none, and removes what a
+    /// crash left of others.
+    pub fn open(dir: &Path) -> Result<StateStore, StoreError> {
+        fs::create_dir_all(dir).map_err(io(dir))?;
+        let number = match fs::read_to_string(dir.join(LIVE)) {
+            Ok(text) => text
+                .trim()
+                .parse::<u64>()
+                .map_err(|_| StoreError::Damaged(format!("{} names no generation", dir.join(LIVE).display())))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                write_durably(&dir.join(LIVE), b"1")?;
+                1
+            }
+            Err(e) => return Err(io(&dir.join(LIVE))(e)),
+        };
+        for other in numbers(dir)?.into_iter().filter(|other| *other != number) {
+            remove_dir(&path_of(dir, other))?;
+        }
+        let generation = Generation::open(&path_of(dir, number))?;
+        Ok(StateStore { dir: dir.to_owned(), live: RwLock::new(Arc::new(generation)) })
+    }
+
+    fn current(&self) -> Arc<Generation> {
+        self.live.read().clone()
+    }
+
+    /// Runs `read` over the rows as they are at this moment; what is applied meanwhile does not show.
+    pub fn read<T>(&self, read: impl FnOnce(&dyn View) -> T) -> T {
+        let generation = self.current();
+        let snapshot = generation.db.snapshot();
+        read(&SnapshotView { generation: &generation, snapshot })
+    }
+
+    /// Runs `read` over the newest rows, without the cost of a snapshot. For the one writer only.
+    pub fn read_latest<T>(&self, read: impl FnOnce(&dyn View) -> T) -> T {
+        let generation = self.current();
+        read(&LatestView(&generation))
+    }
+
+    /// Writes the changes and the mark in one batch, so that the rows never say anything else than what
+    /// the mark says has been applied. Not synced: after a crash the log is applied again from the mark.
+    pub fn write(&self, changes: &[Change], mark: &[u8]) -> Result<(), StoreError> {
+        let generation = self.current();
+        let mut batch = WriteBatch::default();
+        for change in changes {
+            let table = generation.table(change.table)?;
+            match &change.value {
+                Some(value) => batch.put_cf(table, &change.key, value),
+                None => batch.delete_cf(table, &change.key),
+            }
+        }
+        batch.put_cf(generation.table(Table::Meta)?, MARK_KEY, mark);
+        generation.db.write(batch).map_err(db("cannot write the state"))
+    }
+
+    /// The mark that was written last; `None` in a new state.
+    pub fn mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.current().mark()
+    }
+
+    /// Makes `path` a checkpoint of the state, durable with everything in it, and returns its mark. The
+    /// live state is then durable up to that mark too: the log behind it may be purged.
+    pub fn checkpoint(&self, path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+        let generation = self.current();
+        generation.db.flush_wal(true).map_err(db("cannot sync the state"))?;
+        Checkpoint::new(&generation.db)
+            .and_then(|checkpoint| checkpoint.create_checkpoint(path))
+            .map_err(db("cannot make a checkpoint"))?;
+        sync_dir(path.parent().unwrap_or(path))?;
+        mark_of_checkpoint(path)
+    }
+
+    /// Puts the state of a checkpoint in the place of this one. Readers that have begun go on with the
+    /// old one. After a crash in the middle, one or the other is there.
+    pub fn replace_with(&self, checkpoint: &Path) -> Result<(), StoreError> {
+        let mut live = self.live.write();
+        let number = 1 + numbers(&self.dir)?.into_iter().max().unwrap_or(0);
+        let path = path_of(&self.dir, number);
+        clone_database(checkpoint, &path)?;
+        let generation = Generation::open(&path)?;
+        sync_dir(&self.dir)?;
+        write_durably(&self.dir.join(LIVE), number.to_string().as_bytes())?;
+        std::mem::replace(&mut *live, Arc::new(generation)).folder.doom();
+        Ok(())
+    }
+}
+
+/// The mark inside a checkpoint.
+pub fn mark_of_checkpoint(path: &Path) -> Result<Option<Vec<u8>>, StoreError> {
+    let checkpoint = Generation::open_read_only(path)?;
+    match checkpoint.version()? {
+        Some(version) if version <= STATE_VERSION => checkpoint.mark(),
+        _ => Err(StoreError::Damaged("the snapshot's version is missing or newer than this program".into())),
+    }
+}
+
+fn path_of(dir: &Path, number: u64) -> PathBuf {
+    dir.join(number.to_string())
+}
+
+fn numbers(dir: &Path) -> Result<Vec<u64>, StoreError> {
+    let entries = fs::read_dir(dir).map_err(io(dir))?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect())
+}
+
+fn fault(error: impl std::fmt::Display) -> Fault {
+    Fault(error.to_string())
+}
+
+struct LatestView<'a>(&'a Generation);
+
+impl View for LatestView<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        self.0.db.get_cf(self.0.table(table).map_err(fault)?, key).map_err(fault)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Fault> {
+        if start >= end {
+            return Ok(());
+        }
+        let table = self.0.table(table).map_err(fault)?;
+        let mode = IteratorMode::From(start, Direction::Forward);
+        visit_rows(self.0.db.iterator_cf_opt(table, up_to(end), mode), visit)
+    }
+}
+
+struct SnapshotView<'a> {
+    generation: &'a Generation,
+    snapshot: SnapshotWithThreadMode<'a, DB>,
+}
+
+impl View for SnapshotView<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        self.snapshot.get_cf(self.generation.table(table).map_err(fault)?, key).map_err(fault)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Fault> {
+        if start >= end {
+            return Ok(());
+        }
+        let table = self.generation.table(table).map_err(fault)?;
+        let mode = IteratorMode::From(start, Direction::Forward);
+        visit_rows(self.snapshot.iterator_cf_opt(table, up_to(end), mode), visit)
+    }
+}
+
+fn up_to(end: &[u8]) -> ReadOptions {
+    let mut read = ReadOptions::default();
+    read.set_iterate_upper_bound(end);
+    read
+}
+
+type Row = Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>;
+
+fn visit_rows(
+    rows: impl Iterator<Item = Row>,
+    visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+) -> Result<(), Fault> {
+    for row in rows {
+        let (key, value) = row.map_err(fault)?;
+        if !visit(&key, &value) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(key: &[u8], value: &[u8]) -> Change {
+        Change { table: Table::Inodes, key: key.to_vec(), value: Some(value.to_vec()) }
+    }
+
+    fn rows(store: &StateStore) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let mut found = Vec::new();
+        store.read(|view| {
+            let mut visit = |key: &[u8], value: &[u8]| {
+                found.push((key.to_vec(), value.to_vec()));
+                true
+            };
+            view.scan(Table::Inodes, &[], &[0xff], &mut visit).unwrap();
+        });
+        found
+    }
+
+    #[test]
+    fn rows_and_mark_are_written_together_and_survive_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let store = StateStore::open(dir.path()).unwrap();
+            assert_eq!(store.mark().unwrap(), None);
+            store.write(&[put(b"a", b"1"), put(b"b", b"2")], b"mark 1").unwrap();
+            let gone = Change { value: None, ..put(b"a", b"") };
+            store.write(&[gone], b"mark 2").unwrap();
+        }
+        let store = StateStore::open(dir.path()).unwrap();
+        assert_eq!(rows(&store), [(b"b".to_vec(), b"2".to_vec())]);
+        assert_eq!(store.mark().unwrap().unwrap(), b"mark 2");
+    }
+
+    #[test]
+    fn a_checkpoint_keeps_its_moment_and_can_take_the_place_of_another_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let checkpoint = dir.path().join("checkpoint");
+        let first = StateStore::open(&dir.path().join("first")).unwrap();
+        first.write(&[put(b"a", b"1")], b"mark 1").unwrap();
+        assert_eq!(first.checkpoint(&checkpoint).unwrap().unwrap(), b"mark 1");
+        first.write(&[put(b"a", b"2")], b"mark 2").unwrap();
+
+        let second = StateStore::open(&dir.path().join("second")).unwrap();
+        second.write(&[put(b"z", b"9")], b"other").unwrap();
+        second.read(|before| {
+            second.replace_with(&checkpoint).unwrap();
+            // A reader that began before the swap still sees its own state.
+            assert_eq!(before.get(Table::Inodes, b"z").unwrap().unwrap(), b"9");
+        });
+        assert_eq!(rows(&second), [(b"a".to_vec(), b"1".to_vec())]);
+        assert_eq!(numbers(&dir.path().join("second")).unwrap().len(), 1);
+        second.write(&[put(b"b", b"3")], b"mark 3").unwrap();
+        drop(second);
+        let second = StateStore::open(&dir.path().join("second")).unwrap();
+        assert_eq!(second.mark().unwrap().unwrap(), b"mark 3");
+        // What the second state wrote did not reach the checkpoint.
+        assert_eq!(mark_of_checkpoint(&checkpoint).unwrap().unwrap(), b"mark 1");
+    }
+
+    #[test]
+    fn a_state_of_a_newer_program_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        {
+            let store = StateStore::open(dir.path()).unwrap();
+            let live = store.current();
+            let meta = live.table(Table::Meta).unwrap();
+            live.db.put_cf(meta, VERSION_KEY, (STATE_VERSION + 1).to_le_bytes()).unwrap();
+        }
+        assert!(matches!(StateStore::open(dir.path()), Err(StoreError::Damaged(_))));
+    }
+}
