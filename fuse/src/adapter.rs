@@ -293,7 +293,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let handle = handle_in(fh);
+        let (who, handle) = (requester(request), handle_in(fh));
         let size = data.len();
         let place = match flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
             true => Place::End,
@@ -306,7 +306,7 @@ impl Filesystem for Adapter {
         let span = tracing::debug_span!("write", request = request.unique().0, inode = ino.0, offset, size);
         self.spawn(
             span,
-            |fs| async move { fs.write(handle, place, payload).await },
+            |fs| async move { fs.write(who, handle, place, payload).await },
             move |result| match result {
                 Ok(written) => reply.written(written),
                 Err(error) => reply.error(errno(error)),

@@ -8,8 +8,10 @@ use super::caller::Requester;
 use super::errno::Errno;
 use super::handles::HandleId;
 
-/// The set-user-id and set-group-id bits.
-const SUID_SGID: u16 = 0o6000;
+const SET_USER_ID: u16 = 0o4000;
+const SET_GROUP_ID: u16 = 0o2000;
+const SUID_SGID: u16 = SET_USER_ID | SET_GROUP_ID;
+const GROUP_EXECUTE: u16 = 0o0010;
 
 impl Fs {
     /// With the size and times that this mount's own writes give it, whether or not they are committed.
@@ -43,6 +45,17 @@ impl Fs {
         }
     }
 
+    /// Takes from a file the set-id bits that a write by another than root takes away. The kernel does so itself, except
+    /// for writes past its cache.
+    pub async fn drop_privilege(&self, attr: &Attr) -> Result<(), Errno> {
+        let mode = attr.mode & !privilege(attr.mode);
+        if mode != attr.mode {
+            let set = SetAttr { mode: Some(mode), ..SetAttr::default() };
+            self.dfs.setattr(&Caller::ROOT, attr.inode, set, None).await?;
+        }
+        Ok(())
+    }
+
     pub async fn access(&self, who: Requester, inode: InodeId, mask: u8) -> Result<(), Errno> {
         Ok(self.dfs.access(&who.caller(), inode, mask).await?)
     }
@@ -50,6 +63,13 @@ impl Fs {
     pub async fn statfs(&self) -> Result<StatFs, Errno> {
         Ok(self.dfs.statfs().await?)
     }
+}
+
+/// The bits by which running a file gives its runner more rights. Set-group-id on a file that the group cannot execute is
+/// an old mark of mandatory locking and stays.
+fn privilege(mode: u16) -> u16 {
+    let group = if mode & GROUP_EXECUTE != 0 { mode & SET_GROUP_ID } else { 0 };
+    mode & SET_USER_ID | group
 }
 
 /// Whether a change of mode only takes set-id bits away. When somebody writes to a file that carries them, the
@@ -101,6 +121,13 @@ mod tests {
         assert!(!drops_privilege(&attr(0o4755), &mode(0o2755)));
         assert!(!drops_privilege(&attr(0o4755), &mode(0o0777)));
         assert!(!drops_privilege(&attr(0o4755), &mode(0o0700)));
+    }
+
+    #[test]
+    fn a_write_takes_privilege_and_nothing_else() {
+        assert_eq!(privilege(0o6777), 0o6000);
+        assert_eq!(privilege(0o2644), 0);
+        assert_eq!(privilege(0o1755), 0);
     }
 
     #[test]

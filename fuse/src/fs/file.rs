@@ -111,13 +111,18 @@ impl Fs {
     }
 
     /// How many bytes were taken: all of them, or an error.
-    pub async fn write(&self, handle: HandleId, place: Place, payload: Payload) -> Result<u32, Errno> {
+    pub async fn write(&self, who: Requester, handle: HandleId, place: Place, payload: Payload) -> Result<u32, Errno> {
         let open = self.handles.file(handle)?;
         let (bytes, _room) = payload.into_parts();
         let len = bytes.len() as u32;
         self.open_inodes.changed(open.file.inode());
         match place {
-            Place::End => open.file.write(0, bytes).await?,
+            Place::End => {
+                if who.uid != 0 {
+                    self.drop_privilege(&open.file.attr()).await?;
+                }
+                open.file.write(0, bytes).await?;
+            }
             Place::At(offset) => open.positioned(&self.dfs).await?.write(offset, bytes).await?,
         }
         Ok(len)

@@ -1,0 +1,177 @@
+//! What one mount sees of what another does.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::{expect_errno, names_in, noise, on_two_mounts, set_mode};
+
+const NEXT_LOOKUP: &str = "A namespace operation that has returned is seen by every other mount at its next look-up.";
+const CLOSE_TO_OPEN: &str = "Files are close-to-open consistent between mounts: a file opened after another mount has \
+    closed it shows that mount's bytes.";
+
+#[test]
+fn namespace_changes_show_at_the_next_look_up() {
+    let Some((dir, other)) = on_two_mounts(NEXT_LOOKUP) else { return };
+    let (here, there) = (|name: &str| dir.path().join(name), |name: &str| other.join(name));
+    assert!(!there("a").exists());
+    fs::create_dir(here("a")).unwrap();
+    assert!(there("a").is_dir());
+    fs::write(there("a/f"), b"1").unwrap();
+    assert_eq!(names_in(&here("a")), ["f"]);
+    fs::rename(here("a/f"), here("g")).unwrap();
+    assert!(!there("a/f").exists());
+    assert!(there("g").exists());
+    set_mode(&here("g"), 0o4321);
+    assert_eq!(fs::metadata(there("g")).unwrap().mode() & 0o7777, 0o4321);
+    fs::hard_link(there("g"), there("h")).unwrap();
+    assert_eq!(fs::metadata(here("g")).unwrap().nlink(), 2);
+    fs::remove_file(here("g")).unwrap();
+    expect_errno(File::open(there("g")), Errno::NOENT);
+    fs::remove_dir(there("a")).unwrap();
+    expect_errno(fs::read_dir(here("a")), Errno::NOENT);
+}
+
+#[test]
+fn closed_bytes_show_at_the_next_open() {
+    let Some((dir, other)) = on_two_mounts(CLOSE_TO_OPEN) else { return };
+    let (here, there) = (dir.path().join("file"), other.join("file"));
+    for round in 0..10u64 {
+        let (writer, reader) = if round % 2 == 0 { (&here, &there) } else { (&there, &here) };
+        let bytes = noise(round, 300_000 + 1000 * round as usize);
+        fs::write(writer, &bytes).unwrap();
+        assert_eq!(fs::metadata(reader).unwrap().len(), bytes.len() as u64);
+        assert!(fs::read(reader).unwrap() == bytes, "round {round}");
+    }
+}
+
+/// Same size, so that only the version tells that the pages are old.
+#[test]
+fn an_overwrite_elsewhere_drops_cached_pages() {
+    let Some((dir, other)) = on_two_mounts(
+        "Pages that the kernel has cached are used again at the next `open` only if the file's version is the one they \
+         were read at",
+    ) else {
+        return;
+    };
+    let (here, there) = (dir.path().join("file"), other.join("file"));
+    fs::write(&here, noise(0, 100_000)).unwrap();
+    for round in 1..5 {
+        let before = fs::read(&there).unwrap();
+        assert!(fs::read(&there).unwrap() == before);
+        let file = OpenOptions::new().write(true).open(&here).unwrap();
+        file.write_all_at(&noise(round, 50_000), 20_000).unwrap();
+        drop(file);
+        assert!(fs::read(&there).unwrap()[20_000..70_000] == noise(round, 50_000), "round {round}");
+    }
+}
+
+#[test]
+fn a_handle_that_stays_open_does_not_bring_old_pages_back() {
+    let Some((dir, other)) = on_two_mounts(CLOSE_TO_OPEN) else { return };
+    let (here, there) = (dir.path().join("file"), other.join("file"));
+    fs::write(&here, noise(1, 500_000)).unwrap();
+    let old = File::open(&there).unwrap();
+    let mut bytes = vec![0; 100_000];
+    old.read_exact_at(&mut bytes, 0).unwrap();
+
+    fs::write(&here, noise(2, 500_000)).unwrap();
+    assert!(fs::read(&there).unwrap() == noise(2, 500_000));
+    // Whatever the old handle shows must not be what a new one gets to see.
+    let _ = old.read_at(&mut bytes, 200_000).unwrap();
+    fs::write(&here, noise(3, 500_000)).unwrap();
+    let _ = old.read_at(&mut bytes, 300_000).unwrap();
+    assert!(fs::read(&there).unwrap() == noise(3, 500_000));
+}
+
+#[test]
+fn synced_bytes_show_elsewhere_before_close() {
+    let Some((dir, other)) = on_two_mounts("When `fsync` or `fdatasync` has returned") else { return };
+    let mut file = File::create(dir.path().join("file")).unwrap();
+    file.write_all(b"synced").unwrap();
+    file.sync_all().unwrap();
+    assert_eq!(fs::read(other.join("file")).unwrap(), b"synced");
+}
+
+#[test]
+fn appends_from_two_mounts_do_not_overwrite_one_another() {
+    let Some((dir, other)) = on_two_mounts("two mounts that append never overwrite one another") else { return };
+    const RECORDS: usize = 200;
+    let append = |dir: &Path, tag: char| {
+        let mut log = OpenOptions::new().append(true).create(true).open(dir.join("log")).unwrap();
+        for number in 0..RECORDS {
+            let record = format!("{tag}{number:062}\n");
+            assert_eq!(log.write(record.as_bytes()).unwrap(), 64);
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| append(dir.path(), 'a'));
+        scope.spawn(|| append(&other, 'b'));
+    });
+
+    let log = fs::read_to_string(dir.path().join("log")).unwrap();
+    assert_eq!(log.len(), 2 * RECORDS * 64);
+    for tag in ['a', 'b'] {
+        let numbers: Vec<usize> =
+            log.lines().filter_map(|line| line.strip_prefix(tag)).map(|line| line.parse().unwrap()).collect();
+        assert!(numbers.iter().copied().eq(0..RECORDS), "records of {tag} are whole and in order");
+    }
+    assert_eq!(fs::read_to_string(other.join("log")).unwrap(), log);
+}
+
+#[test]
+fn exclusive_creation_has_one_winner() {
+    let Some((dir, other)) = on_two_mounts("`O_CREAT | O_EXCL` succeeds for exactly one of all callers on all mounts.")
+    else {
+        return;
+    };
+    for round in 0..20 {
+        let name = format!("lock{round}");
+        let attempt = |dir: &Path| match File::create_new(dir.join(&name)) {
+            Ok(_) => 1,
+            Err(error) => {
+                assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+                0
+            }
+        };
+        let winners: usize = std::thread::scope(|scope| {
+            let tries: Vec<_> =
+                [dir.path(), &other, dir.path(), &other].map(|dir| scope.spawn(move || attempt(dir))).into();
+            tries.into_iter().map(|attempt| attempt.join().unwrap()).sum()
+        });
+        assert_eq!(winners, 1);
+    }
+}
+
+#[test]
+fn locks_stay_on_their_mount() {
+    let Some((dir, other)) = on_two_mounts(
+        "`flock` and `fcntl` locks are kept by each kernel: they exclude processes on one mount and do not reach other \
+         mounts.",
+    ) else {
+        return;
+    };
+    let open = |dir: &Path| OpenOptions::new().write(true).create(true).truncate(false).open(dir.join("lock")).unwrap();
+    let held = open(dir.path());
+    flock(&held, FlockOperation::LockExclusive).unwrap();
+    assert_eq!(flock(open(dir.path()), FlockOperation::NonBlockingLockExclusive), Err(Errno::WOULDBLOCK));
+    flock(open(&other), FlockOperation::NonBlockingLockExclusive).unwrap();
+}
+
+#[test]
+fn a_deleted_file_is_gone_for_new_opens_only() {
+    let Some((dir, other)) = on_two_mounts("That holds for descriptors on the mount that removed the name") else {
+        return;
+    };
+    fs::write(dir.path().join("file"), b"still here").unwrap();
+    let mut open = File::open(dir.path().join("file")).unwrap();
+    fs::remove_file(dir.path().join("file")).unwrap();
+    expect_errno(File::open(other.join("file")), Errno::NOENT);
+    let mut text = String::new();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "still here");
+}
