@@ -1,7 +1,113 @@
-use crate::command::{Applied, Command};
+//! Dispatches commands. What each does is in its own file under `ops`.
+
+use dfs_proto::msg::meta::{Op, OpReply};
+use dfs_proto::{Caller, RequestId, SessionId, Timestamp, WireError};
+
+use crate::command::{Applied, Body, Command, Outcome, Reply};
+use crate::dedup::{self, Request};
+use crate::ops::make::Make;
+use crate::ops::rename::Rename;
+use crate::ops::{
+    allocate, commit, datanode, genesis, link, reclaim, release, replica, rmdir, session, set_attr, unlink,
+};
+use crate::tx::{Failure, Tx};
 use crate::view::{Fault, View};
 
-/// Applies a batch of commands.
-pub fn apply(_view: &dyn View, _commands: &[Command]) -> Result<Applied, Fault> {
-    Ok(Applied::default())
+/// On whose behalf an operation is done.
+pub(crate) struct Client<'a> {
+    pub session: SessionId,
+    pub caller: &'a Caller,
+    pub now: Timestamp,
+}
+
+/// Applies a batch. Later commands see what earlier ones did. A refused command changes nothing; a
+/// fault ends everything, and none of the batch may be written.
+pub fn apply(view: &dyn View, commands: &[Command]) -> Result<Applied, Fault> {
+    let mut tx = Tx::open(view)?;
+    let mut outcomes = Vec::with_capacity(commands.len());
+    for command in commands {
+        outcomes.push(apply_one(&mut tx, command)?);
+        tx.keep();
+    }
+    let (changes, events) = tx.finish()?;
+    Ok(Applied { outcomes, changes, events })
+}
+
+fn apply_one(tx: &mut Tx<'_>, command: &Command) -> Result<Outcome, Fault> {
+    let now = command.now;
+    match &command.body {
+        Body::Client { id, acked_below, caller, op, placement } => {
+            let client = Client { session: id.session, caller, now };
+            let outcome = once(tx, *id, *acked_below, |tx| operate(tx, &client, op, placement))?;
+            Ok(outcome.map(Reply::Op))
+        }
+        body => tx.attempt(|tx| administer(tx, now, body)),
+    }
+}
+
+/// Does a client's request unless it was done before.
+fn once<'v>(
+    tx: &mut Tx<'v>,
+    id: RequestId,
+    acked_below: u64,
+    operate: impl FnOnce(&mut Tx<'v>) -> Result<OpReply, Failure>,
+) -> Result<Result<OpReply, WireError>, Fault> {
+    match dedup::admit(tx, id, acked_below)? {
+        Request::Answered(outcome) => Ok(outcome),
+        Request::New => {
+            let outcome = tx.attempt(operate)?;
+            dedup::remember(tx, id, &outcome)?;
+            Ok(outcome)
+        }
+    }
+}
+
+fn operate(
+    tx: &mut Tx<'_>,
+    client: &Client<'_>,
+    op: &Op,
+    placement: &[Vec<dfs_proto::NodeId>],
+) -> Result<OpReply, Failure> {
+    match op {
+        Op::Make { parent, name, node, mode, exclusive, open, replication } => Make {
+            parent: *parent,
+            name,
+            node,
+            mode: *mode,
+            exclusive: *exclusive,
+            open: *open,
+            replication: *replication,
+        }
+        .apply(tx, client),
+        Op::Link { inode, parent, name } => link::apply(tx, client, *inode, *parent, name),
+        Op::Unlink { parent, name, hold } => unlink::apply(tx, client, *parent, name, *hold),
+        Op::Rmdir { parent, name } => rmdir::apply(tx, client, *parent, name),
+        Op::Rename { from_parent, from_name, to_parent, to_name, mode, hold } => {
+            Rename { from_parent: *from_parent, from_name, to_parent: *to_parent, to_name, mode: *mode, hold: *hold }
+                .apply(tx, client)
+        }
+        Op::SetAttr { inode, set, grant } => set_attr::apply(tx, client, *inode, set, grant.is_some()),
+        Op::Release { inodes } => release::apply(tx, client, inodes),
+        Op::AllocateChunks { count, replication, avoid: _ } => {
+            allocate::apply(tx, client, *count, *replication, placement)
+        }
+        Op::Commit { chunks, files } => commit::apply(tx, client, chunks, files),
+        Op::CloseSession => session::close(tx, client.session),
+    }
+}
+
+fn administer(tx: &mut Tx<'_>, now: Timestamp, body: &Body) -> Result<Reply, Failure> {
+    match body {
+        Body::Genesis { cluster, default_replication, min_copies, lease_ms, key } => {
+            genesis::apply(tx, now, *cluster, *default_replication, *min_copies, *lease_ms, key)
+        }
+        Body::OpenSession { description, holder } => session::open(tx, now, description, *holder),
+        Body::ExpireSessions { sessions } => session::expire(tx, sessions),
+        Body::PutDatanode { node, addr } => datanode::put(tx, *node, *addr),
+        Body::AddReplica { chunk, epoch, len, node } => replica::add(tx, *chunk, *epoch, *len, *node),
+        Body::DropReplica { chunk, epoch, node } => replica::drop(tx, *chunk, *epoch, *node),
+        Body::RotateKey { key } => genesis::rotate_key(tx, key),
+        Body::Reclaim { inodes, extents_max } => reclaim::apply(tx, inodes, *extents_max),
+        Body::Client { .. } => Err(Failure::Fault(Fault("a client's request is not dispatched here".into()))),
+    }
 }

@@ -15,6 +15,16 @@ pub mod rows;
 pub mod view;
 
 mod apply;
+mod chunks;
+mod dedup;
+mod extents;
+mod ops;
+mod permission;
+#[cfg(test)]
+mod testing;
+mod tree;
+mod tx;
+mod usage;
 
 pub use apply::apply;
 pub use command::{Applied, Body, Command, Event, Outcome, Reply};

@@ -1,11 +1,20 @@
-//! Linearizable reads: what clients ask, answered from one view.
+//! Linearizable reads: what clients ask, answered from one view, with the permissions that Linux asks for.
 
-use dfs_proto::msg::admin::{FileInfo, Liveness};
-use dfs_proto::msg::meta::{Answer, Op, OpReply, Query, StatFs};
-use dfs_proto::{Caller, InodeId, NodeId, SessionId, Timestamp, WireError};
+mod locate;
 
+use dfs_proto::limits::READDIR_PAGE_MAX;
+use dfs_proto::msg::admin::{ChunkInfo, FileInfo, Liveness};
+use dfs_proto::msg::meta::{Answer, DirEntry, DirPage, Op, Query, StatFs};
+use dfs_proto::{Caller, ErrorKind, Grant, InodeId, Name, NodeId, SessionId, Timestamp, WireError};
+
+use crate::permission::{self, EXECUTE, READ, WRITE};
 use crate::placement::NodeView;
+use crate::rows::{self, Content};
+use crate::tree;
+use crate::tx::{Failure, refuse};
 use crate::view::{Fault, View};
+
+pub use locate::sign_reply;
 
 /// Who asks, and when.
 #[derive(Clone, Copy, Debug)]
@@ -21,41 +30,176 @@ pub struct Asker<'a> {
 /// Answers a client's query. Capabilities are good for 10 minutes; replicas on live nodes come first.
 /// `Query::StatFs` gets the number of files and zeros for the bytes: see [`stat_fs`].
 pub fn answer(
-    _view: &dyn View,
-    _asker: &Asker<'_>,
-    _query: &Query,
-    _nodes: &dyn Fn(NodeId) -> Liveness,
+    view: &dyn View,
+    asker: &Asker<'_>,
+    query: &Query,
+    nodes: &dyn Fn(NodeId) -> Liveness,
 ) -> Result<Result<Answer, WireError>, Fault> {
-    unimplemented!()
+    settle(require_session(view, asker.session, asker.holder).and_then(|()| match query {
+        Query::Lookup { parent, name } => look_up(view, asker, *parent, name),
+        Query::GetAttr { inode } => Ok(Answer::Attr(tree::live_inode(view, *inode)?.attr(*inode))),
+        Query::ReadLink { inode } => read_link(view, *inode),
+        Query::ReadDir { inode, after, limit, attrs } => read_dir(view, asker, *inode, *after, *limit, *attrs),
+        Query::Open { inode, read, write } => open(view, asker, *inode, *read, *write),
+        Query::Locate { inode, grant, offset, len } => locate::locate(view, asker, nodes, *inode, grant, *offset, *len),
+        Query::LocateChunks { inode, grant, chunks } => {
+            locate::locate_chunks(view, asker, nodes, *inode, grant, chunks)
+        }
+        Query::StatFs => Ok(Answer::StatFs(stat_fs(view, &[])?)),
+        Query::Access { inode, mask } => access(view, asker, *inode, *mask),
+    }))
+}
+
+/// Whether the session lives and belongs to this client. The server asks before it proposes a
+/// mutation; `answer` asks by itself.
+pub fn check_session(view: &dyn View, session: SessionId, holder: NodeId) -> Result<Result<(), WireError>, Fault> {
+    settle(require_session(view, session, holder))
 }
 
 /// Whether the grants in a mutation are genuine, this session's and for the right inodes. The leader
 /// asks before it proposes; `apply` relies on that.
-pub fn check_grants(_view: &dyn View, _session: SessionId, _op: &Op) -> Result<Result<(), WireError>, Fault> {
-    unimplemented!()
-}
-
-/// Puts append capabilities for the session's open chunks into a `Chunks` reply, and orders replicas.
-/// The leader calls it on every reply it sends, also on one that was remembered.
-pub fn sign_reply(
-    _view: &dyn View,
-    _asker: &Asker<'_>,
-    _reply: &mut OpReply,
-    _nodes: &dyn Fn(NodeId) -> Liveness,
-) -> Result<(), Fault> {
-    unimplemented!()
+pub fn check_grants(view: &dyn View, session: SessionId, op: &Op) -> Result<Result<(), WireError>, Fault> {
+    let keys = rows::capability_keys(view)?.0;
+    let check = |grant: &Grant, inode: InodeId| {
+        grant.check(&keys, inode, session, true).map_err(|refusal| forbidden_grant(inode, refusal))
+    };
+    Ok(match op {
+        Op::SetAttr { inode, grant: Some(grant), .. } => check(grant, *inode),
+        Op::Commit { files, .. } => files.iter().try_for_each(|file| check(&file.grant, file.inode)),
+        _ => Ok(()),
+    })
 }
 
 /// Space for `df`: of the live nodes' disks, divided by the default replication.
-pub fn stat_fs(_view: &dyn View, _nodes: &[NodeView]) -> Result<StatFs, Fault> {
-    unimplemented!()
+pub fn stat_fs(view: &dyn View, nodes: &[NodeView]) -> Result<StatFs, Fault> {
+    let copies = rows::config(view)?.map_or(1, |config| u64::from(config.default_replication.max(1)));
+    let counts = rows::totals(view)?.counts;
+    let sum = |bytes: fn(&NodeView) -> u64| {
+        let live = nodes.iter().filter(|node| node.liveness == Liveness::Live);
+        live.fold(0u64, |total, node| total.saturating_add(bytes(node))) / copies
+    };
+    Ok(StatFs {
+        total_bytes: sum(|node| node.total_bytes),
+        free_bytes: sum(|node| node.free_bytes),
+        files: counts.files + counts.directories + counts.symlinks_and_specials,
+    })
 }
 
 /// The extents of a file and the replicas behind them, for administrators.
 pub fn file_info(
-    _view: &dyn View,
-    _inode: InodeId,
-    _nodes: &dyn Fn(NodeId) -> Liveness,
+    view: &dyn View,
+    inode: InodeId,
+    nodes: &dyn Fn(NodeId) -> Liveness,
 ) -> Result<Result<FileInfo, WireError>, Fault> {
-    unimplemented!()
+    let info = || -> Result<FileInfo, Failure> {
+        tree::live_inode(view, inode)?;
+        let extents = rows::extents_touching(view, inode, 0, u64::MAX)?;
+        let ids: std::collections::BTreeSet<_> = extents.iter().map(|extent| extent.chunk).collect();
+        let mut chunks = Vec::new();
+        for chunk in ids {
+            let Some(row) = rows::chunk(view, chunk)? else { continue };
+            chunks.push(ChunkInfo {
+                chunk,
+                epoch: row.epoch,
+                len: row.len,
+                live_bytes: row.live_bytes,
+                sealed: row.is_sealed(),
+                target: row.target,
+                replicas: row.replicas.iter().map(|node| (*node, nodes(*node))).collect(),
+            });
+        }
+        Ok(FileInfo { extents, chunks })
+    };
+    settle(info())
 }
+
+fn require_session(view: &dyn View, session: SessionId, holder: NodeId) -> Result<(), Failure> {
+    match rows::session(view, session)? {
+        None => Err(refuse(ErrorKind::SessionExpired, "the session has ended")),
+        Some(row) if row.holder != holder => {
+            Err(refuse(ErrorKind::Forbidden, format!("session {session} is another client's")))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn look_up(view: &dyn View, asker: &Asker<'_>, parent: InodeId, name: &Name) -> Result<Answer, Failure> {
+    let directory = tree::directory(view, parent)?;
+    permission::require(&directory, asker.caller, EXECUTE)?;
+    let entry = tree::entry(view, parent, name)?;
+    Ok(Answer::Attr(tree::named_inode(view, &entry)?.attr(entry.inode)))
+}
+
+fn read_link(view: &dyn View, inode: InodeId) -> Result<Answer, Failure> {
+    match tree::live_inode(view, inode)?.content {
+        Content::Symlink { target } => Ok(Answer::Target(target)),
+        _ => Err(refuse(ErrorKind::InvalidArgument, "not a symlink")),
+    }
+}
+
+fn read_dir(
+    view: &dyn View,
+    asker: &Asker<'_>,
+    inode: InodeId,
+    after: u64,
+    limit: u32,
+    attrs: bool,
+) -> Result<Answer, Failure> {
+    let directory = tree::directory(view, inode)?;
+    permission::require(&directory, asker.caller, READ)?;
+    let Content::Directory { parent, .. } = directory.content else {
+        return Err(refuse(ErrorKind::NotADirectory, "not a directory"));
+    };
+    // What is behind a name is for those who may search the directory; its names for those who may read it.
+    let attrs = attrs && permission::allows(&directory, asker.caller, EXECUTE);
+    let limit = limit.clamp(1, READDIR_PAGE_MAX) as usize;
+    let mut listed = rows::list_dir(view, inode, after, limit + 1)?;
+    let end = listed.len() <= limit;
+    listed.truncate(limit);
+    let mut entries = Vec::with_capacity(listed.len());
+    for (cookie, row) in listed {
+        let attr = match attrs {
+            true => rows::inode(view, row.inode)?.map(|found| found.attr(row.inode)),
+            false => None,
+        };
+        entries.push(DirEntry { name: row.name, inode: row.inode, kind: row.kind, cookie, attr });
+    }
+    Ok(Answer::Page(DirPage { parent, entries, end }))
+}
+
+fn open(view: &dyn View, asker: &Asker<'_>, inode: InodeId, read: bool, write: bool) -> Result<Answer, Failure> {
+    let row = tree::live_inode(view, inode)?;
+    if write && row.is_directory() {
+        return Err(refuse(ErrorKind::IsADirectory, "a directory is not opened for writing"));
+    }
+    permission::require(&row, asker.caller, READ * u8::from(read) + WRITE * u8::from(write))?;
+    let keys = rows::capability_keys(view)?;
+    let grant = Grant::sign(keys.newest()?, inode, asker.session, read, write);
+    Ok(Answer::Opened { attr: row.attr(inode), grant })
+}
+
+fn access(view: &dyn View, asker: &Asker<'_>, inode: InodeId, mask: u8) -> Result<Answer, Failure> {
+    let row = tree::live_inode(view, inode)?;
+    permission::require(&row, asker.caller, mask & (READ | WRITE | EXECUTE))?;
+    Ok(Answer::Attr(row.attr(inode)))
+}
+
+/// A grant under a retired key can be renewed by opening again; any other refusal is final.
+fn forbidden_grant(inode: InodeId, refusal: dfs_proto::Refusal) -> WireError {
+    let kind = match refusal {
+        dfs_proto::Refusal::UnknownKey | dfs_proto::Refusal::Expired => ErrorKind::CapabilityExpired,
+        dfs_proto::Refusal::Forged | dfs_proto::Refusal::Mismatch => ErrorKind::Forbidden,
+    };
+    WireError::new(kind, format!("grant for inode {inode}: {refusal}"))
+}
+
+fn settle<T>(result: Result<T, Failure>) -> Result<Result<T, WireError>, Fault> {
+    match result {
+        Ok(done) => Ok(Ok(done)),
+        Err(Failure::Refused(error)) => Ok(Err(error)),
+        Err(Failure::Fault(fault)) => Err(fault),
+    }
+}
+
+#[cfg(test)]
+mod tests;

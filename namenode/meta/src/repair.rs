@@ -1,9 +1,24 @@
 //! Plans copies and drops so that every sealed chunk gets back the replicas it should have.
+//!
+//! The order is by risk: chunks of which one copy is left, then those below `min_copies`, then the
+//! rest. A replica counts while its node lives; one on a node that is silent but not given up, or that
+//! left in order a short while ago, counts too unless only one live copy is left. A copy is planned
+//! from live holders to the live node with most room, within each node's budget. A replica is dropped
+//! only if, without it, as many live and confirmed good ones as wanted remain (or, if it is itself bad,
+//! at least one).
+//!
+//! What is planned names everything, with the epoch: carried out late or twice, it does no harm.
 
+mod check;
+mod plan;
 mod view;
 
+pub use check::check;
+pub use plan::plan;
+pub(crate) use view::count;
 pub use view::{ChunkView, Flight, NodeView, candidates, health};
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use dfs_proto::{ChunkId, Epoch, NodeId};
@@ -17,7 +32,7 @@ pub struct Policy {
     /// The same, for chunks of which one copy is left.
     pub urgent_copies_in_per_node: u32,
     pub urgent_copies_out_per_node: u32,
-    /// Replicas dropped by one plan.
+    /// Replicas dropped by one plan: bounds the commands that one pass proposes.
     pub drops_per_pass: u32,
     /// A node that left in order gets so long to come back before its data is copied again.
     pub leaving_grace_ms: u64,
@@ -96,12 +111,14 @@ impl fmt::Display for Risk {
 pub enum Reason {
     NoLiveSource,
     NoNodeWithoutReplica,
+    /// The nodes without a replica are full or take no writes.
     NoRoom,
     BudgetUsedUp(NodeId),
     LeftInOrder(NodeId),
     Silent(NodeId),
     CopyUnderWay,
     DropBudgetUsedUp,
+    /// A superfluous replica stays until this node has confirmed its own.
     Unconfirmed(NodeId),
 }
 
@@ -124,16 +141,16 @@ impl fmt::Display for Reason {
 impl Plan {
     /// Why chunks wait: a sentence and how many chunks, most first.
     pub fn wait_summary(&self) -> Vec<(String, u64)> {
-        unimplemented!()
+        let mut counted: BTreeMap<String, u64> = BTreeMap::new();
+        for wait in &self.waits {
+            *counted.entry(wait.reason.to_string()).or_default() += 1;
+        }
+        let mut summary: Vec<_> = counted.into_iter().collect();
+        // Stable: equal numbers stay in the order of their texts.
+        summary.sort_by_key(|(_, chunks)| std::cmp::Reverse(*chunks));
+        summary
     }
 }
 
-/// Plans one pass over `chunks` (see [`candidates`]).
-pub fn plan(_chunks: &[ChunkView], _nodes: &[NodeView], _policy: &Policy) -> Plan {
-    unimplemented!()
-}
-
-/// Recounts a plan without planning: says what is wrong with it.
-pub fn check(_plan: &Plan, _chunks: &[ChunkView], _nodes: &[NodeView], _policy: &Policy) -> Result<(), String> {
-    unimplemented!()
-}
+#[cfg(test)]
+mod tests;

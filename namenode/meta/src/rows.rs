@@ -106,6 +106,14 @@ fn scan_prefix<R: Row>(view: &dyn View, prefix: &[u8], visit: &mut dyn FnMut(&[u
     scan(view, prefix, &prefix_end(prefix), visit)
 }
 
+/// Visits a whole table with its keys' bytes. For checks; everything else knows where to look.
+pub(crate) fn scan_all<R: Row>(view: &dyn View, visit: &mut dyn FnMut(&[u8], R)) -> Result<(), Fault> {
+    scan_prefix::<R>(view, &[], &mut |key, row| {
+        visit(key, row);
+        true
+    })
+}
+
 /// The lowest key behind every key that begins with `prefix`.
 fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();

@@ -1,0 +1,218 @@
+//! Extents, chunks and replicas.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dfs_proto::chunk::{digest_shard, replica_digest};
+use dfs_proto::limits::{CHUNK_MAX, REPLICATION_MAX};
+use dfs_proto::msg::admin::ProblemKind;
+use dfs_proto::{ChunkId, Extent, InodeId, NodeId};
+
+use super::Findings;
+use super::tree::{Tree, number_at};
+use crate::extents;
+use crate::rows::{self, AttentionRow, ChunkFileRow, ChunkRow, Content, ExtentRow, NodeChunkRow, NodeDigestRow};
+use crate::view::{Fault, View};
+
+pub(super) struct Storage {
+    pub chunks: BTreeMap<ChunkId, ChunkRow>,
+    /// Bytes of each chunk that each file uses, counted from the extents.
+    usage: BTreeMap<(ChunkId, InodeId), u64>,
+}
+
+impl Storage {
+    /// Reads extents and chunks, and checks every table about them.
+    pub fn load(view: &dyn View, tree: &Tree, found: &mut Findings) -> Result<Storage, Fault> {
+        let mut storage = Storage { chunks: BTreeMap::new(), usage: BTreeMap::new() };
+        rows::chunks(view, &mut |chunk, row| {
+            storage.chunks.insert(chunk, row);
+        })?;
+        storage.check_extents(view, tree, found)?;
+        storage.check_chunks(view, tree, found)?;
+        storage.check_nodes(view, found)?;
+        storage.check_attention(view, found)?;
+        Ok(storage)
+    }
+
+    /// Chunks that any of the files uses.
+    pub fn used_by(&self, inodes: &BTreeSet<InodeId>) -> BTreeSet<ChunkId> {
+        self.usage.keys().filter(|(_, inode)| inodes.contains(inode)).map(|(chunk, _)| *chunk).collect()
+    }
+
+    /// Which files are hurt by replicas that do not answer.
+    pub fn check_files(&self, tree: &Tree, live: &dyn Fn(NodeId) -> bool, found: &mut Findings) {
+        for (chunk, row) in &self.chunks {
+            let copies = row.replicas.iter().filter(|node| live(**node)).count();
+            let users = || self.usage.range((*chunk, InodeId(0))..=(*chunk, InodeId(u64::MAX)));
+            if copies == 0 {
+                for ((_, inode), bytes) in users() {
+                    let kind = tree.inodes.get(inode).map(|row| row.kind());
+                    let text = format!(
+                        "{bytes} bytes of {kind:?} {inode} are in chunk {chunk}, and none of its nodes {} answers",
+                        list(&row.replicas),
+                    );
+                    found.chunk(ProblemKind::Missing, *chunk, Some(*inode), text);
+                }
+            } else if row.is_sealed() && copies < usize::from(row.target) {
+                let first = users().next().map(|((_, inode), _)| *inode);
+                let text = format!(
+                    "chunk {chunk} has {copies} live copies of {} wanted, and {} files use it",
+                    row.target,
+                    users().count(),
+                );
+                found.chunk(ProblemKind::UnderReplicated, *chunk, first, text);
+            }
+        }
+    }
+
+    fn check_extents(&mut self, view: &dyn View, tree: &Tree, found: &mut Findings) -> Result<(), Fault> {
+        let mut files: BTreeMap<InodeId, Vec<Extent>> = BTreeMap::new();
+        rows::scan_all::<ExtentRow>(view, &mut |key, row| {
+            let end = number_at(key, 8);
+            let start = end.and_then(|end| end.checked_sub(u64::from(row.len)));
+            match number_at(key, 0).map(InodeId).zip(start) {
+                None => found.broken(format!("extent key {key:02x?} does not fit its row {row:?}")),
+                Some((inode, file_offset)) => {
+                    let ExtentRow { chunk, chunk_offset, len } = row;
+                    files.entry(inode).or_default().push(Extent { file_offset, chunk, chunk_offset, len });
+                    *self.usage.entry((chunk, inode)).or_default() += u64::from(len);
+                }
+            }
+        })?;
+        let committed = |chunk| self.chunks.get(&chunk).map(|row| row.len);
+        for (inode, row) in &tree.inodes {
+            let extents = files.remove(inode).unwrap_or_default();
+            match row.content {
+                Content::File { size_bytes, mapped_bytes, .. } => {
+                    if let Err(what) = extents::check(&extents, size_bytes, &committed) {
+                        found.broken_inode(*inode, what);
+                    }
+                    let recounted = extents::mapped_bytes(&extents);
+                    if recounted != mapped_bytes {
+                        let text = format!("inode {inode} counts {mapped_bytes} mapped bytes and has {recounted}");
+                        found.broken_inode(*inode, text);
+                    }
+                }
+                _ if !extents.is_empty() => {
+                    found.broken_inode(*inode, format!("inode {inode} has extents and is no file"))
+                }
+                _ => {}
+            }
+        }
+        for inode in files.keys() {
+            found.broken_inode(*inode, format!("there are extents of inode {inode}, which is gone"));
+        }
+        Ok(())
+    }
+
+    /// Chunk rows, and the files that each serves.
+    fn check_chunks(&self, view: &dyn View, tree: &Tree, found: &mut Findings) -> Result<(), Fault> {
+        let mut kept: BTreeMap<(ChunkId, InodeId), u64> = BTreeMap::new();
+        rows::scan_all::<ChunkFileRow>(view, &mut |key, row| match number_at(key, 0).zip(number_at(key, 8)) {
+            Some((chunk, inode)) => {
+                kept.insert((ChunkId(chunk), InodeId(inode)), row.bytes);
+            }
+            None => found.broken(format!("chunk-file key {key:02x?} is too short")),
+        })?;
+        for key in self.usage.keys().chain(kept.keys()).collect::<BTreeSet<_>>() {
+            if self.usage.get(key) != kept.get(key) {
+                let text = format!(
+                    "inode {} uses {:?} bytes of chunk {} and is counted for {:?}",
+                    key.1,
+                    self.usage.get(key),
+                    key.0,
+                    kept.get(key),
+                );
+                found.chunk(ProblemKind::Inconsistent, key.0, Some(key.1), text);
+            }
+        }
+
+        let next_chunk = rows::totals(view)?.next_chunk;
+        let mut live: BTreeMap<ChunkId, (u64, u8)> = BTreeMap::new();
+        for ((chunk, inode), bytes) in &self.usage {
+            let (live, wanted) = live.entry(*chunk).or_default();
+            *live += bytes;
+            *wanted = tree.inodes.get(inode).map_or(*wanted, |row| row.attr(*inode).replication.max(*wanted));
+        }
+        for (chunk, row) in &self.chunks {
+            let (live, wanted) = live.remove(chunk).unwrap_or_default();
+            if row.live_bytes != live {
+                found
+                    .broken_chunk(*chunk, format!("chunk {chunk} counts {} live bytes and has {live}", row.live_bytes));
+            }
+            if row.is_sealed() && live == 0 {
+                found.broken_chunk(*chunk, format!("chunk {chunk} is sealed and serves no file"));
+            }
+            if row.len > CHUNK_MAX || row.live_bytes > u64::from(row.len) {
+                found.broken_chunk(*chunk, format!("chunk {chunk} has {} live of {} bytes", row.live_bytes, row.len));
+            }
+            if row.target < wanted.max(1) || row.target > REPLICATION_MAX {
+                let text = format!("chunk {chunk} is to have {} copies and its files want {wanted}", row.target);
+                found.broken_chunk(*chunk, text);
+            }
+            if row.replicas.is_empty() || row.replicas.iter().collect::<BTreeSet<_>>().len() != row.replicas.len() {
+                found.broken_chunk(*chunk, format!("chunk {chunk} is on nodes {}", list(&row.replicas)));
+            }
+            if *chunk >= next_chunk {
+                found.broken_chunk(*chunk, format!("chunk {chunk} has a number that was not given out"));
+            }
+        }
+        for chunk in live.keys() {
+            found.broken_chunk(*chunk, format!("extents name chunk {chunk}, which does not exist"));
+        }
+        Ok(())
+    }
+
+    /// What each node keeps, and its digests.
+    fn check_nodes(&self, view: &dyn View, found: &mut Findings) -> Result<(), Fault> {
+        let mut expected: BTreeSet<Vec<u8>> = BTreeSet::new();
+        let mut digests: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+        let registered: BTreeSet<NodeId> = rows::datanodes(view)?.into_iter().map(|(node, _)| node).collect();
+        for (chunk, row) in &self.chunks {
+            for node in &row.replicas {
+                if !registered.contains(node) {
+                    found.broken_chunk(*chunk, format!("chunk {chunk} is on node {node}, which is not registered"));
+                }
+                expected.insert(NodeChunkRow::key(*node, *chunk).into_bytes());
+                if row.is_sealed() {
+                    let shard = NodeDigestRow::key(*node, digest_shard(*chunk)).into_bytes();
+                    *digests.entry(shard).or_default() ^= replica_digest(*chunk, row.epoch, row.len);
+                }
+            }
+        }
+        digests.retain(|_, digest| *digest != 0);
+
+        rows::scan_all::<NodeChunkRow>(view, &mut |key, _| {
+            if !expected.remove(key) {
+                found.broken(format!("a node is counted for a chunk that it does not have: {key:02x?}"));
+            }
+        })?;
+        for key in expected {
+            found.broken(format!("a node is not counted for a chunk that it has: {key:02x?}"));
+        }
+        rows::scan_all::<NodeDigestRow>(view, &mut |key, row| {
+            let recounted = digests.remove(key).unwrap_or(0);
+            if recounted != row.digest {
+                found.broken(format!("digest {key:02x?} is {:x} and adds up to {recounted:x}", row.digest));
+            }
+        })?;
+        for key in digests.keys() {
+            found.broken(format!("digest {key:02x?} is missing"));
+        }
+        Ok(())
+    }
+
+    fn check_attention(&self, view: &dyn View, found: &mut Findings) -> Result<(), Fault> {
+        let mut noted = BTreeSet::new();
+        rows::scan_all::<AttentionRow>(view, &mut |key, _| noted.extend(number_at(key, 0).map(ChunkId)))?;
+        let needing = self.chunks.iter().filter(|(_, row)| row.needs_attention()).map(|(chunk, _)| *chunk);
+        let needing: BTreeSet<ChunkId> = needing.collect();
+        for chunk in noted.symmetric_difference(&needing) {
+            found.broken_chunk(*chunk, format!("whether chunk {chunk} needs attention is noted wrongly"));
+        }
+        Ok(())
+    }
+}
+
+fn list(nodes: &[NodeId]) -> String {
+    nodes.iter().map(|node| node.to_string()).collect::<Vec<_>>().join(", ")
+}

@@ -1,0 +1,138 @@
+use dfs_proto::Epoch;
+use dfs_proto::msg::admin::FsckReport;
+
+use super::*;
+use crate::rows::{AttentionRow, ChunkFileRow, ChunkRow, Content, DentryRow, InodeRow, Key, NodeChunkRow, Row};
+use crate::testing::{NODES, Rig, name};
+use crate::view::Change;
+
+const ROOT: InodeId = InodeId::ROOT;
+
+fn everything(rig: &Rig, live: &dyn Fn(NodeId) -> bool) -> FsckReport {
+    check(&rig.state, ROOT, live).unwrap()
+}
+
+/// A rig with a bit of everything.
+fn filled() -> (Rig, InodeId, ChunkId) {
+    let mut rig = Rig::new();
+    let dir = rig.mkdir(ROOT, "dir").inode;
+    let file = rig.write_new(dir, "file", 100);
+    let held = rig.write_new(ROOT, "held", 100);
+    rig.unlink(ROOT, "held", Some(held)).unwrap();
+    rig.allocate(1);
+    let chunk = rig.extents(file)[0].chunk;
+    (rig, file, chunk)
+}
+
+#[test]
+fn a_healthy_cluster_has_no_problems() {
+    let (rig, ..) = filled();
+    let report = everything(&rig, &|_| true);
+    assert_eq!((report.problems_total, report.counts), (0, rig.totals().counts));
+    assert_eq!((report.chunks.total, report.chunks.healthy, report.chunks.open), (3, 2, 1));
+}
+
+#[test]
+fn lost_files_are_named_with_their_paths() {
+    let (rig, file, chunk) = filled();
+    let report = everything(&rig, &|_| false);
+    let lost = report.problems.iter().find(|problem| problem.inode == Some(file)).unwrap();
+    assert_eq!((lost.kind, lost.chunk), (ProblemKind::Missing, Some(chunk)));
+    assert_eq!(lost.path.as_deref(), Some("/dir/file"));
+    assert_eq!(report.chunks.missing, 2);
+}
+
+#[test]
+fn short_chunks_are_told_apart_by_what_they_lack() {
+    let (rig, ..) = filled();
+    let one = everything(&rig, &|node| node == NODES[0]).chunks;
+    assert_eq!((one.under_replicated, one.one_copy, one.lacking_nodes), (2, 2, 2));
+    let two = everything(&rig, &|node| node != NODES[0]).chunks;
+    assert_eq!((two.under_replicated, two.one_copy, two.lacking_nodes), (2, 0, 0));
+}
+
+#[test]
+fn a_subtree_is_checked_alone() {
+    let (mut rig, file, _) = filled();
+    let elsewhere = rig.write_new(ROOT, "elsewhere", 50);
+    let report = check(&rig.state, rig.lookup(ROOT, "dir").unwrap().inode, &|_| false).unwrap();
+    assert_eq!((report.counts.files, report.counts.directories, report.counts.mapped_bytes), (1, 1, 100));
+    assert_eq!(report.chunks.total, 1);
+    assert!(report.problems.iter().all(|problem| problem.inode == Some(file)));
+    let single = check(&rig.state, elsewhere, &|_| true).unwrap();
+    assert_eq!((single.counts.files, single.problems_total), (1, 0));
+    assert_eq!(check(&rig.state, InodeId(999), &|_| true).unwrap().problems_total, 1);
+}
+
+fn change<R: Row>(rig: &mut Rig, key: Key<R>, row: Option<&R>) {
+    let value = row.map(|row| dfs_proto::codec::encode(row).unwrap());
+    rig.state.write(vec![Change { table: R::TABLE, key: key.into_bytes(), value }]);
+}
+
+/// Puts damage into one table and says whether the recount finds it.
+fn finds(damage: impl FnOnce(&mut Rig, InodeId, ChunkId)) -> bool {
+    let (mut rig, file, chunk) = filled();
+    damage(&mut rig, file, chunk);
+    let report = everything(&rig, &|_| true);
+    report.problems.iter().any(|problem| problem.kind == ProblemKind::Inconsistent)
+}
+
+#[test]
+fn damage_in_any_table_is_found() {
+    assert!(finds(|rig, file, _| change(rig, InodeRow::key(file), None)));
+    assert!(finds(|rig, file, _| {
+        let mut row = rows::inode(&rig.state, file).unwrap().unwrap();
+        row.nlink += 1;
+        change(rig, InodeRow::key(file), Some(&row));
+    }));
+    assert!(finds(|rig, file, _| {
+        let mut row = rows::inode(&rig.state, file).unwrap().unwrap();
+        row.content = Content::File { size_bytes: 50, mapped_bytes: 100, replication: 3 };
+        change(rig, InodeRow::key(file), Some(&row));
+    }));
+    assert!(finds(|rig, _, _| change(rig, DentryRow::key(ROOT, &name("dir")), None)));
+    assert!(finds(|rig, _, _| {
+        let entry = rows::dentry(&rig.state, ROOT, &name("dir")).unwrap().unwrap();
+        change(rig, rows::DirIndexRow::key(ROOT, entry.cookie), None);
+    }));
+    assert!(finds(|rig, file, _| {
+        let extent = rig.extents(file)[0];
+        change(rig, rows::ExtentRow::key(file, &extent), None);
+    }));
+    assert!(finds(|rig, _, chunk| change(rig, ChunkRow::key(chunk), None)));
+    assert!(finds(|rig, _, chunk| {
+        let mut row = rows::chunk(&rig.state, chunk).unwrap().unwrap();
+        row.epoch = Epoch(9);
+        change(rig, ChunkRow::key(chunk), Some(&row));
+    }));
+    assert!(finds(|rig, file, chunk| change(rig, ChunkFileRow::key(chunk, file), None)));
+    assert!(finds(|rig, _, chunk| change(rig, NodeChunkRow::key(NODES[0], chunk), None)));
+    assert!(finds(|rig, _, chunk| change(rig, AttentionRow::key(chunk), Some(&AttentionRow))));
+    assert!(finds(|rig, _, _| change(rig, rows::SessionRow::key(rig.session), None)));
+    assert!(finds(|rig, _, _| {
+        let held = rows::orphans(&rig.state, rig.session, 1).unwrap()[0];
+        change(rig, rows::OrphanRow::key(rig.session, held), None);
+    }));
+    assert!(finds(|rig, _, _| {
+        let open = rows::session_chunks(&rig.state, rig.session).unwrap()[0];
+        change(rig, rows::SessionChunkRow::key(rig.session, open), None);
+    }));
+    assert!(finds(|rig, _, _| {
+        let mut totals = rig.totals();
+        totals.counts.files += 1;
+        change(rig, rows::Totals::key(), Some(&totals));
+    }));
+    assert!(!finds(|_, _, _| {}));
+}
+
+#[test]
+fn a_directory_below_itself_is_found() {
+    let mut rig = Rig::new();
+    let a = rig.mkdir(ROOT, "a").inode;
+    let b = rig.mkdir(a, "b").inode;
+    let entry = rows::dentry(&rig.state, ROOT, &name("a")).unwrap().unwrap();
+    change(&mut rig, DentryRow::key(ROOT, &name("a")), None);
+    change(&mut rig, DentryRow::key(b, &name("a")), Some(&entry));
+    let report = everything(&rig, &|_| true);
+    assert!(report.problems.iter().any(|problem| problem.text.contains("cannot be reached")));
+}

@@ -1,0 +1,135 @@
+//! Reclaim: what has no name and no holder is taken apart, at once when it is small, piece by piece
+//! behind everybody's back when it is not.
+
+use dfs_proto::{FileKind, InodeId, SessionId};
+
+use crate::command::{Event, Reply};
+use crate::rows::{self, Content, InodeRow, OrphanRow, RECLAIM_QUEUE};
+use crate::tx::{Failure, Tx};
+use crate::usage::{Usage, shifted};
+use crate::view::Fault;
+
+/// Extents that the command which removes the last name takes away itself. Most files have one.
+const AT_ONCE_EXTENTS_MAX: usize = 64;
+
+/// Takes away at most `extents_max` extents of queued inodes in all, and the inodes that have none
+/// left. What is not in the queue is passed over.
+pub(crate) fn apply(tx: &mut Tx<'_>, inodes: &[InodeId], extents_max: u32) -> Result<Reply, Failure> {
+    let mut left = extents_max as usize;
+    for inode in inodes {
+        let Some(row) = rows::inode(tx.view(), *inode)?.filter(|row| row.orphan == Some(RECLAIM_QUEUE)) else {
+            continue;
+        };
+        left -= take_apart(tx, *inode, row, left)?;
+        if left == 0 {
+            break;
+        }
+    }
+    Ok(Reply::Done)
+}
+
+/// The inode has lost its last name and `session` has it open.
+pub(crate) fn hold(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow, session: SessionId) -> Result<(), Fault> {
+    let row = InodeRow { orphan: Some(session), ..row };
+    tx.put(InodeRow::key(inode), &row)?;
+    tx.put(OrphanRow::key(session, inode), &OrphanRow)
+}
+
+/// The inode has lost its last name and holder: it goes now, or is queued if it has many extents.
+pub(crate) fn let_go(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow) -> Result<(), Fault> {
+    let mut extents = 0;
+    rows::extents_past(tx.view(), inode, 0, &mut |_| {
+        extents += 1;
+        extents <= AT_ONCE_EXTENTS_MAX
+    })?;
+    if extents > AT_ONCE_EXTENTS_MAX {
+        return queue(tx, inode, row);
+    }
+    take_apart(tx, inode, InodeRow { orphan: Some(RECLAIM_QUEUE), ..row }, AT_ONCE_EXTENTS_MAX + 1).map(|_| ())
+}
+
+/// The inode waits for `Body::Reclaim`. From here on nobody can name it.
+pub(crate) fn queue(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow) -> Result<(), Fault> {
+    hold(tx, inode, row, RECLAIM_QUEUE)?;
+    tx.event(Event::Orphaned(inode));
+    Ok(())
+}
+
+/// Takes at most `limit` extents from an inode in the queue, and the inode too if that were all of
+/// them. Answers how many extents it took.
+fn take_apart(tx: &mut Tx<'_>, inode: InodeId, mut row: InodeRow, limit: usize) -> Result<usize, Fault> {
+    let mut usage = Usage::default();
+    let (taken, bytes) = usage.take(tx, inode, limit)?;
+    usage.settle(tx)?;
+    // Fewer than could have been taken: there are no more.
+    if taken < limit {
+        tx.delete(OrphanRow::key(RECLAIM_QUEUE, inode));
+        tx.delete(InodeRow::key(inode));
+        uncount(tx, row.kind())?;
+    } else {
+        if let Content::File { mapped_bytes, .. } = &mut row.content {
+            *mapped_bytes = shifted(*mapped_bytes, -(bytes as i64), "mapped bytes of a file")?;
+        }
+        tx.put(InodeRow::key(inode), &row)?;
+    }
+    Ok(taken)
+}
+
+fn uncount(tx: &mut Tx<'_>, kind: FileKind) -> Result<(), Fault> {
+    let counts = &mut tx.totals.counts;
+    let counter = match kind {
+        FileKind::File => &mut counts.files,
+        FileKind::Directory => &mut counts.directories,
+        _ => &mut counts.symlinks_and_specials,
+    };
+    *counter = shifted(*counter, -1, "inodes of a kind")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Body;
+    use crate::testing::Rig;
+
+    #[test]
+    fn a_big_file_is_taken_apart_piece_by_piece() {
+        let mut rig = Rig::new();
+        let file = rig.write_scattered(InodeId::ROOT, "big", 100);
+        let bytes = rig.totals().counts.mapped_bytes;
+        rig.unlink(InodeId::ROOT, "big", None).unwrap();
+
+        rig.apply(Body::Reclaim { inodes: vec![file], extents_max: 40 }).unwrap();
+        assert_eq!(rig.totals().counts.mapped_bytes, bytes * 60 / 100);
+        rig.apply(Body::Reclaim { inodes: vec![file], extents_max: 60 }).unwrap();
+        // Nothing said yet that these sixty were the last.
+        assert_eq!((rig.totals().counts.mapped_bytes, rig.totals().counts.files), (0, 1));
+        rig.apply(Body::Reclaim { inodes: vec![file], extents_max: 40 }).unwrap();
+        assert_eq!((rig.totals().counts.files, rig.totals().counts.chunks), (0, 0));
+        assert!(rows::orphans(&rig.state, RECLAIM_QUEUE, 9).unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_command_takes_several_inodes_and_stops_at_its_limit() {
+        let mut rig = Rig::new();
+        let files: Vec<_> = ["a", "b"].map(|name| rig.write_scattered(InodeId::ROOT, name, 70)).to_vec();
+        for name in ["a", "b"] {
+            rig.unlink(InodeId::ROOT, name, None).unwrap();
+        }
+        rig.apply(Body::Reclaim { inodes: files.clone(), extents_max: 100 }).unwrap();
+        assert_eq!(rows::orphans(&rig.state, RECLAIM_QUEUE, 9).unwrap(), [files[1]]);
+        rig.apply(Body::Reclaim { inodes: files, extents_max: 100 }).unwrap();
+        assert_eq!(rig.totals().counts.files, 0);
+    }
+
+    #[test]
+    fn named_and_held_inodes_are_never_reclaimed() {
+        let mut rig = Rig::new();
+        let named = rig.write_new(InodeId::ROOT, "named", 10);
+        let held = rig.write_new(InodeId::ROOT, "held", 10);
+        rig.unlink(InodeId::ROOT, "held", Some(held)).unwrap();
+        let before = rig.state.clone();
+        rig.apply(Body::Reclaim { inodes: vec![named, held, InodeId(99)], extents_max: 1000 }).unwrap();
+        assert_eq!(rig.state, before);
+    }
+}

@@ -1,0 +1,132 @@
+//! Replicas of sealed chunks: a repaired one counts from here on, a lost or superfluous one no longer.
+
+use dfs_proto::{ChunkId, Epoch, ErrorKind, NodeId};
+
+use crate::chunks;
+use crate::command::Reply;
+use crate::rows::{self, ChunkRow};
+use crate::tx::{Failure, Tx, refuse};
+
+/// A copy on `node` was verified against `epoch` and `len`. It counts only if the chunk is still that.
+pub(crate) fn add(tx: &mut Tx<'_>, chunk: ChunkId, epoch: Epoch, len: u32, node: NodeId) -> Result<Reply, Failure> {
+    let Some(row) = rows::chunk(tx.view(), chunk)? else {
+        return Err(refuse(ErrorKind::Stale, format!("chunk {chunk} no longer exists")));
+    };
+    require_sealed_at(&row, chunk, epoch)?;
+    if row.len != len {
+        let message = format!("the copy of chunk {chunk} has {len} bytes, and {} are committed", row.len);
+        return Err(refuse(ErrorKind::StaleEpoch, message));
+    }
+    if rows::datanode(tx.view(), node)?.is_none() {
+        return Err(refuse(ErrorKind::InvalidArgument, format!("node {node} is not registered")));
+    }
+    if !row.replicas.contains(&node) {
+        chunks::add_replica(tx, chunk, row, node)?;
+    }
+    Ok(Reply::Done)
+}
+
+/// The last replica always stays in the row, however bad: it tells where to look for what is left.
+pub(crate) fn drop(tx: &mut Tx<'_>, chunk: ChunkId, epoch: Epoch, node: NodeId) -> Result<Reply, Failure> {
+    let Some(row) = rows::chunk(tx.view(), chunk)?.filter(|row| row.replicas.contains(&node)) else {
+        return Ok(Reply::Done);
+    };
+    require_sealed_at(&row, chunk, epoch)?;
+    if row.replicas.len() == 1 {
+        let message = format!("node {node} has the only replica of chunk {chunk}");
+        return Err(refuse(ErrorKind::NotPermitted, message));
+    }
+    chunks::drop_replica(tx, chunk, row, node)?;
+    Ok(Reply::Done)
+}
+
+fn require_sealed_at(row: &ChunkRow, chunk: ChunkId, epoch: Epoch) -> Result<(), Failure> {
+    if !row.is_sealed() || row.epoch != epoch {
+        let message = format!("chunk {chunk} is not sealed at epoch {epoch}");
+        return Err(refuse(ErrorKind::StaleEpoch, message));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use dfs_proto::InodeId;
+    use dfs_proto::chunk::{digest_shard, replica_digest};
+
+    use super::*;
+    use crate::command::{Body, Event};
+    use crate::testing::{Rig, kind_of};
+
+    fn sealed(rig: &mut Rig) -> (ChunkId, ChunkRow) {
+        let file = rig.create(InodeId::ROOT, "a").inode;
+        let chunk = rig.allocate(1)[0];
+        rig.commit_at(file, chunk, 0, 100, true).unwrap();
+        (chunk, rows::chunk(&rig.state, chunk).unwrap().unwrap())
+    }
+
+    #[test]
+    fn a_lost_replica_brings_attention_and_a_repaired_one_takes_it_away() {
+        let mut rig = Rig::new();
+        let (chunk, row) = sealed(&mut rig);
+        assert!(rows::attention(&rig.state, 9).unwrap().is_empty());
+        let lost = row.replicas[0];
+        rig.apply(Body::DropReplica { chunk, epoch: row.epoch, node: lost }).unwrap();
+        assert_eq!(rows::attention(&rig.state, 9).unwrap(), [chunk]);
+        assert!(rig.events.contains(&Event::ReplicaDropped { chunk, epoch: row.epoch, node: lost }));
+        assert!(rows::node_chunks(&rig.state, lost, 9).unwrap().is_empty());
+        assert_eq!(rows::node_digests(&rig.state, lost).unwrap().iter().sum::<u64>(), 0);
+
+        let spare = NodeId(14);
+        rig.apply(Body::AddReplica { chunk, epoch: row.epoch, len: row.len, node: spare }).unwrap();
+        assert!(rows::attention(&rig.state, 9).unwrap().is_empty());
+        assert_eq!(rows::node_chunks(&rig.state, spare, 9).unwrap(), [chunk]);
+        let digests = rows::node_digests(&rig.state, spare).unwrap();
+        assert_eq!(digests[digest_shard(chunk)], replica_digest(chunk, row.epoch, row.len));
+    }
+
+    #[test]
+    fn doing_it_twice_is_doing_it_once() {
+        let mut rig = Rig::new();
+        let (chunk, row) = sealed(&mut rig);
+        let add = Body::AddReplica { chunk, epoch: row.epoch, len: row.len, node: NodeId(14) };
+        rig.apply(add.clone()).unwrap();
+        let before = rig.state.clone();
+        rig.apply(add).unwrap();
+        assert_eq!(rig.state, before);
+        let drop = Body::DropReplica { chunk, epoch: row.epoch, node: NodeId(14) };
+        rig.apply(drop.clone()).unwrap();
+        let before = rig.state.clone();
+        rig.apply(drop).unwrap();
+        assert_eq!(rig.state, before);
+    }
+
+    #[test]
+    fn a_copy_of_something_else_does_not_count() {
+        let mut rig = Rig::new();
+        let (chunk, row) = sealed(&mut rig);
+        let add = |chunk, epoch, len, node| Body::AddReplica { chunk, epoch, len, node };
+        for (body, kind) in [
+            (add(chunk, Epoch::FIRST, row.len, NodeId(14)), ErrorKind::StaleEpoch),
+            (add(chunk, row.epoch, row.len - 1, NodeId(14)), ErrorKind::StaleEpoch),
+            (add(ChunkId(99), row.epoch, row.len, NodeId(14)), ErrorKind::Stale),
+            (add(chunk, row.epoch, row.len, NodeId(99)), ErrorKind::InvalidArgument),
+        ] {
+            assert_eq!(kind_of(rig.apply(body)), Some(kind));
+        }
+        let open = rig.allocate(1)[0];
+        assert_eq!(kind_of(rig.apply(add(open, Epoch::FIRST, 0, NodeId(14)))), Some(ErrorKind::StaleEpoch));
+    }
+
+    #[test]
+    fn the_last_replica_is_never_dropped() {
+        let mut rig = Rig::new();
+        let (chunk, row) = sealed(&mut rig);
+        for node in &row.replicas[1..] {
+            rig.apply(Body::DropReplica { chunk, epoch: row.epoch, node: *node }).unwrap();
+        }
+        let last = Body::DropReplica { chunk, epoch: row.epoch, node: row.replicas[0] };
+        assert_eq!(kind_of(rig.apply(last)), Some(ErrorKind::NotPermitted));
+        let stale = Body::DropReplica { chunk, epoch: Epoch::FIRST, node: row.replicas[0] };
+        assert_eq!(kind_of(rig.apply(stale)), Some(ErrorKind::StaleEpoch));
+    }
+}

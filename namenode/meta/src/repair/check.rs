@@ -1,0 +1,116 @@
+//! Recounts a plan without planning.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dfs_proto::NodeId;
+use dfs_proto::msg::admin::Liveness;
+
+use super::{ChunkView, CopyPlan, DropPlan, NodeView, Plan, Policy, Risk};
+
+/// Says what is wrong with a plan: anything that could lose data, be refused, or overload a node.
+pub fn check(plan: &Plan, chunks: &[ChunkView], nodes: &[NodeView], policy: &Policy) -> Result<(), String> {
+    for chunk in chunks {
+        let copies: Vec<_> = plan.copies.iter().filter(|copy| copy.chunk == chunk.chunk).collect();
+        let drops: Vec<_> = plan.drops.iter().filter(|drop| drop.chunk == chunk.chunk).collect();
+        check_copies(chunk, nodes, &copies).map_err(|what| format!("chunk {}: {what}", chunk.chunk))?;
+        check_drops(chunk, nodes, &drops).map_err(|what| format!("chunk {}: {what}", chunk.chunk))?;
+    }
+    let known: BTreeSet<_> = chunks.iter().map(|chunk| chunk.chunk).collect();
+    let named = plan.copies.iter().map(|copy| copy.chunk).chain(plan.drops.iter().map(|drop| drop.chunk));
+    if let Some(stray) = named.into_iter().find(|chunk| !known.contains(chunk)) {
+        return Err(format!("chunk {stray} is not among those to plan for"));
+    }
+    if plan.drops.len() > policy.drops_per_pass as usize {
+        return Err(format!("{} replicas are dropped at once", plan.drops.len()));
+    }
+    check_budgets(plan, chunks, policy)
+}
+
+fn check_copies(chunk: &ChunkView, nodes: &[NodeView], copies: &[&CopyPlan]) -> Result<(), String> {
+    let live = |node: NodeId| nodes.iter().any(|view| view.node == node && view.liveness == Liveness::Live);
+    let good_source = |node: NodeId| live(node) && chunk.replicas.contains(&node) && !chunk.bad.contains(&node);
+    let mut targets = BTreeSet::new();
+    for copy in copies {
+        if (copy.epoch, copy.len) != (chunk.epoch, chunk.len) {
+            return Err("the copy is of another state of the chunk".into());
+        }
+        if copy.sources.is_empty() || copy.sources.iter().any(|node| !good_source(*node)) {
+            return Err(format!("sources {:?} are not all live holders of good replicas", copy.sources));
+        }
+        let target = nodes.iter().find(|view| view.node == copy.target);
+        if !target.is_some_and(|view| view.writable && view.liveness == Liveness::Live) {
+            return Err(format!("node {} takes no copies", copy.target));
+        }
+        let taken = chunk.replicas.contains(&copy.target)
+            || chunk.busy.contains(&copy.target)
+            || chunk.in_flight.iter().any(|flight| flight.target == copy.target);
+        if taken || !targets.insert(copy.target) {
+            return Err(format!("node {} has or gets the chunk already", copy.target));
+        }
+    }
+    let good = chunk.replicas.iter().filter(|node| good_source(**node)).count();
+    if !copies.is_empty() && good + chunk.in_flight.len() + copies.len() > usize::from(chunk.target) {
+        return Err("more copies are made than wanted".into());
+    }
+    Ok(())
+}
+
+fn check_drops(chunk: &ChunkView, nodes: &[NodeView], drops: &[&DropPlan]) -> Result<(), String> {
+    let dropped: BTreeSet<NodeId> = drops.iter().map(|drop| drop.node).collect();
+    if dropped.len() != drops.len() {
+        return Err("a replica is dropped twice".into());
+    }
+    if drops.iter().any(|drop| drop.epoch != chunk.epoch || !chunk.replicas.contains(&drop.node)) {
+        return Err("a replica is dropped that does not count".into());
+    }
+    let confirmed =
+        |node: NodeId| nodes.iter().any(|view| view.node == node && view.liveness == Liveness::Live && view.scanned);
+    let remaining = chunk
+        .replicas
+        .iter()
+        .filter(|node| confirmed(**node) && !chunk.bad.contains(node) && !dropped.contains(node))
+        .count();
+    if !drops.is_empty() && remaining == 0 {
+        return Err("no good copy would remain".into());
+    }
+    let drops_unharmed = drops.iter().any(|drop| !chunk.bad.contains(&drop.node));
+    if drops_unharmed && remaining < usize::from(chunk.target) {
+        return Err(format!("{remaining} good copies would remain of {} wanted", chunk.target));
+    }
+    Ok(())
+}
+
+/// Ordinary copies keep to the ordinary budget, counting everything; urgent ones may go beyond it, to theirs.
+fn check_budgets(plan: &Plan, chunks: &[ChunkView], policy: &Policy) -> Result<(), String> {
+    let mut total: BTreeMap<(NodeId, bool), u32> = BTreeMap::new();
+    for flight in chunks.iter().flat_map(|chunk| &chunk.in_flight) {
+        *total.entry((flight.target, true)).or_default() += 1;
+        if let Some(source) = flight.source {
+            *total.entry((source, false)).or_default() += 1;
+        }
+    }
+    let before = total.clone();
+    let mut ordinary = BTreeSet::new();
+    for copy in &plan.copies {
+        let Some(first) = copy.sources.first() else { continue };
+        for key in [(copy.target, true), (*first, false)] {
+            *total.entry(key).or_default() += 1;
+            if copy.why != Risk::OneCopyLeft {
+                ordinary.insert(key);
+            }
+        }
+    }
+    for ((node, receives), copies) in &total {
+        let planned = before.get(&(*node, *receives)) != Some(copies);
+        let limit = match (ordinary.contains(&(*node, *receives)), receives) {
+            (true, true) => policy.copies_in_per_node,
+            (true, false) => policy.copies_out_per_node,
+            (false, true) => policy.urgent_copies_in_per_node,
+            (false, false) => policy.urgent_copies_out_per_node,
+        };
+        if planned && *copies > limit {
+            return Err(format!("node {node} has {copies} copies at a time, and {limit} are allowed"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! The planner.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use dfs_proto::msg::admin::Liveness;
+use dfs_proto::{ChunkId, NodeId};
+
+use super::{ChunkView, CopyPlan, DropPlan, NodeView, Plan, Policy, Reason, Risk, Wait};
+
+/// Plans one pass over `chunks` (see [`super::candidates`]). Ties are broken by ids, so the same
+/// arguments give the same plan.
+pub fn plan(chunks: &[ChunkView], nodes: &[NodeView], policy: &Policy) -> Plan {
+    let mut planner = Planner::new(chunks, nodes, policy);
+    let mut jobs: Vec<Job<'_>> = chunks.iter().flat_map(|chunk| planner.jobs(chunk)).collect();
+    jobs.sort_by_key(|job| (job.risk, job.have, job.chunk.chunk));
+    for job in jobs {
+        if let Err(reason) = planner.copy(&job) {
+            planner.wait(job.chunk, reason);
+        }
+    }
+    for chunk in chunks {
+        planner.drop_bad(chunk);
+        planner.drop_superfluous(chunk);
+    }
+    planner.plan
+}
+
+/// One copy to be made.
+struct Job<'a> {
+    chunk: &'a ChunkView,
+    risk: Risk,
+    /// Copies there are, with those under way and those planned before this one.
+    have: usize,
+}
+
+struct Planner<'a> {
+    nodes: BTreeMap<NodeId, &'a NodeView>,
+    policy: &'a Policy,
+    /// Copies under way and planned, by receiving and by serving node.
+    copies_in: BTreeMap<NodeId, u32>,
+    copies_out: BTreeMap<NodeId, u32>,
+    /// Bytes of planned copies, by receiving node.
+    reserved_bytes: BTreeMap<NodeId, u64>,
+    /// Chunks in `plan.waits`.
+    waiting: BTreeSet<ChunkId>,
+    plan: Plan,
+}
+
+impl<'a> Planner<'a> {
+    fn new(chunks: &[ChunkView], nodes: &'a [NodeView], policy: &'a Policy) -> Planner<'a> {
+        let mut planner = Planner {
+            nodes: nodes.iter().map(|node| (node.node, node)).collect(),
+            policy,
+            copies_in: BTreeMap::new(),
+            copies_out: BTreeMap::new(),
+            reserved_bytes: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            plan: Plan::default(),
+        };
+        for flight in chunks.iter().flat_map(|chunk| &chunk.in_flight) {
+            *planner.copies_in.entry(flight.target).or_default() += 1;
+            if let Some(source) = flight.source {
+                *planner.copies_out.entry(source).or_default() += 1;
+            }
+        }
+        planner
+    }
+
+    /// The copies that the chunk needs; where it needs none yet but will, notes why it waits.
+    fn jobs<'c>(&mut self, chunk: &'c ChunkView) -> Vec<Job<'c>> {
+        let target = usize::from(chunk.target);
+        let live = self.with(chunk, |node| node.liveness == Liveness::Live);
+        let grace_ms = self.policy.leaving_grace_ms;
+        let left = self.with(chunk, |node| node.liveness == Liveness::Leaving && node.since_ms < grace_ms);
+        let silent = self.with(chunk, |node| node.liveness == Liveness::Suspect);
+        if live.is_empty() {
+            self.wait(chunk, Reason::NoLiveSource);
+            return Vec::new();
+        }
+
+        // One copy left is no time to wait for who may come back.
+        let expected = if live.len() == 1 { 1 } else { live.len() + left.len() + silent.len() };
+        let have = expected + chunk.in_flight.len();
+        if have >= target && live.len() < target {
+            let reason = match (expected < target, left.first(), silent.first()) {
+                (false, Some(node), _) => Reason::LeftInOrder(*node),
+                (false, None, Some(node)) => Reason::Silent(*node),
+                _ => Reason::CopyUnderWay,
+            };
+            self.wait(chunk, reason);
+        }
+        let min_copies = usize::from(self.policy.min_copies);
+        let risk = |have: usize| match have {
+            0 | 1 => Risk::OneCopyLeft,
+            have if have < min_copies => Risk::BelowMinCopies,
+            _ => Risk::BelowTarget,
+        };
+        (have..target).map(|have| Job { chunk, risk: risk(have), have }).collect()
+    }
+
+    /// Plans one copy, or says why it cannot be.
+    fn copy(&mut self, job: &Job<'_>) -> Result<(), Reason> {
+        let urgent = job.risk == Risk::OneCopyLeft;
+        let target = self.target(job.chunk, urgent)?;
+        let sources = self.sources(job.chunk, urgent)?;
+        *self.copies_in.entry(target).or_default() += 1;
+        *self.copies_out.entry(sources[0]).or_default() += 1;
+        *self.reserved_bytes.entry(target).or_default() += u64::from(job.chunk.len);
+        let ChunkView { chunk, epoch, len, .. } = *job.chunk;
+        self.plan.copies.push(CopyPlan { chunk, epoch, len, target, sources, why: job.risk });
+        Ok(())
+    }
+
+    /// The live node without a replica that has most room.
+    fn target(&self, chunk: &ChunkView, urgent: bool) -> Result<NodeId, Reason> {
+        let has_one = |node: &NodeId| {
+            chunk.replicas.contains(node)
+                || chunk.busy.contains(node)
+                || chunk.in_flight.iter().any(|flight| flight.target == *node)
+                || self.plan.copies.iter().any(|copy| copy.chunk == chunk.chunk && copy.target == *node)
+        };
+        let mut without: Vec<&NodeView> = self
+            .nodes
+            .values()
+            .copied()
+            .filter(|node| node.liveness == Liveness::Live && !has_one(&node.node))
+            .collect();
+        if without.is_empty() {
+            return Err(Reason::NoNodeWithoutReplica);
+        }
+        without.retain(|node| node.writable && self.room(node) >= u64::from(chunk.len));
+        without.sort_by_key(|node| (Reverse(self.room(node)), node.node));
+        let best = without.first().ok_or(Reason::NoRoom)?.node;
+        let limit = if urgent { self.policy.urgent_copies_in_per_node } else { self.policy.copies_in_per_node };
+        let idle = without.iter().find(|node| used(&self.copies_in, node.node) < limit);
+        idle.map(|node| node.node).ok_or(Reason::BudgetUsedUp(best))
+    }
+
+    /// The live holders of good replicas, the least busy one first.
+    fn sources(&self, chunk: &ChunkView, urgent: bool) -> Result<Vec<NodeId>, Reason> {
+        let mut sources = self.with(chunk, |node| node.liveness == Liveness::Live);
+        sources.sort_by_key(|node| (used(&self.copies_out, *node), *node));
+        let first = *sources.first().ok_or(Reason::NoLiveSource)?;
+        let limit = if urgent { self.policy.urgent_copies_out_per_node } else { self.policy.copies_out_per_node };
+        match used(&self.copies_out, first) < limit {
+            true => Ok(sources),
+            false => Err(Reason::BudgetUsedUp(first)),
+        }
+    }
+
+    /// A bad replica is in the way of a good one on the same node. The last replica of all stays.
+    fn drop_bad(&mut self, chunk: &ChunkView) {
+        if self.confirmed(chunk).is_empty() {
+            return;
+        }
+        for node in chunk.bad.iter().filter(|node| chunk.replicas.contains(node)) {
+            self.drop_one(chunk, *node);
+        }
+    }
+
+    fn drop_superfluous(&mut self, chunk: &ChunkView) {
+        let target = usize::from(chunk.target);
+        let surplus = chunk.unharmed().count().saturating_sub(target);
+        // A replica may be the source of a copy under way.
+        if surplus == 0 || !chunk.in_flight.is_empty() {
+            return;
+        }
+        let mut confirmed = self.confirmed(chunk);
+        if confirmed.len() < target {
+            if let Some(node) = self.with(chunk, |node| node.liveness == Liveness::Live && !node.scanned).first() {
+                self.wait(chunk, Reason::Unconfirmed(*node));
+            }
+            return;
+        }
+        // Nobody can read what is on a dead node; what comes back with it is deleted as superfluous.
+        let mut victims: Vec<NodeId> = chunk.unharmed().filter(|node| self.is_dead(*node)).collect();
+        confirmed.sort_by_key(|node| (self.nodes[node].free_bytes, Reverse(*node)));
+        victims.extend(confirmed.iter().take(confirmed.len() - target));
+        for node in victims.into_iter().take(surplus) {
+            self.drop_one(chunk, node);
+        }
+    }
+
+    fn drop_one(&mut self, chunk: &ChunkView, node: NodeId) {
+        if self.plan.drops.len() < self.policy.drops_per_pass as usize {
+            self.plan.drops.push(DropPlan { chunk: chunk.chunk, epoch: chunk.epoch, node });
+        } else {
+            self.wait(chunk, Reason::DropBudgetUsedUp);
+        }
+    }
+
+    /// Notes the first reason only: the others follow from it or come up in the next pass.
+    fn wait(&mut self, chunk: &ChunkView, reason: Reason) {
+        let chunk = chunk.chunk;
+        if self.waiting.insert(chunk) {
+            self.plan.waits.push(Wait { chunk, reason });
+        }
+    }
+
+    /// Unharmed replicas on live nodes that have said what they have.
+    fn confirmed(&self, chunk: &ChunkView) -> Vec<NodeId> {
+        self.with(chunk, |node| node.liveness == Liveness::Live && node.scanned)
+    }
+
+    /// Unharmed replicas on nodes that are known and `are` so, by id.
+    fn with(&self, chunk: &ChunkView, are: impl Fn(&NodeView) -> bool) -> Vec<NodeId> {
+        let mut found: Vec<NodeId> =
+            chunk.unharmed().filter(|node| self.nodes.get(node).is_some_and(|view| are(view))).collect();
+        found.sort();
+        found
+    }
+
+    /// A node that nobody has heard of since this leader leads is as good as dead.
+    fn is_dead(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_none_or(|view| view.liveness == Liveness::Dead)
+    }
+
+    fn room(&self, node: &NodeView) -> u64 {
+        node.free_bytes.saturating_sub(self.reserved_bytes.get(&node.node).copied().unwrap_or(0))
+    }
+}
+
+fn used(copies: &BTreeMap<NodeId, u32>, node: NodeId) -> u32 {
+    copies.get(&node).copied().unwrap_or(0)
+}
