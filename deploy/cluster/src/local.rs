@@ -125,6 +125,47 @@ impl Cluster {
         Ok(start.elapsed())
     }
 
+    /// Returns once a leader answers and every namenode has applied all that was in the leader's log.
+    pub fn wait_caught_up(&self, deadline: Duration) -> Result<()> {
+        let end = Instant::now() + deadline;
+        loop {
+            let status = self.status();
+            let caught_up = status.as_ref().is_ok_and(|status| {
+                let nodes = status["namenodes"].as_array().cloned().unwrap_or_default();
+                let newest = nodes.iter().filter_map(|node| node["last_log_index"].as_u64()).max().unwrap_or(0);
+                // Work goes on meanwhile: what is under way may differ.
+                let close = |node: &Value| node["matched_index"].as_u64().is_some_and(|index| index + 50 >= newest);
+                nodes.len() == self.layout.namenodes
+                    && !status["leader"].is_null()
+                    && nodes.iter().all(|node| node["reachable"] == true && (node["leader"] == true || close(node)))
+            });
+            if caught_up {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                bail!("the namenodes do not agree after {deadline:?}: {status:?}");
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// The UDP ports of every node, as its config file has them.
+    pub fn ports(&self) -> Result<Vec<u16>> {
+        let mut ports = Vec::new();
+        for (name, file) in [(self.namenodes(), "namenode.toml"), (self.datanodes(), "datanode.toml")] {
+            for node in name {
+                let path = self.dir.join(node).join(file);
+                let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+                let listens = text.lines().filter(|line| line.starts_with("listen") || line.starts_with("raft_listen"));
+                for line in listens {
+                    let port = line.trim_end_matches('"').rsplit(':').next();
+                    ports.push(port.and_then(|port| port.parse().ok()).with_context(|| line.to_owned())?);
+                }
+            }
+        }
+        Ok(ports)
+    }
+
     /// The process of a node or mount, from its pid file.
     pub fn pid(&self, name: &str) -> Result<Pid> {
         let path = self.dir.join(format!("{name}.pid"));

@@ -1,0 +1,42 @@
+//! What the cluster tests share: a cluster with one mount in a folder of its own.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use dfs_cluster::{Cluster, Layout};
+use tempfile::TempDir;
+
+/// Far more than anything here should take on a crowded machine; passing it means "never".
+pub const DEADLINE: Duration = Duration::from_secs(180);
+
+pub struct Bed {
+    // Before the folder: the cluster must be down when the folder is removed.
+    pub cluster: Cluster,
+    pub dir: TempDir,
+}
+
+impl Bed {
+    pub fn start(namenodes: usize, datanodes: usize, extra: &[&str]) -> Bed {
+        let dir = TempDir::new().unwrap();
+        let layout = Layout {
+            namenodes,
+            datanodes,
+            replication: 3,
+            mounts: vec![dir.path().join("mnt")],
+            extra: extra.iter().map(|arg| (*arg).to_owned()).collect(),
+        };
+        let cluster = Cluster::up(&program(), &dir.path().join("data"), layout).unwrap();
+        Bed { cluster, dir }
+    }
+
+    pub fn mount(&self) -> PathBuf {
+        self.cluster.mount(0).to_owned()
+    }
+}
+
+/// The `dfs` under test.
+pub fn program() -> PathBuf {
+    std::env::var_os("DFS_TEST_PROGRAM")
+        .map(PathBuf::from)
+        .expect("run these tests by `cargo xtask test`, or set DFS_TEST_PROGRAM to the dfs program")
+}
