@@ -264,19 +264,29 @@ mod faults {
 
     use super::Access;
 
+    /// Each with how many accesses of its kind still pass before it.
     #[derive(Default)]
-    pub struct Faults(Mutex<Vec<(Access, i32)>>);
+    pub struct Faults(Mutex<Vec<(Access, usize, i32)>>);
 
     impl Faults {
         /// The next access of this kind fails with this errno.
         pub fn plan(&self, access: Access, errno: rustix::io::Errno) {
-            self.0.lock().push((access, errno.raw_os_error()));
+            self.plan_after(access, 0, errno);
+        }
+
+        /// The access of this kind behind the next `passed` ones fails with this errno.
+        pub fn plan_after(&self, access: Access, passed: usize, errno: rustix::io::Errno) {
+            self.0.lock().push((access, passed, errno.raw_os_error()));
         }
 
         pub fn take(&self, access: Access) -> Option<io::Error> {
             let mut planned = self.0.lock();
-            let at = planned.iter().position(|(kind, _)| *kind == access)?;
-            Some(io::Error::from_raw_os_error(planned.remove(at).1))
+            let at = planned.iter().position(|(kind, ..)| *kind == access)?;
+            if planned[at].1 > 0 {
+                planned[at].1 -= 1;
+                return None;
+            }
+            Some(io::Error::from_raw_os_error(planned.remove(at).2))
         }
     }
 }

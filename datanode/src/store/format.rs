@@ -288,6 +288,6 @@ mod tests {
         }
     }
 
-    const GOLDEN_HEADER_CHECK: &str = "?";
-    const GOLDEN_ENTRY_CHECK: &str = "?";
+    const GOLDEN_HEADER_CHECK: &str = "9df15e9488bba16b4729d0ff05611a2d54f798be740bb869e5f0f0ab7d5f11b3";
+    const GOLDEN_ENTRY_CHECK: &str = "f977de8915635664b03a42a4a295f8e3";
 }
