@@ -1,11 +1,9 @@
 //! Bad input gets a clear error, the right exit code, and nothing is lost.
 
-mod bed;
-
 use std::fs;
 use std::process::Command;
 
-use bed::{Bed, program};
+use crate::bed::{Bed, program};
 
 /// Runs `dfs` and returns its exit code and what it said on stderr.
 fn dfs(bed: &Bed, args: &[&str]) -> (i32, String) {

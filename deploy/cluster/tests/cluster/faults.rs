@@ -1,12 +1,10 @@
 //! Nodes die; what was acknowledged stays.
 
-mod bed;
-
 use std::fs;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use bed::{Bed, DEADLINE};
+use crate::bed::{Bed, DEADLINE};
 use dfs_cluster::{Ledger, Tree, audit_replicas};
 
 /// A folder of a few files of very different sizes, one of them across chunks.

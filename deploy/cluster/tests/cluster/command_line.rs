@@ -1,10 +1,8 @@
 //! The file verbs, as a user types them, without a mount.
 
-mod bed;
-
 use std::fs;
 
-use bed::Bed;
+use crate::bed::Bed;
 use dfs_cluster::Tree;
 
 #[test]
