@@ -1,42 +1,132 @@
 //! What an administrator asks.
 
-use dfs_proto::InodeId;
-use dfs_proto::msg::admin::{FileInfo, FsckReport, Member, Status};
+use std::time::Duration;
+
+use dfs_proto::msg::admin::{AdminReply, AdminRequest, FileInfo, FsckReport, Member, Status};
+use dfs_proto::msg::meta::{MetaReply, MetaRequest};
+use dfs_proto::{ErrorKind, InodeId};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 
 use crate::config::NodeAddr;
+use crate::deadline::Deadline;
 use crate::dfs::Dfs;
-use crate::error::Result;
+use crate::error::{Error, Result, unexpected_answer};
+
+/// A namenode that does not tell its status by then counts as away.
+const STATUS: Duration = Duration::from_secs(5);
+
+/// Once somebody has answered, how long the leader gets to answer too.
+const LEADER_GRACE: Duration = Duration::from_secs(1);
+
+/// Work that visits every row takes its time.
+const THOROUGH: Duration = Duration::from_secs(600);
+
+const PAUSE: Duration = Duration::from_millis(200);
 
 impl Dfs {
-    /// The status as the first namenode that answers within 5 s sees it; the leader's if there is one.
+    /// The status as the leader sees it, or, without one, as any namenode that answers within 5 s does.
     pub async fn status_any(&self) -> Result<Status> {
-        unimplemented!()
+        let group = &self.client.group;
+        let request = MetaRequest::Admin(AdminRequest::Status);
+        let ask = |index| {
+            let request = &request;
+            async move { group.ask(index, request, STATUS).await }
+        };
+        let mut answers: FuturesUnordered<_> = (0..group.len()).map(ask).collect();
+        let mut best: Option<Status> = None;
+        let mut failure = Error::new(ErrorKind::Unavailable, "no namenode answers");
+        let mut grace = Deadline::NEVER;
+        while let Ok(Some(answer)) = grace.bound("the leader's status is awaited", answers.next()).await {
+            match answer {
+                Ok(MetaReply::Admin(reply)) => match *reply {
+                    AdminReply::Status(status) if status.leader == Some(status.from) => return Ok(status),
+                    AdminReply::Status(status) => {
+                        if best.is_none() {
+                            grace = Deadline::after(LEADER_GRACE);
+                        }
+                        best.get_or_insert(status);
+                    }
+                    _ => failure = unexpected_answer("Status"),
+                },
+                Ok(_) => failure = unexpected_answer("Status"),
+                Err(error) => failure = Error::from(error),
+            }
+        }
+        best.ok_or_else(|| {
+            Error::new(ErrorKind::Unavailable, format!("no namenode answers; the last error: {failure}"))
+                .with_hint("are they running? `dfs up` starts a local cluster")
+        })
     }
 
     /// The leading namenode, waited for until the deadline.
     pub async fn leader(&self) -> Result<NodeAddr> {
-        unimplemented!()
+        let deadline = self.client.deadline();
+        loop {
+            let leader = match self.status_any().await {
+                Ok(status) if status.leader == Some(status.from) => {
+                    self.client.config.namenodes.iter().find(|node| node.id == status.from)
+                }
+                Ok(_) => None,
+                Err(error) if deadline.passed() => return Err(error),
+                Err(_) => None,
+            };
+            if let Some(leader) = leader {
+                return Ok(leader.clone());
+            }
+            if deadline.passed() {
+                return Err(Error::new(ErrorKind::Unavailable, "the namenodes have no leader")
+                    .with_hint("a majority of them must be up; `dfs status` shows which are"));
+            }
+            tokio::time::sleep(deadline.cap(PAUSE)).await;
+        }
     }
 
     /// Checks everything at and below `root`.
     pub async fn fsck(&self, root: InodeId) -> Result<FsckReport> {
-        let _ = root;
-        unimplemented!()
+        match self.admin(AdminRequest::Fsck { root }, THOROUGH).await? {
+            AdminReply::Fsck(report) => Ok(report),
+            _ => Err(unexpected_answer("Fsck")),
+        }
     }
 
+    /// Extents of a file and the replicas behind them.
     pub async fn file_info(&self, inode: InodeId) -> Result<FileInfo> {
-        let _ = inode;
-        unimplemented!()
+        match self.admin(AdminRequest::FileInfo { inode }, STATUS).await? {
+            AdminReply::FileInfo(info) => Ok(info),
+            _ => Err(unexpected_answer("FileInfo")),
+        }
     }
 
     /// Makes the leader take a snapshot and purge its log.
     pub async fn snapshot(&self) -> Result<()> {
-        unimplemented!()
+        self.admin(AdminRequest::Snapshot, THOROUGH).await.map(|_| ())
     }
 
-    /// Once in a cluster's life: forms the namenode group.
+    /// Once in a cluster's life: forms the namenode group of `members`. Sent to the first namenode of the
+    /// configuration; tried again until it answers or the deadline passes.
     pub async fn initialize(&self, members: Vec<Member>, default_replication: u8, min_copies: u8) -> Result<()> {
-        let _ = (members, default_replication, min_copies);
-        unimplemented!()
+        let cluster = self.client.config.cluster;
+        let request =
+            MetaRequest::Admin(AdminRequest::Initialize { cluster, members, default_replication, min_copies });
+        let deadline = self.client.deadline();
+        loop {
+            let error = match self.client.group.ask(0, &request, deadline.cap(STATUS)).await {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            if !error.kind().retryable() || deadline.passed() {
+                return Err(error.into());
+            }
+            tokio::time::sleep(deadline.cap(PAUSE)).await;
+        }
+    }
+
+    async fn admin(&self, request: AdminRequest, attempt: Duration) -> Result<AdminReply> {
+        let deadline = Deadline::after(self.client.options.op_deadline.max(attempt));
+        match self.client.group.call(&MetaRequest::Admin(request), attempt, deadline).await? {
+            MetaReply::Admin(reply) => Ok(*reply),
+            _ => Err(unexpected_answer("an administrator's request")),
+        }
     }
 }

@@ -4,12 +4,21 @@
 //! committed, uploaded in the background, and overlaid on what is read.
 
 mod admin;
+mod client;
 mod config;
+mod deadline;
 mod dfs;
 mod error;
 mod file;
+mod leader;
 mod namespace;
+mod nodes;
+mod open;
 mod paths;
+mod ranges;
+mod read;
+mod session;
+mod write;
 
 pub use config::{ClusterConfig, MountDir, NodeAddr, Options};
 pub use dfs::Dfs;
@@ -17,4 +26,4 @@ pub use dfs_rpc::TlsFiles;
 pub use error::{Error, Result};
 pub use file::{File, OpenMode};
 pub use namespace::{Made, MakeOptions};
-pub use paths::WalkEntry;
+pub use paths::{Walk, WalkEntry};

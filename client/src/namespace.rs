@@ -1,17 +1,17 @@
 //! Names and attributes.
 
-use dfs_proto::msg::meta::{DirPage, NewNode, RenameMode, StatFs};
-use dfs_proto::{Attr, Caller, InodeId, Name, SetAttr};
+use dfs_proto::msg::meta::{Answer, DirPage, NewNode, Op, OpReply, Query, RenameMode, StatFs};
+use dfs_proto::{Attr, Caller, ErrorKind, InodeId, Name, SetAttr};
 
 use crate::dfs::Dfs;
-use crate::error::Result;
+use crate::error::{Result, unexpected_answer};
 use crate::file::{File, OpenMode};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MakeOptions {
     /// Fail with `Exists` instead of returning the file that is there.
     pub exclusive: bool,
-    /// Open the new file in the same step.
+    /// Open the file in the same step.
     pub open: Option<OpenMode>,
     /// Copies of its chunks; the cluster's default if `None`.
     pub replication: Option<u8>,
@@ -26,26 +26,29 @@ pub struct Made {
 
 impl Dfs {
     pub async fn lookup(&self, caller: &Caller, parent: InodeId, name: &Name) -> Result<Attr> {
-        let _ = (caller, parent, name);
-        unimplemented!()
+        let query = Query::Lookup { parent, name: name.clone() };
+        self.attr_answer(caller, query).await
     }
 
     pub async fn getattr(&self, caller: &Caller, inode: InodeId) -> Result<Attr> {
-        let _ = (caller, inode);
-        unimplemented!()
+        self.attr_answer(caller, Query::GetAttr { inode }).await
     }
 
     /// Changes attributes. `handle` is the open file through which the caller asks, which carries the
     /// permission to change the size.
     pub async fn setattr(&self, caller: &Caller, inode: InodeId, set: SetAttr, handle: Option<&File>) -> Result<Attr> {
-        let _ = (caller, inode, set, handle);
-        unimplemented!()
+        let touches_bytes = set.size_bytes.is_some() || set.mtime.is_some();
+        if let Some(file) = self.client.files.get(inode).filter(|_| touches_bytes) {
+            // Bytes written before must not undo it by being committed after it.
+            let through_handle = set.size_bytes.is_some() && handle.is_some_and(|handle| handle.mode().write);
+            return self.client.set_size(caller, &file, set, through_handle).await;
+        }
+        self.attr_reply(caller, Op::SetAttr { inode, set, grant: None }).await
     }
 
     /// Whether `caller` may access with these bits (4 read, 2 write, 1 execute).
     pub async fn access(&self, caller: &Caller, inode: InodeId, mask: u8) -> Result<()> {
-        let _ = (caller, inode, mask);
-        unimplemented!()
+        self.attr_answer(caller, Query::Access { inode, mask }).await.map(|_| ())
     }
 
     /// Makes a file, directory, symlink or special file; `mode` with the umask already taken away.
@@ -58,28 +61,43 @@ impl Dfs {
         mode: u16,
         options: MakeOptions,
     ) -> Result<Made> {
-        let _ = (caller, parent, name, node, mode, options);
-        unimplemented!()
+        let op = Op::Make {
+            parent,
+            name: name.clone(),
+            node,
+            mode,
+            exclusive: options.exclusive,
+            open: options.open.map(|open| (open.read, open.write)),
+            replication: options.replication,
+        };
+        let OpReply::Made { attr, created, grant } = self.client.mutate(caller, op).await? else {
+            return Err(unexpected_answer("Make"));
+        };
+        let file = match (options.open, grant) {
+            (Some(mode), Some(grant)) => Some(File::new(self.client.opened(caller, &attr, &grant, mode))),
+            (Some(_), None) => return Err(unexpected_answer("Make")),
+            (None, _) => None,
+        };
+        Ok(Made { attr: self.client.files.merge(attr), created, file })
     }
 
     pub async fn link(&self, caller: &Caller, inode: InodeId, parent: InodeId, name: &Name) -> Result<Attr> {
-        let _ = (caller, inode, parent, name);
-        unimplemented!()
+        self.attr_reply(caller, Op::Link { inode, parent, name: name.clone() }).await
     }
 
-    /// Removes a name. A file that is open here lives on until its last handle closes. The inode as it
-    /// is afterwards.
+    /// Removes a name. A file that is open here lives on until its last handle closes. Returns the inode
+    /// as it is afterwards.
     pub async fn unlink(&self, caller: &Caller, parent: InodeId, name: &Name) -> Result<Option<Attr>> {
-        let _ = (caller, parent, name);
-        unimplemented!()
+        let hold = self.open_inode_at(caller, parent, name).await?;
+        let op = Op::Unlink { parent, name: name.clone(), hold };
+        self.removed(caller, op, hold).await
     }
 
     pub async fn rmdir(&self, caller: &Caller, parent: InodeId, name: &Name) -> Result<()> {
-        let _ = (caller, parent, name);
-        unimplemented!()
+        self.client.mutate(caller, Op::Rmdir { parent, name: name.clone() }).await.map(|_| ())
     }
 
-    /// Renames; what the new name pointed to before, if anything.
+    /// Renames. Returns what the new name pointed to before, if anything.
     pub async fn rename(
         &self,
         caller: &Caller,
@@ -89,13 +107,20 @@ impl Dfs {
         to_name: &Name,
         mode: RenameMode,
     ) -> Result<Option<Attr>> {
-        let _ = (caller, from_parent, from_name, to_parent, to_name, mode);
-        unimplemented!()
+        let hold = match mode {
+            RenameMode::Replace => self.open_inode_at(caller, to_parent, to_name).await?,
+            RenameMode::NoReplace | RenameMode::Exchange => None,
+        };
+        let op =
+            Op::Rename { from_parent, from_name: from_name.clone(), to_parent, to_name: to_name.clone(), mode, hold };
+        self.removed(caller, op, hold).await
     }
 
     pub async fn readlink(&self, caller: &Caller, inode: InodeId) -> Result<Vec<u8>> {
-        let _ = (caller, inode);
-        unimplemented!()
+        match self.client.query(caller, Query::ReadLink { inode }).await? {
+            Answer::Target(target) => Ok(target),
+            _ => Err(unexpected_answer("ReadLink")),
+        }
     }
 
     /// Entries after the cookie `after` (0 to start), at most `limit` (and `limits::READDIR_PAGE_MAX`).
@@ -107,16 +132,65 @@ impl Dfs {
         limit: u32,
         attrs: bool,
     ) -> Result<DirPage> {
-        let _ = (caller, inode, after, limit, attrs);
-        unimplemented!()
+        let query = Query::ReadDir { inode, after, limit, attrs };
+        let Answer::Page(mut page) = self.client.query(caller, query).await? else {
+            return Err(unexpected_answer("ReadDir"));
+        };
+        for entry in &mut page.entries {
+            entry.attr = entry.attr.take().map(|attr| self.client.files.merge(attr));
+        }
+        Ok(page)
     }
 
     pub async fn open(&self, caller: &Caller, inode: InodeId, mode: OpenMode) -> Result<File> {
-        let _ = (caller, inode, mode);
-        unimplemented!()
+        self.client.open(caller, inode, mode).await.map(File::new)
     }
 
     pub async fn statfs(&self) -> Result<StatFs> {
-        unimplemented!()
+        match self.client.query(&Caller::ROOT, Query::StatFs).await? {
+            Answer::StatFs(statfs) => Ok(statfs),
+            _ => Err(unexpected_answer("StatFs")),
+        }
+    }
+
+    /// What the name leads to, if that is open here: then it is to be held when it loses the name. The
+    /// question is saved while nothing is open.
+    async fn open_inode_at(&self, caller: &Caller, parent: InodeId, name: &Name) -> Result<Option<InodeId>> {
+        if !self.client.files.any_open() {
+            return Ok(None);
+        }
+        match self.lookup(caller, parent, name).await {
+            Ok(attr) => Ok(Some(attr.inode).filter(|&inode| self.client.files.is_open(inode))),
+            // The mutation itself gives the right answer.
+            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::AccessDenied) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn removed(&self, caller: &Caller, op: Op, hold: Option<InodeId>) -> Result<Option<Attr>> {
+        let OpReply::Removed { inode } = self.client.mutate(caller, op).await? else {
+            return Err(unexpected_answer("the removal of a name"));
+        };
+        if let Some(attr) = &inode
+            && attr.nlink == 0
+            && hold == Some(attr.inode)
+        {
+            self.client.lost_its_name(attr.inode).await;
+        }
+        Ok(inode.map(|attr| self.client.files.merge(attr)))
+    }
+
+    async fn attr_answer(&self, caller: &Caller, query: Query) -> Result<Attr> {
+        match self.client.query(caller, query).await? {
+            Answer::Attr(attr) => Ok(self.client.files.merge(attr)),
+            _ => Err(unexpected_answer("a question about attributes")),
+        }
+    }
+
+    async fn attr_reply(&self, caller: &Caller, op: Op) -> Result<Attr> {
+        match self.client.mutate(caller, op).await? {
+            OpReply::Attr(attr) => Ok(self.client.files.merge(attr)),
+            _ => Err(unexpected_answer("a change of attributes")),
+        }
     }
 }

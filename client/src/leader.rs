@@ -1,0 +1,286 @@
+//! Calls to the namenode group: finds the leader, and goes on trying while there is none.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use dfs_proto::msg::meta::{MetaReply, MetaRequest};
+use dfs_proto::{ErrorKind, NodeId};
+use dfs_rpc::{Pool, RpcError, Target};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::deadline::Deadline;
+use crate::error::Error;
+
+/// One attempt at one namenode. A leader that died is left after this; an election takes about as long.
+pub(crate) const ATTEMPT: Duration = Duration::from_secs(3);
+
+/// Pauses between rounds over the group; each is drawn between half of it and all of it.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// How long a namenode that did not answer is passed over although others still call it the leader:
+/// followers believe in a dead leader until the election.
+const SUSPICION: Duration = Duration::from_secs(3);
+
+pub(crate) struct Group {
+    pool: Pool,
+    namenodes: Vec<Namenode>,
+    /// Index of the one that answered last.
+    leader: AtomicUsize,
+}
+
+struct Namenode {
+    target: Target,
+    /// Since when it has not answered; cleared by an answer.
+    silent: Mutex<Option<Instant>>,
+}
+
+/// A call that failed.
+#[derive(Debug)]
+pub(crate) struct CallError {
+    pub error: Error,
+    /// An attempt went out whose fate is not known: the request may have been carried out.
+    pub unknown: bool,
+}
+
+impl From<CallError> for Error {
+    fn from(failed: CallError) -> Error {
+        failed.error
+    }
+}
+
+impl Group {
+    pub fn new(pool: Pool, targets: Vec<Target>) -> Group {
+        let namenodes = targets.into_iter().map(|target| Namenode { target, silent: Mutex::new(None) }).collect();
+        Group { pool, namenodes, leader: AtomicUsize::new(0) }
+    }
+
+    pub fn len(&self) -> usize {
+        self.namenodes.len()
+    }
+
+    pub fn node(&self, index: usize) -> NodeId {
+        self.namenodes[index].target.node
+    }
+
+    /// Asks the leader, whoever it is, until the deadline. `attempt` bounds each try.
+    pub async fn call(
+        &self,
+        request: &MetaRequest,
+        attempt: Duration,
+        deadline: Deadline,
+    ) -> Result<MetaReply, CallError> {
+        let mut route = Route::new(self.namenodes.len(), self.leader.load(Ordering::Relaxed));
+        let mut unknown = false;
+        loop {
+            let at = route.at();
+            let error = match self.ask(at, request, deadline.cap(attempt)).await {
+                Ok(reply) => {
+                    self.leader.store(at, Ordering::Relaxed);
+                    return Ok(reply);
+                }
+                Err(error) => error,
+            };
+            let turn = match Turn::after(&error, |id| self.namenodes.iter().position(|n| n.target.node.0 == id)) {
+                Some(turn) => turn,
+                None => return Err(CallError { error: error.into(), unknown }),
+            };
+            unknown |= may_have_arrived(&error);
+            let pause = route.turn(turn, |index| self.is_silent(index));
+            debug!(node = %self.node(at), %error, next = %self.node(route.at()), "namenode did not serve the request");
+            if deadline.cap(Duration::MAX) <= pause {
+                return Err(CallError { error: gave_up(error), unknown });
+            }
+            if !pause.is_zero() {
+                tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
+                // Somebody else may have found the leader meanwhile.
+                let leader = self.leader.load(Ordering::Relaxed);
+                if !self.is_silent(leader) && self.is_silent(route.at()) {
+                    route.go(leader);
+                }
+            }
+        }
+    }
+
+    /// Asks one namenode once, leader or not.
+    pub async fn ask(&self, index: usize, request: &MetaRequest, attempt: Duration) -> Result<MetaReply, RpcError> {
+        let namenode = &self.namenodes[index];
+        let answer = tokio::time::timeout(attempt, async {
+            let connection = self.pool.get(&namenode.target).await?;
+            dfs_rpc::call(&connection, request, attempt).await
+        })
+        .await
+        .unwrap_or(Err(RpcError::Timeout(attempt.as_millis())));
+        match &answer {
+            Err(RpcError::Timeout(_)) => {
+                // A connection to a process that is gone would go on swallowing requests.
+                self.pool.forget(&namenode.target);
+                *namenode.silent.lock() = Some(Instant::now());
+            }
+            Err(RpcError::Unreachable { .. } | RpcError::Closed(_)) => *namenode.silent.lock() = Some(Instant::now()),
+            _ => *namenode.silent.lock() = None,
+        }
+        answer
+    }
+
+    fn is_silent(&self, index: usize) -> bool {
+        self.namenodes[index].silent.lock().is_some_and(|since| since.elapsed() < SUSPICION)
+    }
+}
+
+fn may_have_arrived(error: &RpcError) -> bool {
+    match error {
+        RpcError::Timeout(_) | RpcError::Closed(_) => true,
+        // The leader gave up waiting for its own log: the entry may still be committed.
+        RpcError::Refused(error) => matches!(error.kind, ErrorKind::Timeout | ErrorKind::Unavailable),
+        _ => false,
+    }
+}
+
+fn gave_up(last: RpcError) -> Error {
+    Error::new(ErrorKind::Timeout, format!("no leading namenode answered in time; the last error: {last}"))
+        .with_hint("a majority of the namenodes must be up; `dfs status` shows which are")
+}
+
+/// What an unsuccessful attempt says about where to go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Turn {
+    /// It names the leader.
+    Leader(usize),
+    /// It does not lead, or did not answer.
+    Elsewhere,
+    /// It leads, or will, but not now.
+    Later,
+}
+
+impl Turn {
+    /// `None`: the answer is final.
+    fn after(error: &RpcError, index_of: impl Fn(u64) -> Option<usize>) -> Option<Turn> {
+        match error {
+            RpcError::Refused(error) => match error.kind {
+                ErrorKind::NotLeader => Some(error.leader.and_then(index_of).map_or(Turn::Elsewhere, Turn::Leader)),
+                ErrorKind::Unavailable | ErrorKind::Timeout => Some(Turn::Later),
+                _ => None,
+            },
+            RpcError::Unreachable { .. } | RpcError::Timeout(_) | RpcError::Closed(_) => Some(Turn::Elsewhere),
+            RpcError::Malformed(_) | RpcError::Tls(_) | RpcError::Io { .. } => None,
+        }
+    }
+}
+
+/// Where one call has been and goes next. Pure.
+struct Route {
+    count: usize,
+    at: usize,
+    /// Attempts since the last pause: a full round without one would spin.
+    since_pause: usize,
+    pause: Duration,
+}
+
+impl Route {
+    fn new(count: usize, start: usize) -> Route {
+        Route { count, at: start % count, since_pause: 0, pause: PAUSE_MIN }
+    }
+
+    fn at(&self) -> usize {
+        self.at
+    }
+
+    fn go(&mut self, index: usize) {
+        self.at = index;
+    }
+
+    /// Moves on; returns how long to wait first.
+    fn turn(&mut self, turn: Turn, silent: impl Fn(usize) -> bool) -> Duration {
+        self.since_pause += 1;
+        let mut wait = self.since_pause >= self.count;
+        match turn {
+            Turn::Leader(index) if index != self.at && !silent(index) => self.at = index,
+            // Its supposed leader is not answering: an election is on.
+            Turn::Leader(_) => {
+                self.at = self.next(&silent);
+                wait = true;
+            }
+            Turn::Elsewhere => self.at = self.next(&silent),
+            Turn::Later => wait = true,
+        }
+        if !wait {
+            return Duration::ZERO;
+        }
+        self.since_pause = 0;
+        let pause = self.pause;
+        self.pause = (pause * 2).min(PAUSE_MAX);
+        pause
+    }
+
+    /// The next in the ring that is not silent; simply the next if all are.
+    fn next(&self, silent: impl Fn(usize) -> bool) -> usize {
+        let ring = (1..=self.count).map(|step| (self.at + step) % self.count);
+        ring.clone().find(|&index| !silent(index)).unwrap_or((self.at + 1) % self.count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfs_proto::WireError;
+
+    fn not_leader(leader: Option<u64>) -> RpcError {
+        RpcError::Refused(WireError { leader, ..WireError::new(ErrorKind::NotLeader, "follower") })
+    }
+
+    #[test]
+    fn a_hint_is_followed_at_once() {
+        let mut route = Route::new(3, 0);
+        let turn = Turn::after(&not_leader(Some(7)), |id| (id == 7).then_some(2)).unwrap();
+        assert_eq!(turn, Turn::Leader(2));
+        assert_eq!(route.turn(turn, |_| false), Duration::ZERO);
+        assert_eq!(route.at(), 2);
+    }
+
+    #[test]
+    fn a_hint_to_a_silent_leader_leads_elsewhere_after_a_pause() {
+        let mut route = Route::new(3, 0);
+        assert_eq!(route.turn(Turn::Elsewhere, |index| index == 0), Duration::ZERO);
+        assert_eq!(route.at(), 1);
+        assert_eq!(route.turn(Turn::Leader(0), |index| index == 0), PAUSE_MIN);
+        assert_eq!(route.at(), 2);
+    }
+
+    #[test]
+    fn two_followers_that_point_at_each_other_do_not_make_it_spin() {
+        let mut route = Route::new(3, 0);
+        let waits: Vec<_> = (0..9).map(|step| route.turn(Turn::Leader((step + 1) % 2), |_| false)).collect();
+        assert!(waits.chunks(3).all(|round| round.iter().any(|wait| !wait.is_zero())), "{waits:?}");
+        assert!(waits.iter().all(|wait| *wait <= PAUSE_MAX));
+    }
+
+    #[test]
+    fn every_namenode_is_tried_when_none_answers() {
+        let mut route = Route::new(5, 3);
+        let mut seen = std::collections::BTreeSet::from([3]);
+        for _ in 0..4 {
+            route.turn(Turn::Elsewhere, |_| true);
+            seen.insert(route.at());
+        }
+        assert_eq!(seen.len(), 5);
+    }
+
+    #[test]
+    fn answers_about_the_request_itself_are_final() {
+        for kind in [ErrorKind::NotFound, ErrorKind::SessionExpired, ErrorKind::Forbidden, ErrorKind::Internal] {
+            assert_eq!(Turn::after(&RpcError::Refused(WireError::new(kind, "no")), |_| None), None);
+        }
+    }
+
+    #[test]
+    fn only_attempts_that_went_out_leave_the_outcome_unknown() {
+        assert!(may_have_arrived(&RpcError::Timeout(3000)));
+        assert!(may_have_arrived(&RpcError::Closed("reset".into())));
+        assert!(!may_have_arrived(&not_leader(None)));
+        let addr = "127.0.0.1:1".parse().unwrap();
+        assert!(!may_have_arrived(&RpcError::Unreachable { addr, reason: "refused".into() }));
+    }
+}

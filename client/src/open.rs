@@ -1,0 +1,324 @@
+//! Open files: one `FileState` per inode, shared by all handles of this client.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use dfs_proto::msg::meta::{Answer, Op, Query};
+use dfs_proto::{Attr, Caller, ChunkId, ErrorKind, Extent, Grant, InodeId, SessionId};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tracing::debug;
+
+use crate::client::Client;
+use crate::error::{Error, Result, unexpected_answer};
+use crate::file::OpenMode;
+use crate::read::blocks::{Blocks, Sequential};
+use crate::read::map::ExtentMap;
+use crate::write::slot::Slot;
+use crate::write::state::WriteState;
+use crate::write::writer::ChunkWriter;
+
+/// Files that are closed and remembered for their extent maps. More are forgotten as they close.
+const CLOSED_MAX: usize = 1024;
+
+/// What this client knows of one inode and has under way for it.
+pub(crate) struct FileState {
+    pub inode: InodeId,
+    pub inner: Mutex<Inner>,
+    /// Something was acknowledged, committed or failed.
+    pub progress: Notify,
+    /// Writes share it; a change of size has it alone.
+    pub resize: tokio::sync::RwLock<()>,
+    /// One append at a time.
+    pub appending: tokio::sync::Mutex<()>,
+    /// The file's own chunk.
+    pub stream: Slot,
+}
+
+pub(crate) struct Inner {
+    /// As the namenode showed it last.
+    pub attr: Attr,
+    pub map: ExtentMap,
+    pub blocks: Blocks,
+    pub writes: WriteState,
+    /// What the next write, flush or sync reports, once: bytes were lost.
+    pub error: Option<Error>,
+    pub handles: usize,
+    /// Without a name and held for us by the namenode: to be released at the last close.
+    pub nameless: bool,
+    read: Permit,
+    write: Permit,
+    /// An uploader task runs.
+    pub uploading: bool,
+    /// Flushes that wait.
+    pub flushing: usize,
+    /// What is acknowledged is to be committed without waiting for more.
+    pub writeback: bool,
+    /// Had uncommitted bytes already at the last tick of the writeback clock.
+    pub aged: bool,
+    /// In the client's list of files with uncommitted bytes.
+    pub listed: bool,
+    /// Chunks that hold bytes of this file up to an offset which may not be synced yet.
+    pub unsynced: HashMap<ChunkId, (Arc<ChunkWriter>, u32)>,
+}
+
+/// A permission from an open: in whose name, and the namenode's proof.
+#[derive(Default)]
+struct Permit {
+    caller: Option<Caller>,
+    grant: Option<Grant>,
+}
+
+impl Inner {
+    /// The attributes as this client's applications see them: with what they have written.
+    pub fn merged_attr(&self) -> Attr {
+        let mut attr = self.attr.clone();
+        attr.size_bytes = attr.size_bytes.max(self.writes.end());
+        if let Some(mtime) = self.writes.mtime() {
+            attr.mtime = attr.mtime.max(mtime);
+            attr.ctime = attr.ctime.max(mtime);
+        }
+        attr
+    }
+
+    /// Takes newer attributes; what was cached of older content is dropped.
+    pub fn observe(&mut self, attr: &Attr) {
+        if attr.version < self.attr.version {
+            return;
+        }
+        if attr.version > self.attr.version {
+            self.map.clear();
+            self.blocks.clear();
+        }
+        self.attr = attr.clone();
+    }
+
+    /// Takes the attributes after a commit of our own. The map is kept if nobody else changed the file.
+    pub fn observe_own(&mut self, attr: &Attr, extents: &[Extent]) {
+        if attr.version == self.attr.version + 1 {
+            self.map.overwrite(self.attr.version, attr.version, extents);
+            self.blocks.clear();
+            self.attr = attr.clone();
+        } else {
+            self.observe(attr);
+        }
+    }
+
+    fn permit(&mut self, write: bool) -> &mut Permit {
+        if write { &mut self.write } else { &mut self.read }
+    }
+
+    pub fn grant(&self, write: bool, session: SessionId) -> Option<Grant> {
+        let permit = if write { &self.write } else { &self.read };
+        permit.grant.clone().filter(|grant| grant.session == session)
+    }
+
+    fn take_grant(&mut self, caller: &Caller, grant: &Grant) {
+        for (allowed, write) in [(grant.read, false), (grant.write, true)] {
+            if allowed {
+                *self.permit(write) = Permit { caller: Some(caller.clone()), grant: Some(grant.clone()) };
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Files {
+    /// Lock order: this, then a file's `inner`.
+    table: Mutex<HashMap<InodeId, Arc<FileState>>>,
+    /// Handles that are open.
+    open: AtomicUsize,
+}
+
+impl Files {
+    pub fn get(&self, inode: InodeId) -> Option<Arc<FileState>> {
+        self.table.lock().get(&inode).cloned()
+    }
+
+    pub fn any_open(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > 0
+    }
+
+    pub fn is_open(&self, inode: InodeId) -> bool {
+        self.get(inode).is_some_and(|file| file.inner.lock().handles > 0)
+    }
+
+    /// The attributes with this client's uncommitted changes, which are noted if they are newer.
+    pub fn merge(&self, attr: Attr) -> Attr {
+        match self.get(attr.inode) {
+            Some(file) => {
+                let mut inner = file.inner.lock();
+                inner.observe(&attr);
+                // An older answer that arrives late must not show older bytes.
+                if attr.version < inner.attr.version { inner.merged_attr() } else { with_writes(attr, &inner) }
+            }
+            None => attr,
+        }
+    }
+
+    fn attach(&self, attr: &Attr, caller: &Caller, grant: &Grant) -> Arc<FileState> {
+        let mut table = self.table.lock();
+        let file = table.entry(attr.inode).or_insert_with(|| Arc::new(FileState::new(attr.clone()))).clone();
+        let mut inner = file.inner.lock();
+        inner.observe(attr);
+        inner.take_grant(caller, grant);
+        inner.handles += 1;
+        drop(inner);
+        self.open.fetch_add(1, Ordering::Relaxed);
+        file
+    }
+
+    /// Gives a handle back. `true` if it was the file's last.
+    fn detach(&self, file: &Arc<FileState>) -> bool {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        let mut table = self.table.lock();
+        let mut inner = file.inner.lock();
+        inner.handles -= 1;
+        if inner.handles > 0 {
+            return false;
+        }
+        inner.blocks.clear();
+        let forget = inner.nameless || table.len() > CLOSED_MAX;
+        if forget && inner.writes.is_empty() {
+            table.remove(&file.inode);
+        }
+        true
+    }
+}
+
+fn with_writes(attr: Attr, inner: &Inner) -> Attr {
+    let merged = inner.merged_attr();
+    Attr { size_bytes: merged.size_bytes, mtime: merged.mtime, ctime: merged.ctime, ..attr }
+}
+
+impl FileState {
+    fn new(attr: Attr) -> FileState {
+        FileState {
+            inode: attr.inode,
+            inner: Mutex::new(Inner {
+                map: ExtentMap::default(),
+                blocks: Blocks::default(),
+                attr,
+                writes: WriteState::default(),
+                error: None,
+                handles: 0,
+                nameless: false,
+                read: Permit::default(),
+                write: Permit::default(),
+                uploading: false,
+                flushing: 0,
+                writeback: false,
+                aged: false,
+                listed: false,
+                unsynced: HashMap::new(),
+            }),
+            progress: Notify::new(),
+            resize: tokio::sync::RwLock::new(()),
+            appending: tokio::sync::Mutex::new(()),
+            stream: Slot::default(),
+        }
+    }
+}
+
+/// One open of a file.
+pub(crate) struct Handle {
+    pub client: Arc<Client>,
+    pub file: Arc<FileState>,
+    pub mode: OpenMode,
+    /// Where this handle has been reading.
+    pub sequential: Mutex<Sequential>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if !self.client.files.detach(&self.file) {
+            return;
+        }
+        let (client, file) = (self.client.clone(), self.file.clone());
+        // Outside a runtime (at the end of the process) the session's end does what is left.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { client.last_closed(&file).await });
+        }
+    }
+}
+
+impl Client {
+    /// Opens a regular file.
+    pub async fn open(self: &Arc<Self>, caller: &Caller, inode: InodeId, mode: OpenMode) -> Result<Handle> {
+        let query = Query::Open { inode, read: mode.read, write: mode.write };
+        match self.query(caller, query).await? {
+            Answer::Opened { attr, grant } => Ok(self.opened(caller, &attr, &grant, mode)),
+            _ => Err(unexpected_answer("Open")),
+        }
+    }
+
+    /// A handle on a file that the namenode has just opened for us.
+    pub fn opened(self: &Arc<Self>, caller: &Caller, attr: &Attr, grant: &Grant, mode: OpenMode) -> Handle {
+        Handle {
+            client: self.clone(),
+            file: self.files.attach(attr, caller, grant),
+            mode,
+            sequential: Mutex::default(),
+        }
+    }
+
+    /// A grant of the current session; after a session has expired the file is opened again for it.
+    pub async fn grant(self: &Arc<Self>, file: &FileState, write: bool) -> Result<Grant> {
+        if let Some(session) = self.sessions.current()
+            && let Some(grant) = file.inner.lock().grant(write, session.id())
+        {
+            return Ok(grant);
+        }
+        let caller = file.inner.lock().permit(write).caller.clone();
+        let caller = caller.ok_or_else(|| {
+            let access = if write { "writing" } else { "reading" };
+            Error::new(ErrorKind::InvalidArgument, format!("the file is not open for {access}"))
+        })?;
+        debug!(inode = %file.inode, "opening a file again for a new session");
+        match self.query(&caller, Query::Open { inode: file.inode, read: !write, write }).await? {
+            Answer::Opened { attr, grant } => {
+                let mut inner = file.inner.lock();
+                inner.observe(&attr);
+                inner.take_grant(&caller, &grant);
+                Ok(grant)
+            }
+            _ => Err(unexpected_answer("Open")),
+        }
+    }
+
+    /// The inode has lost its last name while open here.
+    pub async fn lost_its_name(self: &Arc<Self>, inode: InodeId) {
+        let Some(file) = self.files.get(inode) else { return };
+        let still_open = {
+            let mut inner = file.inner.lock();
+            inner.nameless = true;
+            inner.handles > 0
+        };
+        if !still_open {
+            self.release(&file).await;
+        }
+    }
+
+    async fn last_closed(self: &Arc<Self>, file: &Arc<FileState>) {
+        if file.inner.lock().nameless {
+            self.discard(file);
+            file.stream.close().await;
+            self.release(file).await;
+        } else {
+            file.inner.lock().writes.handle_stream_closed();
+            self.start_writeback(file);
+            file.stream.close_when_uploaded(file).await;
+        }
+    }
+
+    async fn release(self: &Arc<Self>, file: &FileState) {
+        if !std::mem::take(&mut file.inner.lock().nameless) {
+            return;
+        }
+        if let Err(error) = self.mutate(&Caller::ROOT, Op::Release { inodes: vec![file.inode] }).await {
+            // The end of the session releases it.
+            debug!(inode = %file.inode, %error, "inode not released");
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Chunks allocated ahead of need, so that a stream does not pause at the end of each.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_proto::msg::meta::{ChunkLocation, Op, OpReply};
+use dfs_proto::{Caller, ErrorKind, NodeId};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::client::{Client, now};
+use crate::deadline::Deadline;
+use crate::error::{Error, Result, unexpected_answer};
+
+/// Chunks kept ahead for each number of copies. The end of the session removes those never used.
+const AHEAD: usize = 1;
+
+/// A chunk whose capability ends sooner is not begun with.
+const CAPABILITY_MARGIN_S: i64 = 60;
+
+/// How long "no room" is taken for a passing state, such as nodes that are just restarting.
+const NO_SPACE_PATIENCE: Duration = Duration::from_secs(10);
+
+const PAUSE: Duration = Duration::from_millis(500);
+
+#[derive(Default)]
+pub(crate) struct Stock {
+    chunks: Mutex<HashMap<u8, Vec<ChunkLocation>>>,
+}
+
+impl Stock {
+    pub fn clear(&self) {
+        self.chunks.lock().clear();
+    }
+
+    /// A usable chunk that lies on none of the suspects.
+    fn take(&self, replication: u8, suspects: &[NodeId]) -> Option<ChunkLocation> {
+        let soon = now().secs + CAPABILITY_MARGIN_S;
+        let mut chunks = self.chunks.lock();
+        let stock = chunks.get_mut(&replication)?;
+        while let Some(chunk) = stock.pop() {
+            let fresh = chunk.capability.as_ref().is_some_and(|capability| capability.expires.secs > soon);
+            if fresh && !chunk.replicas.iter().any(|replica| suspects.contains(&replica.node)) {
+                return Some(chunk);
+            }
+        }
+        None
+    }
+}
+
+impl Client {
+    /// A new chunk for `replication` copies on at least as many nodes as an acknowledgement needs. Goes on
+    /// trying while there are too few.
+    pub async fn new_chunk(self: &Arc<Self>, replication: u8, ahead: bool) -> Result<ChunkLocation> {
+        let suspects = self.nodes.suspects();
+        let chunk = match self.writes.stock.take(replication, &suspects) {
+            Some(chunk) => chunk,
+            None => self.allocate_patiently(replication).await?,
+        };
+        if ahead {
+            self.fill_stock(replication);
+        }
+        Ok(chunk)
+    }
+
+    async fn allocate_patiently(self: &Arc<Self>, replication: u8) -> Result<ChunkLocation> {
+        let deadline = self.deadline();
+        let no_space = Instant::now() + NO_SPACE_PATIENCE;
+        loop {
+            let error = match self.allocate(replication).await {
+                Ok(chunk) => return Ok(chunk),
+                Err(error) => error,
+            };
+            let passing = match error.kind {
+                ErrorKind::NoSpace => Instant::now() < no_space,
+                kind => kind.retryable(),
+            };
+            if !passing || deadline.passed() {
+                return Err(error);
+            }
+            debug!(%error, "no chunk yet");
+            tokio::time::sleep(deadline.cap(PAUSE)).await;
+        }
+    }
+
+    async fn allocate(self: &Arc<Self>, replication: u8) -> Result<ChunkLocation> {
+        let avoid = self.nodes.suspects();
+        let op = Op::AllocateChunks { count: 1, replication, avoid };
+        let OpReply::Chunks(mut chunks) = self.mutate(&Caller::ROOT, op).await? else {
+            return Err(unexpected_answer("AllocateChunks"));
+        };
+        let chunk = chunks.pop().ok_or_else(|| unexpected_answer("AllocateChunks"))?;
+        let required = self.required_copies(replication).await?;
+        if chunk.replicas.len() < required {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("{} datanodes can take writes, and {required} copies are required", chunk.replicas.len()),
+            ));
+        }
+        Ok(chunk)
+    }
+
+    /// Copies that must have a byte before it counts as written.
+    pub async fn required_copies(self: &Arc<Self>, replication: u8) -> Result<usize> {
+        let session = self.session(Deadline::of(&self.options)).await?;
+        Ok(usize::from(session.grant.min_copies.min(replication)).max(1))
+    }
+
+    fn fill_stock(self: &Arc<Self>, replication: u8) {
+        let have = self.writes.stock.chunks.lock().get(&replication).map_or(0, Vec::len);
+        if have >= AHEAD {
+            return;
+        }
+        let client = self.clone();
+        tokio::spawn(async move {
+            // Without luck here the writer asks again itself when it needs a chunk.
+            if let Ok(chunk) = client.allocate(replication).await {
+                client.writes.stock.chunks.lock().entry(replication).or_default().push(chunk);
+            }
+        });
+    }
+}
