@@ -18,6 +18,8 @@ mod apply;
 mod chunks;
 mod dedup;
 mod extents;
+#[cfg(test)]
+mod model;
 mod ops;
 mod permission;
 #[cfg(test)]

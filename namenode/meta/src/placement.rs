@@ -72,8 +72,8 @@ fn draw(mut nodes: Vec<&NodeView>, count: usize, random: &mut SplitMix) -> Vec<N
     let mut drawn = Vec::new();
     while drawn.len() < count && !nodes.is_empty() {
         let total: u128 = nodes.iter().map(|node| weight(node)).sum();
-        // 64 random bits against a sum of weights below 2^96: the bias is too small to matter.
-        let mut ticket = u128::from(random.next()) * total >> 64;
+        // A weight is below 2^49, so the product fits; with 64 random bits the bias is too small to matter.
+        let mut ticket = (u128::from(random.next()) * total) >> 64;
         let winner = nodes.iter().position(|node| match ticket.checked_sub(weight(node)) {
             Some(rest) => {
                 ticket = rest;

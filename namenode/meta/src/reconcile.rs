@@ -150,8 +150,8 @@ mod tests {
         let all = |_: NodeId| true;
         let some = |node: NodeId| node == NodeId(1);
         let none = |_: NodeId| false;
-        let cases: [(ReplicaReport, &dyn Fn(NodeId) -> bool, Verdict); 8] = [
-            (report(2, 100, true), &all, delete(2)),
+        for (reported, good, verdict) in [
+            (report(2, 100, true), &all as &dyn Fn(NodeId) -> bool, delete(2)),
             (report(2, 100, true), &some, Verdict::Adopt),
             (report(2, 100, true), &none, Verdict::Adopt),
             (report(1, 100, false), &some, delete(1)),
@@ -159,8 +159,7 @@ mod tests {
             (report(1, 100, false), &none, Verdict::Ignore),
             (report(2, 99, true), &none, Verdict::Ignore),
             (report(3, 100, true), &all, Verdict::Ignore),
-        ];
-        for (reported, good, verdict) in cases {
+        ] {
             assert_eq!(judge(Some(&sealed), NEXT, NodeId(9), &reported, good), verdict, "{reported:?}");
         }
     }

@@ -27,6 +27,8 @@ pub(crate) struct Rig {
     pub caller: Caller,
     /// Of the last batch.
     pub events: Vec<Event>,
+    /// Every command so far.
+    pub log: Vec<Command>,
     /// Moves on by a second with each command.
     clock_secs: i64,
     /// Counts up over all sessions: a session may leave out numbers.
@@ -41,6 +43,7 @@ impl Rig {
             session: SessionId(0),
             caller: Caller::ROOT,
             events: Vec::new(),
+            log: Vec::new(),
             clock_secs: 1000,
             number: 0,
         }
@@ -70,6 +73,7 @@ impl Rig {
         let applied = apply(&self.state, &commands).unwrap();
         self.state.write(applied.changes);
         self.events = applied.events;
+        self.log.extend(commands);
         self.recount();
         applied.outcomes
     }

@@ -173,8 +173,8 @@ impl<'a> Planner<'a> {
             }
             return;
         }
-        // Nobody can read what is on a dead node; what comes back with it is deleted as superfluous.
-        let mut victims: Vec<NodeId> = chunk.unharmed().filter(|node| self.is_dead(*node)).collect();
+        // Nobody can read what is on a node that is gone; what comes back with it is deleted as superfluous.
+        let mut victims: Vec<NodeId> = chunk.unharmed().filter(|node| self.is_given_up(*node)).collect();
         confirmed.sort_by_key(|node| (self.nodes[node].free_bytes, Reverse(*node)));
         victims.extend(confirmed.iter().take(confirmed.len() - target));
         for node in victims.into_iter().take(surplus) {
@@ -211,9 +211,14 @@ impl<'a> Planner<'a> {
         found
     }
 
-    /// A node that nobody has heard of since this leader leads is as good as dead.
-    fn is_dead(&self, node: NodeId) -> bool {
-        self.nodes.get(&node).is_none_or(|view| view.liveness == Liveness::Dead)
+    /// A node that nobody has heard of since this leader leads is as good as dead, and so is one that
+    /// left in order and stayed away.
+    fn is_given_up(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_none_or(|view| match view.liveness {
+            Liveness::Dead => true,
+            Liveness::Leaving => view.since_ms >= self.policy.leaving_grace_ms,
+            Liveness::Live | Liveness::Suspect => false,
+        })
     }
 
     fn room(&self, node: &NodeView) -> u64 {

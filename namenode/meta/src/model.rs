@@ -1,0 +1,444 @@
+//! A small file tree kept twice: by `apply`, and as a map from paths to bytes. Random operations, and
+//! after each one the two are compared whole, and `fsck` recounts the rows.
+
+use std::collections::BTreeMap;
+
+use dfs_proto::msg::meta::{ChunkCommit, NewNode, Op, RenameMode};
+use dfs_proto::{ChunkId, Extent, FileKind, InodeId, NodeId, SetAttr};
+use proptest::prelude::*;
+
+use crate::command::{Body, Command, Outcome};
+use crate::rows::{self, RECLAIM_QUEUE};
+use crate::testing::{NODES, Rig, name};
+use crate::view::MemoryView;
+
+/// No file grows beyond this, so that comparing stays cheap.
+const FILE_MAX: usize = 400;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Mkdir(Path),
+    Create(Path),
+    Unlink(Path, bool),
+    Rmdir(Path),
+    Link(Path, Path),
+    Rename(Path, Path, RenameMode),
+    Write(Path, u16, u8),
+    Append(Path, u8),
+    Truncate(Path, u16),
+    Copies(Path, u8),
+    /// Seals the chunk that is written to, on so many of its replicas.
+    Seal(usize),
+    /// The session ends, in order or not; a new one begins.
+    EndSession(bool),
+    ReleaseAll,
+    Reclaim(u32),
+    DropReplica(usize, usize),
+    AddReplica(usize, usize),
+}
+
+/// One to three names, each `a` or `b`: few enough that steps meet.
+type Path = Vec<&'static str>;
+
+#[derive(Clone, PartialEq, Debug)]
+enum Node {
+    Directory,
+    /// Index into `Model::files`, so that hard links share.
+    File(usize),
+}
+
+/// What the tree must be.
+#[derive(Default)]
+struct Model {
+    nodes: BTreeMap<Path, Node>,
+    files: Vec<Vec<u8>>,
+}
+
+impl Model {
+    fn is_directory(&self, path: &[&'static str]) -> bool {
+        path.is_empty() || self.nodes.get(path) == Some(&Node::Directory)
+    }
+
+    fn file(&mut self, path: &Path) -> Option<&mut Vec<u8>> {
+        match self.nodes.get(path)? {
+            Node::File(file) => Some(&mut self.files[*file]),
+            Node::Directory => None,
+        }
+    }
+
+    fn has_children(&self, path: &Path) -> bool {
+        self.nodes.keys().any(|other| other.len() > path.len() && other.starts_with(path))
+    }
+
+    fn is_free(&self, path: &Path) -> bool {
+        self.is_directory(&path[..path.len() - 1]) && !self.nodes.contains_key(path)
+    }
+
+    fn make(&mut self, path: &Path, file: bool) -> bool {
+        let free = self.is_free(path);
+        if free {
+            let node = if file { Node::File(self.files.len()) } else { Node::Directory };
+            self.files.extend(file.then(Vec::new));
+            self.nodes.insert(path.clone(), node);
+        }
+        free
+    }
+
+    fn remove(&mut self, path: &Path, directory: bool) -> bool {
+        let fits = match self.nodes.get(path) {
+            Some(Node::Directory) => directory && !self.has_children(path),
+            Some(Node::File(_)) => !directory,
+            None => false,
+        };
+        if fits {
+            self.nodes.remove(path);
+        }
+        fits
+    }
+
+    fn link(&mut self, from: &Path, to: &Path) -> bool {
+        match self.nodes.get(from).cloned() {
+            Some(node @ Node::File(_)) if self.is_free(to) => {
+                self.nodes.insert(to.clone(), node);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path, mode: RenameMode) -> bool {
+        let Some(moved) = self.nodes.get(from).cloned() else { return false };
+        let there = self.nodes.get(to).cloned();
+        if !self.is_directory(&to[..to.len() - 1]) || (to.len() > from.len() && to.starts_with(from)) {
+            return false;
+        }
+        match (&there, mode) {
+            (Some(_), RenameMode::NoReplace) | (None, RenameMode::Exchange) => return false,
+            (Some(other), _) if from == to || (*other == moved && moved != Node::Directory) => return true,
+            (Some(_), RenameMode::Exchange) if from.starts_with(to) => return false,
+            (Some(Node::Directory), RenameMode::Replace) if moved != Node::Directory || self.has_children(to) => {
+                return false;
+            }
+            (Some(Node::File(_)), RenameMode::Replace) if moved == Node::Directory => return false,
+            _ => {}
+        }
+        let below_from = self.take(from);
+        let below_to = self.take(to);
+        self.put(to, below_from);
+        if mode == RenameMode::Exchange {
+            self.put(from, below_to);
+        }
+        true
+    }
+
+    /// Takes out a path and all below it, as paths relative to it.
+    fn take(&mut self, path: &Path) -> Vec<(Path, Node)> {
+        let taken: Vec<Path> = self.nodes.keys().filter(|other| other.starts_with(path)).cloned().collect();
+        taken.iter().filter_map(|other| Some((other[path.len()..].to_vec(), self.nodes.remove(other)?))).collect()
+    }
+
+    fn put(&mut self, path: &Path, nodes: Vec<(Path, Node)>) {
+        self.nodes.extend(nodes.into_iter().map(|(rest, node)| ([path.clone(), rest].concat(), node)));
+    }
+}
+
+/// The file system under test, and what it needs to write.
+struct System {
+    rig: Rig,
+    /// The open chunk, and how much of it is committed.
+    open: Option<(ChunkId, u32)>,
+    /// Content seen under each version of each inode.
+    versions: BTreeMap<(InodeId, u64), Vec<u8>>,
+}
+
+/// The byte that stands in a chunk at an offset, as if a client had written it there.
+fn byte(chunk: ChunkId, offset: u32) -> u8 {
+    (chunk.0 as u32).wrapping_mul(31).wrapping_add(offset.wrapping_mul(7)) as u8 | 1
+}
+
+impl System {
+    fn inode(&self, path: &[&'static str]) -> Option<InodeId> {
+        path.iter().try_fold(InodeId::ROOT, |at, part| {
+            rows::dentry(&self.rig.state, at, &name(part)).unwrap().map(|entry| entry.inode)
+        })
+    }
+
+    fn parent(&self, path: &Path) -> Option<InodeId> {
+        self.inode(&path[..path.len() - 1])
+    }
+
+    /// Does the request, and a second time as a retry, which must change nothing and answer the same.
+    fn op(&mut self, op: Option<Op>) -> bool {
+        let Some(op) = op else { return false };
+        let ends_session = op == Op::CloseSession;
+        let body = self.rig.client(op, Vec::new());
+        let first = self.rig.apply(body.clone());
+        if !ends_session {
+            let state = self.rig.state.clone();
+            assert_eq!(self.rig.apply(body), first);
+            assert!(self.rig.state == state, "a retry changed something");
+        }
+        first.is_ok()
+    }
+
+    fn make(&mut self, path: &Path, node: NewNode) -> bool {
+        let op = self.parent(path).map(|parent| Op::Make {
+            parent,
+            name: name(path[path.len() - 1]),
+            node,
+            mode: 0o755,
+            exclusive: true,
+            open: None,
+            replication: None,
+        });
+        self.op(op)
+    }
+
+    /// Writes `len` bytes at `offset`, or at the end; answers what was written.
+    fn write(&mut self, inode: InodeId, offset: u64, len: u8, append: bool) -> Vec<u8> {
+        let (chunk, at) = match self.open {
+            Some(open) => open,
+            None => (self.rig.allocate(1)[0], 0),
+        };
+        let extent = Extent { file_offset: offset, chunk, chunk_offset: at, len: u32::from(len) };
+        let end = at + u32::from(len);
+        let mut file = self.rig.file_commit(inode, vec![extent]);
+        file.append = append;
+        assert!(self.op(Some(Op::Commit { chunks: vec![on(chunk, end, 3, false)], files: vec![file] })));
+        self.open = Some((chunk, end));
+        (at..end).map(|offset| byte(chunk, offset)).collect()
+    }
+
+    fn read(&self, inode: InodeId) -> Vec<u8> {
+        let mut bytes = vec![0; self.rig.attr(inode).size_bytes as usize];
+        for extent in self.rig.extents(inode) {
+            for i in 0..extent.len {
+                bytes[(extent.file_offset + u64::from(i)) as usize] = byte(extent.chunk, extent.chunk_offset + i);
+            }
+        }
+        bytes
+    }
+
+    /// The tree as the rows have it: names, kinds, bytes, hard links.
+    fn compare(&mut self, model: &Model) {
+        let mut links: BTreeMap<InodeId, (u32, usize)> = BTreeMap::new();
+        let mut found = 0;
+        let mut open: Vec<(Path, InodeId)> = vec![(Vec::new(), InodeId::ROOT)];
+        while let Some((path, directory)) = open.pop() {
+            for (_, row) in rows::list_dir(&self.rig.state, directory, 0, 99).unwrap() {
+                let part = if row.name == name("a") { "a" } else { "b" };
+                let path = [path.clone(), vec![part]].concat();
+                found += 1;
+                match model.nodes.get(&path) {
+                    Some(Node::Directory) => {
+                        assert_eq!(row.kind, FileKind::Directory, "{path:?}");
+                        open.push((path, row.inode));
+                    }
+                    Some(Node::File(file)) => {
+                        let bytes = self.read(row.inode);
+                        assert_eq!(bytes, model.files[*file], "{path:?}");
+                        links.entry(row.inode).or_insert((0, *file)).0 += 1;
+                        assert_eq!(links[&row.inode].1, *file, "{path:?}");
+                        let version = self.rig.attr(row.inode).version;
+                        let seen = self.versions.entry((row.inode, version)).or_insert_with(|| bytes.clone());
+                        assert_eq!(*seen, bytes, "one version, two contents: {path:?}");
+                    }
+                    None => panic!("{path:?} should not be there"),
+                }
+            }
+        }
+        assert_eq!(found, model.nodes.len());
+        for (inode, (count, _)) in links {
+            assert_eq!(self.rig.attr(inode).nlink, count);
+        }
+    }
+
+    fn seal(&mut self, replicas: usize) {
+        if let Some((chunk, len)) = self.open.take() {
+            assert!(self.op(Some(Op::Commit { chunks: vec![on(chunk, len, replicas, true)], files: vec![] })));
+        }
+    }
+
+    fn end_session(&mut self, in_order: bool) {
+        let session = self.rig.session;
+        if in_order {
+            assert!(self.op(Some(Op::CloseSession)));
+        } else {
+            self.rig.apply(Body::ExpireSessions { sessions: vec![session] }).unwrap();
+        }
+        self.open = None;
+        self.rig.open_session();
+    }
+
+    /// A sealed chunk, if there is one.
+    fn sealed(&self, pick: usize) -> Option<(ChunkId, rows::ChunkRow)> {
+        let mut sealed = Vec::new();
+        rows::chunks(&self.rig.state, &mut |chunk, row| {
+            if row.is_sealed() {
+                sealed.push((chunk, row));
+            }
+        })
+        .unwrap();
+        (!sealed.is_empty()).then(|| sealed.swap_remove(pick % sealed.len()))
+    }
+}
+
+fn on(chunk: ChunkId, len: u32, replicas: usize, seal: bool) -> ChunkCommit {
+    ChunkCommit { chunk, epoch: dfs_proto::Epoch::FIRST, len, replicas: NODES[..replicas].to_vec(), seal }
+}
+
+/// Does one step on both sides; both must agree whether it can be done.
+fn take(system: &mut System, model: &mut Model, step: &Step) {
+    let last = |path: &Path| name(path[path.len() - 1]);
+    match step {
+        Step::Mkdir(path) => assert_eq!(system.make(path, NewNode::Directory), model.make(path, false)),
+        Step::Create(path) => assert_eq!(system.make(path, NewNode::File), model.make(path, true)),
+        Step::Unlink(path, held) => {
+            let hold = system.inode(path).filter(|_| *held);
+            let op = system.parent(path).map(|parent| Op::Unlink { parent, name: last(path), hold });
+            assert_eq!(system.op(op), model.remove(path, false));
+        }
+        Step::Rmdir(path) => {
+            let op = system.parent(path).map(|parent| Op::Rmdir { parent, name: last(path) });
+            assert_eq!(system.op(op), model.remove(path, true));
+        }
+        Step::Link(from, to) => {
+            let ends = system.inode(from).zip(system.parent(to));
+            let op = ends.map(|(inode, parent)| Op::Link { inode, parent, name: last(to) });
+            assert_eq!(system.op(op), model.link(from, to));
+        }
+        Step::Rename(from, to, mode) => {
+            let op = system.parent(from).zip(system.parent(to)).map(|(from_parent, to_parent)| Op::Rename {
+                from_parent,
+                from_name: last(from),
+                to_parent,
+                to_name: last(to),
+                mode: *mode,
+                hold: None,
+            });
+            assert_eq!(system.op(op), model.rename(from, to, *mode));
+        }
+        Step::Write(path, offset, len) => {
+            if let Some(file) = model.file(path) {
+                let offset = usize::from(*offset) % (FILE_MAX / 2);
+                let written = system.write(system.inode(path).unwrap(), offset as u64, *len, false);
+                file.resize(file.len().max(offset + written.len()), 0);
+                file[offset..offset + written.len()].copy_from_slice(&written);
+            }
+        }
+        Step::Append(path, len) => {
+            if let Some(file) = model.file(path).filter(|file| file.len() < FILE_MAX) {
+                file.extend(system.write(system.inode(path).unwrap(), 0, *len, true));
+            }
+        }
+        Step::Truncate(path, size) => {
+            if let Some(file) = model.file(path) {
+                let size = usize::from(*size) % FILE_MAX;
+                file.resize(size, 0);
+                let set = SetAttr { size_bytes: Some(size as u64), ..SetAttr::default() };
+                let inode = system.inode(path).unwrap();
+                assert!(system.op(Some(Op::SetAttr { inode, set, grant: None })));
+            }
+        }
+        Step::Copies(path, copies) => {
+            if model.file(path).is_some() {
+                let set = SetAttr { replication: Some(*copies), ..SetAttr::default() };
+                let inode = system.inode(path).unwrap();
+                assert!(system.op(Some(Op::SetAttr { inode, set, grant: None })));
+            }
+        }
+        Step::Seal(replicas) => system.seal(*replicas),
+        Step::EndSession(in_order) => system.end_session(*in_order),
+        Step::ReleaseAll => {
+            let inodes = rows::orphans(&system.rig.state, system.rig.session, 99).unwrap();
+            assert!(system.op(Some(Op::Release { inodes })));
+        }
+        Step::Reclaim(extents_max) => {
+            let inodes = rows::orphans(&system.rig.state, RECLAIM_QUEUE, 99).unwrap();
+            system.rig.apply(Body::Reclaim { inodes, extents_max: *extents_max }).unwrap();
+        }
+        Step::DropReplica(chunk, node) => {
+            if let Some((chunk, row)) = system.sealed(*chunk).filter(|(_, row)| row.replicas.len() > 1) {
+                let node = row.replicas[node % row.replicas.len()];
+                system.rig.apply(Body::DropReplica { chunk, epoch: row.epoch, node }).unwrap();
+            }
+        }
+        Step::AddReplica(chunk, node) => {
+            if let Some((chunk, row)) = system.sealed(*chunk) {
+                let node: NodeId = NODES[node % NODES.len()];
+                system.rig.apply(Body::AddReplica { chunk, epoch: row.epoch, len: row.len, node }).unwrap();
+            }
+        }
+    }
+}
+
+fn any_path() -> impl Strategy<Value = Path> {
+    prop::collection::vec(prop_oneof![Just("a"), Just("b")], 1..4)
+}
+
+fn any_mode() -> impl Strategy<Value = RenameMode> {
+    prop_oneof![3 => Just(RenameMode::Replace), 1 => Just(RenameMode::NoReplace), 1 => Just(RenameMode::Exchange)]
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let p = any_path;
+    prop_oneof![
+        4 => p().prop_map(Step::Mkdir),
+        4 => p().prop_map(Step::Create),
+        2 => (p(), any::<bool>()).prop_map(|(path, held)| Step::Unlink(path, held)),
+        1 => p().prop_map(Step::Rmdir),
+        2 => (p(), p()).prop_map(|(from, to)| Step::Link(from, to)),
+        4 => (p(), p(), any_mode()).prop_map(|(from, to, mode)| Step::Rename(from, to, mode)),
+        6 => (p(), any::<u16>(), 1u8..80).prop_map(|(path, offset, len)| Step::Write(path, offset, len)),
+        3 => (p(), 1u8..80).prop_map(|(path, len)| Step::Append(path, len)),
+        2 => (p(), any::<u16>()).prop_map(|(path, size)| Step::Truncate(path, size)),
+        1 => (p(), 1u8..5).prop_map(|(path, copies)| Step::Copies(path, copies)),
+        2 => (1usize..4).prop_map(Step::Seal),
+        1 => any::<bool>().prop_map(Step::EndSession),
+        1 => Just(Step::ReleaseAll),
+        1 => (0u32..5).prop_map(Step::Reclaim),
+        1 => any::<(usize, usize)>().prop_map(|(chunk, node)| Step::DropReplica(chunk, node)),
+        1 => any::<(usize, usize)>().prop_map(|(chunk, node)| Step::AddReplica(chunk, node)),
+    ]
+}
+
+/// Applies a log in batches of the given lengths, over and over.
+fn replay(log: &[Command], lengths: &[usize]) -> (MemoryView, Vec<Outcome>) {
+    let (mut state, mut outcomes, mut rest) = (MemoryView::new(), Vec::new(), log);
+    for length in lengths.iter().cycle() {
+        if rest.is_empty() {
+            break;
+        }
+        let (batch, behind) = rest.split_at((*length).min(rest.len()));
+        let applied = crate::apply(&state, batch).unwrap();
+        assert!(applied == crate::apply(&state, batch).unwrap(), "two runs differ");
+        state.write(applied.changes);
+        outcomes.extend(applied.outcomes);
+        rest = behind;
+    }
+    (state, outcomes)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn the_tree_is_what_a_map_of_paths_to_bytes_says(
+        steps in prop::collection::vec(any_step(), 1..80),
+        lengths in prop::collection::vec(1usize..12, 1..5),
+    ) {
+        let mut system = System { rig: Rig::new(), open: None, versions: BTreeMap::new() };
+        let mut model = Model::default();
+        for step in &steps {
+            take(&mut system, &mut model, step);
+            system.compare(&model);
+        }
+
+        // The same commands in batches end in the same rows and the same answers.
+        let (one_by_one, answers) = replay(&system.rig.log, &[1]);
+        prop_assert!(one_by_one == system.rig.state);
+        let (batched, batched_answers) = replay(&system.rig.log, &lengths);
+        prop_assert!(batched == one_by_one);
+        prop_assert_eq!(answers, batched_answers);
+    }
+}
