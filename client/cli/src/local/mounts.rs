@@ -1,0 +1,142 @@
+//! What is mounted on a directory, without touching it: a `stat` of a mount point may hang with its file system.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+
+use crate::error::{Failure, Result};
+
+/// The type of our mounts in the mount table.
+pub const FUSE_TYPE: &str = "fuse.dfs";
+
+/// The type of the file system on top at `path`, which must be absolute and without symlinks.
+pub fn mounted_at(path: &Path) -> Result<Option<String>> {
+    let table = Path::new("/proc/self/mountinfo");
+    let text = fs::read(table).map_err(|error| Failure::local(table, &error))?;
+    Ok(topmost(&text, path))
+}
+
+/// Whether a mount of ours is there and answers within the deadline.
+pub async fn answers(path: &Path, deadline: Duration) -> bool {
+    if !matches!(mounted_at(path), Ok(Some(kind)) if kind == FUSE_TYPE) {
+        return false;
+    }
+    let (done, answer) = tokio::sync::oneshot::channel();
+    let path = path.to_owned();
+    // A thread of its own: a call that hangs in the kernel would hold up the end of the runtime.
+    std::thread::spawn(move || {
+        let answered = rustix::fs::statvfs(&path).is_ok() && fs::metadata(&path).is_ok();
+        // Nobody may be waiting any more.
+        let _ = done.send(answered);
+    });
+    matches!(tokio::time::timeout(deadline, answer).await, Ok(Ok(true)))
+}
+
+/// Unmounts what is on top; with `detach` also if programs use it, which keep what they have open.
+pub fn unmount_top(path: &Path, detach: bool) -> Result {
+    let flags = if detach { UnmountFlags::NOFOLLOW | UnmountFlags::DETACH } else { UnmountFlags::NOFOLLOW };
+    match unmount(path, flags) {
+        Ok(()) => Ok(()),
+        Err(Errno::PERM) => fusermount(path, detach),
+        Err(Errno::BUSY) => Err(Failure::failed(format!("{} is in use", path.display()))
+            .hint("end the programs that use it, or detach it with --lazy")),
+        Err(error) => Err(Failure::local(path, &error.into())),
+    }
+}
+
+/// The helper that may unmount for users who are not root.
+fn fusermount(path: &Path, detach: bool) -> Result {
+    let mut command = Command::new("fusermount3");
+    command.arg("-u").args(detach.then_some("-z")).arg("--").arg(path).stdin(Stdio::null());
+    match command.output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(Failure::failed(format!("cannot unmount {}", path.display())).cause(said))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(Failure::usage("fusermount3 is not installed").hint("apt install fuse3"))
+        }
+        Err(error) => Err(Failure::io("fusermount3", &error)),
+    }
+}
+
+/// Without symlinks; only the parent is resolved when the mount point itself cannot be read any more.
+pub fn resolve(path: &Path) -> Result<PathBuf> {
+    match path.canonicalize() {
+        Ok(path) => Ok(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Failure::local(path, &error)),
+        Err(_) => {
+            let path = std::path::absolute(path).map_err(|error| Failure::local(path, &error))?;
+            match (path.parent(), path.file_name()) {
+                (Some(parent), Some(name)) => {
+                    Ok(parent.canonicalize().map_err(|error| Failure::local(parent, &error))?.join(name))
+                }
+                _ => Ok(path),
+            }
+        }
+    }
+}
+
+/// Later mounts hide earlier ones.
+fn topmost(mountinfo: &[u8], path: &Path) -> Option<String> {
+    let mounts = mountinfo.split(|byte| *byte == b'\n').filter_map(parse);
+    mounts.filter(|(at, _)| at == path).next_back().map(|(_, kind)| kind)
+}
+
+/// `36 35 98:0 /root /mount/point rw,noatime shared:1 - ext3 /dev/root rw`, with any number of fields
+/// before the dash: the mount point and the type.
+fn parse(line: &[u8]) -> Option<(PathBuf, String)> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let at = fields.nth(4)?;
+    fields.find(|field| *field == b"-")?;
+    let kind = fields.next()?;
+    Some((OsString::from_vec(unescape(at)).into(), String::from_utf8_lossy(kind).into_owned()))
+}
+
+/// Space, tab, newline and backslash are written as a backslash and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, tail)) = rest.split_first() {
+        match (byte, tail) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..]) => {
+                bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                rest = tail;
+            }
+            _ => {
+                bytes.push(*byte);
+                rest = tail;
+            }
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_stacked_mounts_the_top_counts_and_spaces_are_read() {
+        let table = b"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+            40 22 0:45 / /mnt/a\\040b rw - fuse.dfs dfs rw,user_id=0\n\
+            41 22 0:46 / /mnt/c rw shared:2 master:3 - tmpfs tmpfs rw\n\
+            42 41 0:47 / /mnt/c rw - xfs other rw\nbroken line\n";
+        assert_eq!(topmost(table, Path::new("/mnt/a b")).as_deref(), Some(FUSE_TYPE));
+        assert_eq!(topmost(table, Path::new("/mnt/c")).as_deref(), Some("xfs"));
+        assert_eq!(topmost(table, Path::new("/mnt/c/d")), None);
+    }
+
+    #[test]
+    fn the_root_of_this_machine_is_mounted() {
+        assert!(mounted_at(Path::new("/")).unwrap().is_some());
+    }
+}

@@ -1,0 +1,171 @@
+//! Processes that scripts have started and pid files name. A number in a file proves nothing, since the
+//! kernel gives it to others later: a process is ours if its command line names the folder that is its own.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::layout::{Layout, Member};
+use crate::error::{Failure, Result};
+
+/// How much of a log is shown when its process did not do what was waited for.
+const LOG_TAIL_LINES: usize = 8;
+const LOG_TAIL_BYTES: u64 = 16 << 10;
+
+/// A running process of the cluster. The descriptor stays with this very process, whoever gets its number.
+pub struct Process {
+    pub pid: i32,
+    fd: OwnedFd,
+}
+
+impl Process {
+    /// The process of `member`, if it runs.
+    pub fn find(layout: &Layout, member: Member) -> Option<Process> {
+        running(&layout.pid(member), &layout.folder(member))
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result {
+        match pidfd_send_signal(self.fd.as_fd(), signal) {
+            // It ended by itself.
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(Failure::io(format!("cannot stop process {}", self.pid), &error.into())),
+        }
+    }
+
+    /// Waits for the end; `false` if the deadline passes first.
+    pub async fn ended(&self, deadline: Duration) -> bool {
+        let Ok(fd) = self.fd.try_clone() else { return false };
+        tokio::task::spawn_blocking(move || wait_readable(&fd, deadline)).await.unwrap_or(false)
+    }
+}
+
+/// A pidfd becomes readable when its process ends.
+fn wait_readable(fd: &OwnedFd, deadline: Duration) -> bool {
+    let end = Instant::now() + deadline;
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        let timeout = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        let mut fds = [PollFd::new(fd, PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(ready) => return ready > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// The process that `pid_file` names, if its command line names something in `folder`.
+fn running(pid_file: &Path, folder: &Path) -> Option<Process> {
+    let pid: i32 = fs::read_to_string(pid_file).ok()?.trim().parse().ok().filter(|pid| *pid > 0)?;
+    let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    // Read after the descriptor was opened: it is the same process.
+    let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    names(&command_line, folder).then_some(())?;
+    Some(Process { pid, fd })
+}
+
+/// Whether one of the arguments is a path in `folder`. A zombie has no arguments.
+fn names(command_line: &[u8], folder: &Path) -> bool {
+    let mut prefix = folder.as_os_str().as_encoded_bytes().to_vec();
+    prefix.push(b'/');
+    command_line.split(|byte| *byte == 0).any(|argument| argument.starts_with(&prefix))
+}
+
+/// Runs a start script, which returns when the process has been started.
+pub fn start(layout: &Layout, member: Member) -> Result {
+    let script = layout.start(member);
+    let output = Command::new(&script).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| Failure::local(&script, &error))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let failure = Failure::failed(format!("{} could not be started", member.name()));
+    Err(said.lines().fold(failure, |failure, line| failure.cause(line)).hint(script.display().to_string()))
+}
+
+/// The end of a log, for the causes of a failure.
+pub fn log_tail(path: &Path) -> Vec<String> {
+    let read = || -> io::Result<String> {
+        use std::io::{Read, Seek, SeekFrom};
+        let mut file = fs::File::open(path)?;
+        let len = file.metadata()?.len();
+        file.seek(SeekFrom::Start(len.saturating_sub(LOG_TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(LOG_TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let text = read().unwrap_or_default();
+    let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].iter().map(|line| line.to_string()).collect()
+}
+
+/// A failure about a member, with the end of its log.
+pub fn with_log(failure: Failure, layout: &Layout, member: Member) -> Failure {
+    let log: PathBuf = layout.log(member);
+    let name = member.name();
+    let failure = log_tail(&log).into_iter().fold(failure, |failure, line| failure.cause(format!("{name}: {line}")));
+    failure.hint(format!("the whole log is {}", log.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_the_folder_on_its_command_line() {
+        let folder = Path::new("/data/nn1");
+        assert!(names(b"/bin/dfs\0namenode\0--config\0/data/nn1/namenode.toml\0", folder));
+        assert!(!names(b"/bin/dfs\0namenode\0--config\0/data/nn10/namenode.toml\0", folder));
+        assert!(!names(b"/bin/dfs\0namenode\0--config\0/other/data/nn1/namenode.toml\0", folder));
+        assert!(!names(b"", folder));
+    }
+
+    #[tokio::test]
+    async fn a_pid_file_that_names_somebody_else_names_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid_file = dir.path().join("nn1.pid");
+        assert!(running(&pid_file, dir.path()).is_none());
+        for text in ["", "x", "-1", "0", "999999999"] {
+            fs::write(&pid_file, text).unwrap();
+            assert!(running(&pid_file, dir.path()).is_none(), "{text}");
+        }
+        // This test's own process is alive, and its command line does not name the folder.
+        fs::write(&pid_file, std::process::id().to_string()).unwrap();
+        assert!(running(&pid_file, dir.path()).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_process_is_found_signalled_and_seen_to_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("nn1");
+        let mut child =
+            Command::new("sh").arg("-c").arg("read x").arg(folder.join("x")).stdin(Stdio::piped()).spawn().unwrap();
+        let pid_file = dir.path().join("nn1.pid");
+        fs::write(&pid_file, child.id().to_string()).unwrap();
+        let process = running(&pid_file, &folder).unwrap();
+        assert!(!process.ended(Duration::ZERO).await);
+        process.signal(Signal::KILL).unwrap();
+        assert!(process.ended(Duration::from_secs(10)).await);
+        assert!(running(&pid_file, &folder).is_none(), "a zombie does not run");
+        child.wait().unwrap();
+        process.signal(Signal::TERM).unwrap();
+    }
+
+    #[test]
+    fn the_tail_of_a_log_is_its_last_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("nn1.log");
+        assert!(log_tail(&log).is_empty());
+        fs::write(&log, (0..100).map(|n| format!("line {n}\n")).collect::<String>()).unwrap();
+        assert_eq!(log_tail(&log).last().unwrap(), "line 99");
+        assert_eq!(log_tail(&log).len(), LOG_TAIL_LINES);
+    }
+}

@@ -1,0 +1,86 @@
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::context::Context;
+use crate::error::{Exit, Failure, Result, Tally};
+use crate::output::Tone;
+use crate::role;
+use crate::units;
+
+/// Serve as a datanode, or check a chunk file
+#[derive(clap::Args, Debug)]
+#[command(
+    before_help = "Examples:\n  dfs datanode --config /etc/dfs/datanode.toml\n  dfs datanode verify dfs-data/dn1/data/volume1/*/*"
+)]
+#[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
+pub struct Args {
+    /// Serve in the foreground until SIGTERM or Ctrl-C
+    #[arg(long, value_name = "FILE", required = true)]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    task: Option<Task>,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Task {
+    /// Read chunk files and verify every frame, without a running node
+    Verify {
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+}
+
+impl Args {
+    pub fn is_role(&self) -> bool {
+        self.task.is_none()
+    }
+}
+
+pub async fn run(context: &Context, args: Args) -> Result {
+    match (args.task, args.config) {
+        (Some(Task::Verify { files }), _) => {
+            let mut tally = Tally::default();
+            for file in &files {
+                let done = verify(context, file);
+                context.out.keep_going(&mut tally, done)?;
+            }
+            tally.end()
+        }
+        (None, Some(config)) => serve(config).await,
+        // Clap requires one of the two.
+        (None, None) => Ok(()),
+    }
+}
+
+async fn serve(path: PathBuf) -> Result {
+    let config = dfs_datanode::Config::load(&path).map_err(|error| role::bad_config(&path, &error))?;
+    let name = config.name.clone();
+    let stop = role::stop_signal()?;
+    dfs_datanode::run(config, stop).await.map_err(|error| role::failed(&format!("datanode {name} ended"), &error))
+}
+
+fn verify(context: &Context, file: &Path) -> Result {
+    let report = match dfs_datanode::verify_file(file) {
+        Ok(report) => report,
+        Err(dfs_datanode::VerifyError::Io { path, source }) => return Err(Failure::local(&path, &source)),
+        Err(error) => return Err(Failure::of(dfs_proto::ErrorKind::Corrupt, error.to_string())),
+    };
+    let sound = report.problems.is_empty();
+    if context.out.json {
+        context.out.object(json!({
+            "path": report.path,
+            "sound": sound,
+            "frames": report.frames,
+            "whole_bytes": report.whole,
+            "problems": report.problems,
+        }))?;
+    } else {
+        let word = if sound { context.out.paint(Tone::Good, "sound") } else { context.out.paint(Tone::Bad, "DAMAGED") };
+        let size = units::human(report.whole.into());
+        context.out.line(format!("{}: {word}, {} frames, {size}", file.display(), report.frames))?;
+        report.problems.iter().try_for_each(|problem| context.out.line(format!("  {problem}")))?;
+    }
+    // Told in the answer already.
+    if sound { Ok(()) } else { Err(Failure::silent(Exit::Corrupt)) }
+}

@@ -1,0 +1,136 @@
+use dfs_proto::msg::admin::{ChunkInfo, FileInfo, Liveness};
+use dfs_proto::{ErrorKind, FileKind, NodeId};
+use serde_json::{Value, json};
+
+use crate::context::Context;
+use crate::error::{Failure, Result, Tally};
+use crate::output::{Tone, put_bytes};
+use crate::path::DfsPath;
+use crate::remote::Remote;
+use crate::units;
+use crate::verbs::status::NodeNames;
+
+/// Where the bytes of files are: extents, chunks, replicas
+#[derive(clap::Args, Debug)]
+#[command(before_help = "Examples:\n  dfs info /data/a.bin\n  dfs --json info /data/a.bin | jq '.chunks[].replicas'")]
+pub struct Args {
+    #[arg(required = true)]
+    paths: Vec<DfsPath>,
+}
+
+pub async fn run(context: &Context, args: Args) -> Result {
+    let names = NodeNames::new(&context.config()?);
+    context
+        .with_remote(async |remote| {
+            let mut tally = Tally::default();
+            for path in &args.paths {
+                let done = print_file(context, remote, &names, path).await;
+                context.out.keep_going(&mut tally, done.map_err(|failure| failure.at(path)))?;
+            }
+            tally.end()
+        })
+        .await
+}
+
+async fn print_file(context: &Context, remote: &Remote, names: &NodeNames, path: &DfsPath) -> Result {
+    let attr = remote.find(path).await?;
+    let attr = attr.ok_or_else(|| Failure::of(ErrorKind::NotFound, "no such file or directory"))?;
+    if attr.kind != FileKind::File {
+        return Err(Failure::of(ErrorKind::InvalidArgument, "not a regular file"));
+    }
+    let info = remote.dfs.file_info(attr.inode).await?;
+    if context.out.json {
+        let mut object = object(&info, names);
+        put_bytes(&mut object, "path", &path.to_bytes());
+        object["inode"] = attr.inode.0.into();
+        object["size_bytes"] = attr.size_bytes.into();
+        object["replication"] = attr.replication.into();
+        return context.out.object(object);
+    }
+    let out = &context.out;
+    out.line(format!(
+        "{path}: inode {}, {} bytes, {} copies wanted, {} extents in {} chunks",
+        attr.inode,
+        units::count(attr.size_bytes),
+        attr.replication,
+        info.extents.len(),
+        info.chunks.len()
+    ))?;
+    for extent in &info.extents {
+        out.line(format!(
+            "  bytes {:>14}..{:<14} chunk {} at {}..{}",
+            extent.file_offset,
+            extent.file_end(),
+            extent.chunk,
+            extent.chunk_offset,
+            extent.chunk_end()
+        ))?;
+    }
+    info.chunks.iter().try_for_each(|chunk| out.line(chunk_line(context, chunk, names)))
+}
+
+/// One chunk in one line: state, length, replicas; a node that is not live says so.
+pub fn chunk_line(context: &Context, chunk: &ChunkInfo, names: &NodeNames) -> String {
+    let state = if chunk.sealed { "sealed" } else { "open" };
+    let replicas: Vec<_> = chunk.replicas.iter().map(|(node, liveness)| replica(*node, *liveness, names)).collect();
+    let live = chunk.replicas.iter().filter(|(_, liveness)| *liveness == Liveness::Live).count();
+    let count = format!("{live}/{} live", chunk.target);
+    let tone = match live {
+        0 => Tone::Bad,
+        live if live < usize::from(chunk.target) => Tone::Warn,
+        _ => Tone::Good,
+    };
+    format!(
+        "  chunk {:>8}  {state:6}  {:>9}  epoch {}  {}  {}",
+        chunk.chunk,
+        units::human(chunk.len.into()),
+        chunk.epoch,
+        context.out.paint(tone, &count),
+        replicas.join(" ")
+    )
+}
+
+fn replica(node: NodeId, liveness: Liveness, names: &NodeNames) -> String {
+    match liveness {
+        Liveness::Live => names.of(node),
+        other => format!("{}({})", names.of(node), super::status::liveness_name(other)),
+    }
+}
+
+pub fn object(info: &FileInfo, names: &NodeNames) -> Value {
+    let extents: Vec<_> = info
+        .extents
+        .iter()
+        .map(|extent| {
+            json!({
+                "file_offset": extent.file_offset,
+                "len_bytes": extent.len,
+                "chunk": extent.chunk,
+                "chunk_offset": extent.chunk_offset,
+            })
+        })
+        .collect();
+    let chunks: Vec<_> = info
+        .chunks
+        .iter()
+        .map(|chunk| {
+            let replicas: Vec<_> = chunk
+                .replicas
+                .iter()
+                .map(|(node, liveness)| {
+                    json!({"node": node, "name": names.of(*node), "state": super::status::liveness_name(*liveness)})
+                })
+                .collect();
+            json!({
+                "chunk": chunk.chunk,
+                "epoch": chunk.epoch,
+                "len_bytes": chunk.len,
+                "live_bytes": chunk.live_bytes,
+                "sealed": chunk.sealed,
+                "target": chunk.target,
+                "replicas": replicas,
+            })
+        })
+        .collect();
+    json!({"extents": extents, "chunks": chunks})
+}

@@ -1,0 +1,298 @@
+mod health;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use dfs_client::{ClusterConfig, Dfs, Options};
+use dfs_proto::NodeId;
+use dfs_proto::msg::admin::{DatanodeStatus, Liveness, Status};
+use serde_json::{Value, json};
+
+pub use self::health::left_to_do;
+use self::health::{Health, Word};
+use crate::context::Context;
+use crate::error::{Exit, Failure, Result};
+use crate::output::Tone;
+use crate::units;
+
+/// Health of the cluster, and what to do about it
+#[derive(clap::Args, Debug)]
+#[command(before_help = "Examples:\n  dfs status\n  dfs status --watch\n  dfs status --check || page-somebody")]
+pub struct Args {
+    /// Again every second, until Ctrl-C
+    #[arg(long)]
+    watch: bool,
+    /// Exit code 1 unless it is HEALTH_OK
+    #[arg(long)]
+    check: bool,
+}
+
+/// After so long the answer is what is known, with exit code 5.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+pub async fn run(context: &Context, args: Args) -> Result {
+    let config = context.config()?;
+    let dfs = Dfs::connect(&config, Options::default()).await?;
+    let names = NodeNames::new(&config).with_starts(&context.global.cluster);
+    loop {
+        let done = match ask(&dfs).await {
+            Ok(status) => print(context, &args, &names, &status),
+            Err(failure) => Err(unreachable(&config, failure)),
+        };
+        if !args.watch {
+            return done;
+        }
+        match done {
+            Err(failure) if failure.exit == Exit::Temporary => context.out.failure(&failure),
+            done => done?,
+        }
+        context.out.flush()?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// The status, or a failure when the deadline of 5 s passes.
+pub async fn ask(dfs: &Dfs) -> Result<Status> {
+    match tokio::time::timeout(DEADLINE, dfs.status_any()).await {
+        Ok(answer) => answer.map_err(Failure::from),
+        Err(_) => Err(Failure::temporary("no namenode answered within 5 s")),
+    }
+}
+
+fn unreachable(config: &ClusterConfig, failure: Failure) -> Failure {
+    if failure.exit != Exit::Temporary {
+        return failure;
+    }
+    let tried: Vec<_> = config.namenodes.iter().map(|node| format!("{} at {}", node.name, node.addr)).collect();
+    Failure::temporary("no namenode answers")
+        .cause(failure.message())
+        .cause(format!("tried {}", tried.join(", ")))
+        .hint("`dfs up` starts what is not running of a local cluster")
+}
+
+fn print(context: &Context, args: &Args, names: &NodeNames, status: &Status) -> Result {
+    let health = Health::of(status, names);
+    if context.out.json {
+        context.out.object(object(status, &health, names))?;
+    } else {
+        if args.watch && context.out.stdout_is_terminal {
+            // Home, and clear what is below: the block stays in place.
+            context.out.bytes(b"\x1b[H\x1b[J")?;
+        }
+        for line in lines(context, status, &health, names) {
+            context.out.line(line)?;
+        }
+    }
+    if args.check && !args.watch && health.word() != Word::Ok {
+        return Err(Failure::silent(Exit::Failed));
+    }
+    Ok(())
+}
+
+fn lines(context: &Context, status: &Status, health: &Health, names: &NodeNames) -> Vec<String> {
+    let cluster = status.cluster.map_or("not formed".into(), |cluster| cluster.to_string()[..8].to_owned());
+    let tone = match health.word() {
+        Word::Ok => Tone::Good,
+        Word::Warn => Tone::Warn,
+        Word::Err => Tone::Bad,
+    };
+    let word = context.out.paint(tone, health.word().text());
+    let reasons = match health.reasons.len() {
+        0 => String::new(),
+        1 => " (1 reason)".into(),
+        n => format!(" ({n} reasons)"),
+    };
+    let reachable = status.namenodes.iter().filter(|node| node.reachable).count();
+    let leader = match status.leader {
+        Some(leader) => format!("leader {}, term {}", names.of(leader), status.term),
+        None => format!("no leader, as {} sees it, term {}", names.of(status.from), status.term),
+    };
+    let row = |title: &str, left: String, right: String| format!("{title:10} {left:26} {right}").trim_end().to_owned();
+    let mut lines = vec![
+        row("cluster", cluster, format!("{word}{reasons}")),
+        row("namenodes", format!("{reachable}/{} answer", status.namenodes.len()), leader),
+    ];
+    if status.leader.is_some() {
+        lines.extend(leader_rows(status, names, row));
+    }
+    for reason in &health.reasons {
+        let (tone, level) = if reason.word == Word::Err { (Tone::Bad, "ERR ") } else { (Tone::Warn, "WARN") };
+        lines.push(
+            format!("  {} {:56} {}", context.out.paint(tone, level), reason.text, reason.command).trim_end().to_owned(),
+        );
+    }
+    lines
+}
+
+fn leader_rows(status: &Status, names: &NodeNames, row: impl Fn(&str, String, String) -> String) -> Vec<String> {
+    let live = status.datanodes.iter().filter(|node| node.liveness == Liveness::Live).count();
+    let others: Vec<_> = status
+        .datanodes
+        .iter()
+        .filter(|node| node.liveness != Liveness::Live)
+        .map(|node| names.silence(node))
+        .collect();
+    let (total, free) = capacity(status);
+    let percent = (total - free.min(total)) * 100 / total.max(1);
+    let counts = &status.counts;
+    let chunks = &status.chunks;
+    let repair = &status.repair;
+    vec![
+        row("datanodes", format!("{live}/{} live", status.datanodes.len()), others.join(", ")),
+        row(
+            "capacity",
+            format!("{} of {} ({percent} %)", units::human(total - free.min(total)), units::human(total)),
+            format!(
+                "{} in {} files, {} directories",
+                units::human(counts.mapped_bytes),
+                units::count(counts.files),
+                units::count(counts.directories)
+            ),
+        ),
+        row(
+            "chunks",
+            format!(
+                "{} of {} healthy",
+                units::count(chunks.healthy),
+                units::count(chunks.total - chunks.open.min(chunks.total))
+            ),
+            format!("{} under-replicated, {} missing, {} open", chunks.under_replicated, chunks.missing, chunks.open),
+        ),
+        row(
+            "repair",
+            format!("{} copying, {} queued", repair.copying.len(), repair.queued),
+            format!(
+                "{} chunks, {} copied by this leader",
+                units::count(repair.copied_chunks),
+                units::human(repair.copied_bytes)
+            ),
+        ),
+        row(
+            "clients",
+            format!("{} sessions", counts.sessions),
+            format!("{} copies, {} at least", status.default_replication, status.min_copies),
+        ),
+    ]
+}
+
+/// Bytes in all and free on the live datanodes' working disks.
+fn capacity(status: &Status) -> (u64, u64) {
+    let live = status.datanodes.iter().filter(|node| node.liveness == Liveness::Live);
+    let volumes = live.flat_map(|node| &node.volumes).filter(|volume| volume.failed.is_none());
+    volumes.fold((0, 0), |(total, free), volume| (total + volume.total_bytes, free + volume.free_bytes))
+}
+
+fn object(status: &Status, health: &Health, names: &NodeNames) -> Value {
+    let namenodes: Vec<_> = status
+        .namenodes
+        .iter()
+        .map(|node| {
+            json!({
+                "node": node.node, "name": names.of(node.node), "addr": node.addr, "reachable": node.reachable,
+                "leader": status.leader == Some(node.node), "matched_index": node.matched_index,
+                "last_log_index": node.last_log_index, "applied_index": node.applied_index, "snapshot_index": node.snapshot_index,
+            })
+        })
+        .collect();
+    let datanodes: Vec<_> = status
+        .datanodes
+        .iter()
+        .map(|node| {
+            json!({
+                "node": node.node, "name": names.of(node.node), "addr": node.addr, "state": liveness_name(node.liveness),
+                "silent_ms": node.silent_ms, "replicas": node.replicas, "digest_agrees": node.digest_agrees, "skew_ms": node.skew_ms,
+                "volumes": node.volumes.iter().map(|volume| json!({
+                    "path": volume.path, "total_bytes": volume.total_bytes, "free_bytes": volume.free_bytes,
+                    "chunks": volume.chunks, "failed": volume.failed,
+                })).collect::<Vec<_>>(),
+            })
+        })
+        .collect();
+    let (total, free) = capacity(status);
+    json!({
+        "cluster": status.cluster.map(|cluster| cluster.to_string()),
+        "health": health.word().text(),
+        "reasons": health.reasons.iter().map(|reason| json!({
+            "level": reason.word.text(), "text": reason.text, "command": reason.command,
+        })).collect::<Vec<_>>(),
+        "from": status.from,
+        "leader": status.leader,
+        "leader_name": status.leader.map(|leader| names.of(leader)),
+        "term": status.term,
+        "default_replication": status.default_replication,
+        "min_copies": status.min_copies,
+        "total_bytes": total,
+        "free_bytes": free,
+        "namenodes": namenodes,
+        "datanodes": datanodes,
+        "counts": status.counts,
+        "chunks": status.chunks,
+        "repair": repair_object(status, names),
+    })
+}
+
+/// What is being copied and what waits, as `status` and `watch` show it in JSON.
+pub fn repair_object(status: &Status, names: &NodeNames) -> Value {
+    let repair = &status.repair;
+    json!({
+        "queued": repair.queued,
+        "copied_chunks": repair.copied_chunks,
+        "copied_bytes": repair.copied_bytes,
+        "copying": repair.copying.iter().map(|copy| json!({
+            "chunk": copy.chunk, "target": copy.target, "target_name": names.of(copy.target),
+            "len_bytes": copy.len, "since_ms": copy.since_ms,
+        })).collect::<Vec<_>>(),
+        "waits": repair.waits.iter().map(|(reason, chunks)| json!({"reason": reason, "chunks": chunks})).collect::<Vec<_>>(),
+    })
+}
+
+pub fn liveness_name(liveness: Liveness) -> &'static str {
+    match liveness {
+        Liveness::Live => "live",
+        Liveness::Suspect => "suspect",
+        Liveness::Dead => "dead",
+        Liveness::Leaving => "leaving",
+    }
+}
+
+/// What people call the nodes, from the cluster file.
+pub struct NodeNames {
+    names: BTreeMap<NodeId, String>,
+    /// Where `dfs up` left the scripts that start nodes.
+    starts: Option<PathBuf>,
+}
+
+impl NodeNames {
+    pub fn new(config: &ClusterConfig) -> NodeNames {
+        let nodes = config.namenodes.iter().chain(&config.datanodes);
+        NodeNames { names: nodes.map(|node| (node.id, node.name.clone())).collect(), starts: None }
+    }
+
+    /// Also knows how to start a node, if the cluster file is one of `dfs up`.
+    pub fn with_starts(mut self, cluster_file: &std::path::Path) -> NodeNames {
+        self.starts = cluster_file.parent().map(PathBuf::from);
+        self
+    }
+
+    pub fn of(&self, node: NodeId) -> String {
+        self.names.get(&node).cloned().unwrap_or_else(|| format!("node {node}"))
+    }
+
+    /// The command that starts a node again, where there is one.
+    fn start(&self, node: NodeId) -> String {
+        let script = self.starts.as_ref().map(|dir| dir.join(format!("{}.start", self.of(node))));
+        match script.filter(|script| script.exists()) {
+            Some(script) => script.display().to_string(),
+            None => format!("start {} again", self.of(node)),
+        }
+    }
+
+    fn silence(&self, node: &DatanodeStatus) -> String {
+        let name = self.of(node.node);
+        match node.liveness {
+            Liveness::Leaving => format!("{name} stopped in order"),
+            _ => format!("{name} silent for {}", units::duration(Duration::from_millis(node.silent_ms))),
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The health word and its reasons, each with the command that addresses it. Pure: status in, verdict out.
+
+use std::time::Duration;
+
+use dfs_proto::msg::admin::{Liveness, Status};
+
+use super::NodeNames;
+use crate::units;
+
+/// Clocks that differ by more confuse times of files and the expiry of capabilities.
+const SKEW_MAX_MS: i64 = 2000;
+
+/// The repair worker judges all chunks every few seconds; a verdict this old means that it is stuck.
+const VERDICT_AGE_MAX_MS: u64 = 60_000;
+
+/// Below this share of free room, writers are close to "no space".
+const FREE_PERCENT_MIN: u64 = 5;
+
+/// A living datanode speaks every second: from here on it may be gone and the namenode not know yet.
+const SILENCE_MAX_MS: u64 = 2_500;
+
+/// Entries that a follower may lack and still count as caught up: what is on its way under load.
+const LAG_MAX: u64 = 128;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Word {
+    Ok,
+    Warn,
+    Err,
+}
+
+impl Word {
+    pub fn text(self) -> &'static str {
+        match self {
+            Word::Ok => "HEALTH_OK",
+            Word::Warn => "HEALTH_WARN",
+            Word::Err => "HEALTH_ERR",
+        }
+    }
+}
+
+pub struct Reason {
+    pub word: Word,
+    pub text: String,
+    pub command: String,
+}
+
+/// Worst reasons first.
+pub struct Health {
+    pub reasons: Vec<Reason>,
+}
+
+impl Health {
+    pub fn of(status: &Status, names: &NodeNames) -> Health {
+        let mut health = Health { reasons: Vec::new() };
+        health.judge_namenodes(status, names);
+        if status.leader == Some(status.from) {
+            health.judge_datanodes(status, names);
+            health.judge_chunks(status);
+        }
+        health.reasons.sort_by_key(|reason| std::cmp::Reverse(reason.word));
+        health
+    }
+
+    pub fn word(&self) -> Word {
+        self.reasons.iter().map(|reason| reason.word).max().unwrap_or(Word::Ok)
+    }
+
+    fn judge_namenodes(&mut self, status: &Status, names: &NodeNames) {
+        if status.cluster.is_none() {
+            self.err("the cluster has not been formed yet", "dfs up");
+        }
+        match status.leader {
+            None => self.err("no leader: files can neither be changed nor opened", "dfs status --watch"),
+            Some(leader) if leader != status.from => {
+                let text =
+                    format!("leader {} does not answer here; data nodes and chunks are not known", names.of(leader));
+                self.warn(text, "dfs status --watch");
+            }
+            Some(_) => {}
+        }
+        let all = status.namenodes.len();
+        let reachable = status.namenodes.iter().filter(|node| node.reachable).count();
+        for node in status.namenodes.iter().filter(|node| !node.reachable) {
+            let rest = if reachable == all / 2 + 1 { ", one more loss stops the cluster" } else { "" };
+            self.warn(format!("{} does not answer{rest}", names.of(node.node)), names.start(node.node));
+        }
+    }
+
+    fn judge_datanodes(&mut self, status: &Status, names: &NodeNames) {
+        let live = status.datanodes.iter().filter(|node| node.liveness == Liveness::Live).count();
+        for node in &status.datanodes {
+            let name = names.of(node.node);
+            match node.liveness {
+                Liveness::Live => {}
+                Liveness::Leaving => self.warn(names.silence(node), names.start(node.node)),
+                Liveness::Suspect => self.warn(names.silence(node), names.start(node.node)),
+                Liveness::Dead => {
+                    self.warn(format!("{}, its chunks are copied again", names.silence(node)), names.start(node.node));
+                }
+            }
+            for volume in &node.volumes {
+                if let Some(reason) = &volume.failed {
+                    self.err(
+                        format!("disk {} of {name} failed: {reason}", volume.path),
+                        format!("replace it, then restart {name}"),
+                    );
+                }
+            }
+            if node.liveness == Liveness::Live && node.skew_ms.abs() > SKEW_MAX_MS {
+                self.warn(format!("clock of {name} is off by {} ms", node.skew_ms), "chronyc tracking");
+            }
+        }
+        if live < usize::from(status.min_copies) {
+            self.err(format!("{live} live datanodes, and a write needs {}", status.min_copies), "dfs up");
+        } else if live < usize::from(status.default_replication) {
+            self.warn(format!("{live} live datanodes for {} copies", status.default_replication), "dfs up");
+        }
+        let (total, free) = super::capacity(status);
+        if total > 0 && free * 100 / total < FREE_PERCENT_MIN {
+            self.warn(format!("{} of room left", units::human(free)), "dfs du -sh /");
+        }
+    }
+
+    fn judge_chunks(&mut self, status: &Status) {
+        let chunks = &status.chunks;
+        if chunks.missing > 0 {
+            self.err(format!("{} chunks have no live replica", units::count(chunks.missing)), "dfs fsck --files");
+        }
+        if chunks.under_replicated > 0 {
+            let one = match chunks.one_copy {
+                0 => String::new(),
+                n => format!(", {} of them on one node only", units::count(n)),
+            };
+            self.warn(format!("{} chunks lack copies{one}", units::count(chunks.under_replicated)), "dfs watch");
+        }
+        if chunks.age_ms > VERDICT_AGE_MAX_MS {
+            let age = units::duration(Duration::from_millis(chunks.age_ms));
+            self.warn(format!("chunks were last looked at {age} ago"), "dfs fsck");
+        }
+    }
+
+    fn warn(&mut self, text: impl Into<String>, command: impl Into<String>) {
+        self.reasons.push(Reason { word: Word::Warn, text: text.into(), command: command.into() });
+    }
+
+    fn err(&mut self, text: impl Into<String>, command: impl Into<String>) {
+        self.reasons.push(Reason { word: Word::Err, text: text.into(), command: command.into() });
+    }
+}
+
+/// What is left until nothing more needs to happen: every sealed chunk has its copies on live nodes,
+/// everyone agrees on who has what, nothing is being copied, every namenode is there and caught up.
+/// Empty means that all of it holds. `verdict_after_ms`: a verdict on the chunks older than this does
+/// not count, because what has happened since may not be in it.
+pub fn left_to_do(status: &Status, names: &NodeNames, verdict_after_ms: u64) -> Vec<String> {
+    let mut left = Vec::new();
+    if status.cluster.is_none() {
+        left.push("the cluster to be formed".to_owned());
+    }
+    if status.leader != Some(status.from) {
+        left.push(match status.leader {
+            Some(leader) => format!("an answer of the leader {}", names.of(leader)),
+            None => "a leader".to_owned(),
+        });
+        return left;
+    }
+    let log_end = status.namenodes.iter().find(|node| node.node == status.from).map_or(0, |node| node.last_log_index);
+    for node in &status.namenodes {
+        let name = names.of(node.node);
+        if !node.reachable {
+            left.push(format!("namenode {name} to answer"));
+        } else if node.node != status.from && node.matched_index.is_none_or(|index| index + LAG_MAX < log_end) {
+            let behind = node.matched_index.map_or(log_end, |index| log_end - index);
+            left.push(format!("namenode {name} to catch up {behind} entries"));
+        }
+    }
+    for node in status.datanodes.iter().filter(|node| node.liveness != Liveness::Dead) {
+        let name = names.of(node.node);
+        if node.liveness != Liveness::Live || node.silent_ms > SILENCE_MAX_MS {
+            left.push(format!("a sign of datanode {name}, silent for {} ms", node.silent_ms));
+        } else if !node.digest_agrees {
+            left.push(format!("datanode {name} to agree on its replicas"));
+        }
+    }
+    let chunks = &status.chunks;
+    if chunks.missing > 0 {
+        left.push(format!("{} chunks without a live replica", chunks.missing));
+    }
+    if chunks.under_replicated > 0 {
+        left.push(format!("copies of {} chunks", chunks.under_replicated));
+    }
+    let repair = &status.repair;
+    if !repair.copying.is_empty() || repair.queued > 0 {
+        left.push(format!("{} copies under way, {} queued", repair.copying.len(), repair.queued));
+    }
+    if chunks.age_ms > verdict_after_ms {
+        left.push("the next look at all chunks".to_owned());
+    }
+    left
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfs_proto::msg::admin::{ChunkHealth, CopyStatus, Counts, DatanodeStatus, NamenodeStatus, RepairStatus};
+    use dfs_proto::{ChunkId, ClusterId, NodeId};
+    use std::collections::BTreeMap;
+
+    fn names() -> NodeNames {
+        let name = |id: u64| (NodeId(id), if id > 100 { format!("dn{}", id - 100) } else { format!("nn{id}") });
+        NodeNames { names: BTreeMap::from_iter([1, 2, 3, 101, 102, 103].map(name)), starts: None }
+    }
+
+    fn healthy() -> Status {
+        let namenode = |id| NamenodeStatus {
+            node: NodeId(id),
+            addr: "127.0.0.1:1".parse().unwrap(),
+            reachable: true,
+            matched_index: Some(500),
+            last_log_index: 500,
+            applied_index: 500,
+            snapshot_index: 0,
+        };
+        let datanode = |id| DatanodeStatus {
+            node: NodeId(id),
+            addr: "127.0.0.1:2".parse().unwrap(),
+            liveness: Liveness::Live,
+            silent_ms: 300,
+            volumes: Vec::new(),
+            replicas: 4,
+            digest_agrees: true,
+            skew_ms: 0,
+        };
+        Status {
+            cluster: Some(ClusterId([1; 16])),
+            from: NodeId(1),
+            leader: Some(NodeId(1)),
+            term: 2,
+            namenodes: [1, 2, 3].map(namenode).into(),
+            datanodes: [101, 102, 103].map(datanode).into(),
+            counts: Counts::default(),
+            chunks: ChunkHealth { total: 4, healthy: 4, ..ChunkHealth::default() },
+            repair: RepairStatus::default(),
+            default_replication: 3,
+            min_copies: 2,
+        }
+    }
+
+    fn judged(change: impl FnOnce(&mut Status)) -> (Word, String, String) {
+        let mut status = healthy();
+        change(&mut status);
+        let health = Health::of(&status, &names());
+        let reasons = health.reasons.iter().map(|reason| format!("{} -> {}", reason.text, reason.command));
+        (health.word(), reasons.collect::<Vec<_>>().join("\n"), left_to_do(&status, &names(), 5_000).join("\n"))
+    }
+
+    #[test]
+    fn a_cluster_where_all_is_well_is_ok_and_has_nothing_left_to_do() {
+        assert_eq!(judged(|_| {}), (Word::Ok, String::new(), String::new()));
+    }
+
+    #[test]
+    fn a_silent_datanode_warns_and_is_waited_for() {
+        let (word, reasons, left) = judged(|status| {
+            status.datanodes[1].liveness = Liveness::Suspect;
+            status.datanodes[1].silent_ms = 4_000;
+        });
+        assert_eq!(word, Word::Warn);
+        assert!(reasons.contains("dn2 silent for 4.0 s -> start dn2 again"), "{reasons}");
+        assert!(left.contains("dn2"), "{left}");
+    }
+
+    #[test]
+    fn a_dead_datanode_is_not_waited_for_once_its_chunks_are_whole_again() {
+        let (word, _, left) = judged(|status| status.datanodes[1].liveness = Liveness::Dead);
+        assert_eq!((word, left.as_str()), (Word::Warn, ""));
+    }
+
+    #[test]
+    fn every_open_end_of_repair_is_waited_for() {
+        let copy = CopyStatus { chunk: ChunkId(1), target: NodeId(101), len: 1, since_ms: 1 };
+        type Change = Box<dyn FnOnce(&mut Status)>;
+        let changes: [(&str, Change); 8] = [
+            ("copies of 2", Box::new(|status| status.chunks.under_replicated = 2)),
+            ("without a live", Box::new(|status| status.chunks.missing = 1)),
+            ("under way", Box::new(|status| status.repair.copying.push(copy))),
+            ("queued", Box::new(|status| status.repair.queued = 1)),
+            ("agree", Box::new(|status| status.datanodes[0].digest_agrees = false)),
+            ("nn3 to catch up 400", Box::new(|status| status.namenodes[2].matched_index = Some(100))),
+            ("nn3 to answer", Box::new(|status| status.namenodes[2].reachable = false)),
+            ("next look", Box::new(|status| status.chunks.age_ms = 5_001)),
+        ];
+        for (expected, change) in changes {
+            let (_, _, left) = judged(change);
+            assert!(left.contains(expected), "{expected}: {left}");
+        }
+    }
+
+    #[test]
+    fn missing_chunks_and_a_missing_leader_are_errors() {
+        assert_eq!(judged(|status| status.chunks.missing = 1).0, Word::Err);
+        assert_eq!(judged(|status| status.leader = None).0, Word::Err);
+        let (word, reasons, _) = judged(|status| status.namenodes[2].reachable = false);
+        assert_eq!(word, Word::Warn);
+        assert!(reasons.contains("one more loss stops the cluster"));
+    }
+
+    #[test]
+    fn too_few_datanodes_for_the_copies_is_said_aloud() {
+        let (word, reasons, _) = judged(|status| status.default_replication = 5);
+        assert_eq!(word, Word::Warn);
+        assert!(reasons.contains("3 live datanodes for 5 copies"));
+    }
+}

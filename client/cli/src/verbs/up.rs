@@ -1,0 +1,277 @@
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use dfs_client::{ClusterConfig, Dfs, Options};
+use dfs_proto::msg::admin::Status;
+use serde_json::{Value, json};
+
+use crate::context::{Context, load_config};
+use crate::error::{Failure, Result};
+use crate::local::layout::{Kind, Layout, Member};
+use crate::local::process::{self, Process};
+use crate::local::ready::Waiter;
+use crate::local::settings::{Filesystem, Settings, Wishes};
+use crate::local::{images, mounts, ports, scaffold};
+use crate::units;
+
+/// Start a cluster on this machine, or start again what does not run of it
+#[derive(clap::Args, Debug)]
+#[command(
+    before_help = "Examples:\n  dfs up\n  dfs up --mount ./mnt\n  dfs up --dir /tmp/try --namenodes 1 --datanodes 3\n  sudo dfs up --fs xfs:400M"
+)]
+pub struct Args {
+    /// 1, 3 or 5; default 3
+    #[arg(long, value_name = "N")]
+    namenodes: Option<usize>,
+    /// Default 4
+    #[arg(long, value_name = "N")]
+    datanodes: Option<usize>,
+    /// Copies of each chunk; default 3
+    #[arg(long, value_name = "N")]
+    replication: Option<u8>,
+    /// Where everything is kept; default ./dfs-data
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Also mount it here; may be given several times
+    #[arg(long, value_name = "DIR")]
+    mount: Vec<PathBuf>,
+    /// A file system of its own for each node, as xfs:400M or ext4:400M; needs root
+    #[arg(long, value_name = "KIND:SIZE")]
+    fs: Option<Filesystem>,
+    /// First of the UDP ports: namenodes from N, their Raft from N+10, datanodes from N+20
+    #[arg(long, value_name = "N")]
+    base_port: Option<u16>,
+}
+
+pub async fn run(context: &Context, args: Args) -> Result {
+    let layout = Layout::of(args.dir.as_deref(), &context.global.cluster)?;
+    layout.claim()?;
+    let _lock = layout.lock_folder()?;
+    let (settings, mut config) = prepare(&args, &layout)?;
+    add_mounts(&args, &layout, &mut config)?;
+    let log = context.global.log.as_deref();
+
+    let start = Instant::now();
+    let mut started = start_members(&layout, &settings, &config, Kind::Namenode, log)?;
+    let dfs = Dfs::connect(&config, Options::default()).await?;
+    let waiter = Waiter { layout: &layout, config: &config, dfs: &dfs };
+    waiter.initialize().await?;
+    let status = waiter.namenodes().await?;
+    let report = Report { context, layout: &layout, config: &config };
+    report.namenodes(&status, start.elapsed())?;
+
+    let start_datanodes = Instant::now();
+    started += start_members(&layout, &settings, &config, Kind::Datanode, log)?;
+    let status = waiter.datanodes().await?;
+    report.datanodes(&status, start_datanodes.elapsed())?;
+
+    let start_mounts = Instant::now();
+    started += start_members(&layout, &settings, &config, Kind::Mount, log)?;
+    waiter.mounts().await?;
+    report.mounts(start_mounts.elapsed())?;
+    report.end(&status, started, start.elapsed())
+}
+
+/// Makes a new cluster, or reads the one that is there.
+fn prepare(args: &Args, layout: &Layout) -> Result<(Settings, ClusterConfig)> {
+    let wishes =
+        Wishes { namenodes: args.namenodes, datanodes: args.datanodes, replication: args.replication, fs: args.fs };
+    if layout.exists() {
+        let settings = Settings::load(layout)?;
+        settings.agree(&wishes, layout)?;
+        let config = load_config(&layout.cluster_toml())?;
+        check_base_port(args, layout, &config)?;
+        if settings.fs.is_some() {
+            images::check_allowed()?;
+            scaffold::nodes(&config).into_iter().try_for_each(|member| images::mount(layout, member))?;
+        }
+        return Ok((settings, config));
+    }
+    let settings = Settings::new(&wishes)?;
+    if settings.fs.is_some() {
+        images::check_allowed()?;
+    }
+    let ports = ports::pick(args.base_port, settings.namenodes, settings.datanodes)?;
+    let config = scaffold::create(layout, &settings, &ports)?;
+    Ok((settings, config))
+}
+
+fn check_base_port(args: &Args, layout: &Layout, config: &ClusterConfig) -> Result {
+    let first = config.namenodes.first().map(|node| node.addr.port());
+    match (args.base_port, first) {
+        (Some(wished), Some(is)) if wished != is => {
+            let message = format!(
+                "--base-port {wished} contradicts the cluster in {}, whose first port is {is}",
+                layout.dir.display()
+            );
+            Err(Failure::usage(message).hint("leave the flag out, or use another folder by --dir"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn add_mounts(args: &Args, layout: &Layout, config: &mut ClusterConfig) -> Result {
+    for dir in &args.mount {
+        let dir = make_mount_point(dir)?;
+        if config.mounts.iter().any(|mount| mount.dir == dir) {
+            continue;
+        }
+        if dir.starts_with(&layout.dir)
+            && scaffold::nodes(config).iter().any(|node| dir.starts_with(layout.folder(*node)))
+        {
+            return Err(Failure::usage(format!("{} is the folder of a node", dir.display())));
+        }
+        scaffold::add_mount(layout, config, dir)?;
+    }
+    Ok(())
+}
+
+/// The mount point's real path; made if it is missing.
+fn make_mount_point(dir: &Path) -> Result<PathBuf> {
+    match fs::create_dir_all(dir) {
+        Ok(()) => {}
+        // A dead mount cannot be read and is there all the same.
+        Err(_) if mounts::resolve(dir).is_ok_and(|path| matches!(mounts::mounted_at(&path), Ok(Some(_)))) => {}
+        Err(error) => return Err(Failure::local(dir, &error).at("mount point")),
+    }
+    mounts::resolve(dir)
+}
+
+/// Starts those that do not run; how many that were.
+fn start_members(
+    layout: &Layout,
+    settings: &Settings,
+    config: &ClusterConfig,
+    kind: Kind,
+    log: Option<&str>,
+) -> Result<usize> {
+    let count = match kind {
+        Kind::Namenode => config.namenodes.len(),
+        Kind::Datanode => config.datanodes.len(),
+        Kind::Mount => config.mounts.len(),
+    };
+    let mut started = 0;
+    for member in Member::all(kind, count) {
+        if Process::find(layout, member).is_some() {
+            continue;
+        }
+        if let Some(addr) = address(config, member) {
+            ports::check_free(addr)
+                .map_err(|failure| failure.at(member.name()).hint("end that program, then `dfs up` again"))?;
+        }
+        scaffold::write_start_script(layout, settings, config, member, log)?;
+        process::start(layout, member)?;
+        started += 1;
+    }
+    Ok(started)
+}
+
+fn address(config: &ClusterConfig, member: Member) -> Option<std::net::SocketAddr> {
+    let nodes = match member.kind {
+        Kind::Namenode => &config.namenodes,
+        Kind::Datanode => &config.datanodes,
+        Kind::Mount => return None,
+    };
+    nodes.get(member.index - 1).map(|node| node.addr)
+}
+
+/// What `up` tells, a line as each part is ready.
+struct Report<'a> {
+    context: &'a Context,
+    layout: &'a Layout,
+    config: &'a ClusterConfig,
+}
+
+impl Report<'_> {
+    fn namenodes(&self, status: &Status, time: Duration) -> Result {
+        let n = self.config.namenodes.len();
+        let leader = self.config.namenodes.iter().find(|node| Some(node.id) == status.leader);
+        let leader = leader.map_or("none", |node| node.name.as_str());
+        self.line("namenode", format!("{n}/{n} ready, leader {leader}"), time)
+    }
+
+    fn datanodes(&self, status: &Status, time: Duration) -> Result {
+        let n = self.config.datanodes.len();
+        let free: u64 = status.datanodes.iter().flat_map(|node| &node.volumes).map(|volume| volume.free_bytes).sum();
+        self.line("datanode", format!("{n}/{n} ready, {} free", units::human(free)), time)
+    }
+
+    fn mounts(&self, time: Duration) -> Result {
+        self.config.mounts.iter().try_for_each(|mount| self.line("mount", mount.dir.display().to_string(), time))
+    }
+
+    fn line(&self, what: &str, how: String, time: Duration) -> Result {
+        if self.context.out.json || self.context.out.quiet {
+            return Ok(());
+        }
+        self.context.out.line(format!("{what:9} {how:38} {}", units::duration(time)))?;
+        self.context.out.flush()
+    }
+
+    fn end(&self, status: &Status, started: usize, time: Duration) -> Result {
+        let out = &self.context.out;
+        if out.json {
+            return out.object(self.object(status, started, time));
+        }
+        if out.quiet {
+            return Ok(());
+        }
+        if started == 0 {
+            out.line("everything ran already")?;
+        }
+        let copies = usize::from(self.config.replication);
+        if copies > self.config.datanodes.len() {
+            out.warning(format!(
+                "{copies} copies are wanted and there are {} datanodes: files are kept with fewer copies",
+                self.config.datanodes.len()
+            ));
+        }
+        let file = self.layout.cluster_toml();
+        let addrs = |nodes: &[dfs_client::NodeAddr]| {
+            nodes.iter().map(|node| node.addr.to_string()).collect::<Vec<_>>().join(" ")
+        };
+        out.line(format!("  Metadata  {} (QUIC, TLS)", addrs(&self.config.namenodes)))?;
+        out.line(format!("  Data      {} (QUIC, TLS)", addrs(&self.config.datanodes)))?;
+        out.line(format!(
+            "  Kept in   {} (logs, state; `dfs down` stops, `dfs up` brings it back)",
+            self.layout.dir.display()
+        ))?;
+        if !same_file(&file, &self.context.global.cluster) {
+            out.line(format!("First: export DFS_CLUSTER={}", file.display()))?;
+        }
+        out.line("Next:  dfs put README.md /      dfs ls -l /      dfs status      dfs down")
+    }
+
+    fn object(&self, status: &Status, started: usize, time: Duration) -> Value {
+        let pid = |member| Process::find(self.layout, member).map(|process| process.pid);
+        let nodes = |kind, nodes: &[dfs_client::NodeAddr]| -> Vec<Value> {
+            let members = Member::all(kind, nodes.len());
+            let pairs = nodes.iter().zip(members);
+            pairs
+                .map(
+                    |(node, member)| json!({"name": node.name, "node": node.id, "addr": node.addr, "pid": pid(member)}),
+                )
+                .collect()
+        };
+        let mounts = self.config.mounts.iter().zip(Member::all(Kind::Mount, self.config.mounts.len()));
+        let mounts: Vec<_> =
+            mounts.map(|(mount, member)| json!({"name": mount.name, "dir": mount.dir, "pid": pid(member)})).collect();
+        json!({
+            "dir": self.layout.dir,
+            "cluster_file": self.layout.cluster_toml(),
+            "cluster": self.config.cluster.to_string(),
+            "replication": self.config.replication,
+            "leader": status.leader,
+            "namenodes": nodes(Kind::Namenode, &self.config.namenodes),
+            "datanodes": nodes(Kind::Datanode, &self.config.datanodes),
+            "mounts": mounts,
+            "started": started,
+            "elapsed_ms": time.as_millis() as u64,
+        })
+    }
+}
+
+fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
