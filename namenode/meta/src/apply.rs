@@ -1,7 +1,7 @@
 //! Dispatches commands. What each does is in its own file under `ops`.
 
 use dfs_proto::msg::meta::{Op, OpReply};
-use dfs_proto::{Caller, RequestId, SessionId, Timestamp, WireError};
+use dfs_proto::{Caller, NodeId, RequestId, SessionId, Timestamp, WireError};
 
 use crate::command::{Applied, Body, Command, Outcome, Reply};
 use crate::dedup::{self, Request};
@@ -62,12 +62,7 @@ fn once<'v>(
     }
 }
 
-fn operate(
-    tx: &mut Tx<'_>,
-    client: &Client<'_>,
-    op: &Op,
-    placement: &[Vec<dfs_proto::NodeId>],
-) -> Result<OpReply, Failure> {
+fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeId>]) -> Result<OpReply, Failure> {
     match op {
         Op::Make { parent, name, node, mode, exclusive, open, replication } => Make {
             parent: *parent,

@@ -9,7 +9,7 @@ mod tree;
 
 use std::collections::BTreeSet;
 
-use dfs_proto::msg::admin::{Counts, FsckReport, Problem, ProblemKind};
+use dfs_proto::msg::admin::{ChunkHealth, Counts, FsckReport, Problem, ProblemKind};
 use dfs_proto::{ChunkId, InodeId, NodeId};
 
 use crate::repair;
@@ -78,9 +78,9 @@ fn health(
     storage: &Storage,
     chunks: &BTreeSet<ChunkId>,
     live: &dyn Fn(NodeId) -> bool,
-) -> Result<dfs_proto::msg::admin::ChunkHealth, Fault> {
+) -> Result<ChunkHealth, Fault> {
     let live_nodes = rows::datanodes(view)?.iter().filter(|(node, _)| live(*node)).count();
-    let mut health = Default::default();
+    let mut health = ChunkHealth::default();
     for (_, row) in storage.chunks.iter().filter(|(chunk, _)| chunks.contains(chunk)) {
         repair::count(&mut health, row, live, live_nodes);
     }

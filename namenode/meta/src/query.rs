@@ -2,10 +2,12 @@
 
 mod locate;
 
+use std::collections::BTreeSet;
+
 use dfs_proto::limits::READDIR_PAGE_MAX;
 use dfs_proto::msg::admin::{ChunkInfo, FileInfo, Liveness};
 use dfs_proto::msg::meta::{Answer, DirEntry, DirPage, Op, Query, StatFs};
-use dfs_proto::{Caller, ErrorKind, Grant, InodeId, Name, NodeId, SessionId, Timestamp, WireError};
+use dfs_proto::{Caller, ErrorKind, Grant, InodeId, Name, NodeId, Refusal, SessionId, Timestamp, WireError};
 
 use crate::permission::{self, EXECUTE, READ, WRITE};
 use crate::placement::NodeView;
@@ -94,7 +96,7 @@ pub fn file_info(
     let info = || -> Result<FileInfo, Failure> {
         tree::live_inode(view, inode)?;
         let extents = rows::extents_touching(view, inode, 0, u64::MAX)?;
-        let ids: std::collections::BTreeSet<_> = extents.iter().map(|extent| extent.chunk).collect();
+        let ids: BTreeSet<_> = extents.iter().map(|extent| extent.chunk).collect();
         let mut chunks = Vec::new();
         for chunk in ids {
             let Some(row) = rows::chunk(view, chunk)? else { continue };
@@ -185,10 +187,10 @@ fn access(view: &dyn View, asker: &Asker<'_>, inode: InodeId, mask: u8) -> Resul
 }
 
 /// A grant under a retired key can be renewed by opening again; any other refusal is final.
-fn forbidden_grant(inode: InodeId, refusal: dfs_proto::Refusal) -> WireError {
+fn forbidden_grant(inode: InodeId, refusal: Refusal) -> WireError {
     let kind = match refusal {
-        dfs_proto::Refusal::UnknownKey | dfs_proto::Refusal::Expired => ErrorKind::CapabilityExpired,
-        dfs_proto::Refusal::Forged | dfs_proto::Refusal::Mismatch => ErrorKind::Forbidden,
+        Refusal::UnknownKey | Refusal::Expired => ErrorKind::CapabilityExpired,
+        Refusal::Forged | Refusal::Mismatch => ErrorKind::Forbidden,
     };
     WireError::new(kind, format!("grant for inode {inode}: {refusal}"))
 }

@@ -75,6 +75,12 @@ fn lengthen(tx: &mut Tx<'_>, session: SessionId, commit: &ChunkCommit) -> Result
             format!("the replicas of chunk {chunk} are not among those allocated"),
         ));
     }
+    // The bytes may have been acknowledged to an application by now, on the strength of so many copies.
+    let required = usize::from(tx.config()?.min_copies).min(row.replicas.len());
+    if named.len() < required {
+        let message = format!("chunk {chunk} would be left with {} replicas, and {required} are required", named.len());
+        return Err(refuse(ErrorKind::Malformed, message));
+    }
     // Without a seal the one left out could come back and be counted again, short.
     if named.len() < row.replicas.len() && !commit.seal {
         return Err(refuse(ErrorKind::Malformed, format!("chunk {chunk} loses a replica without being sealed")));

@@ -1,5 +1,7 @@
 //! SetAttr: chmod, chown, truncate, utimes and the number of copies, by Linux's rules.
 
+use std::collections::BTreeSet;
+
 use dfs_proto::limits::{FILE_MAX, REPLICATION_MAX};
 use dfs_proto::msg::meta::OpReply;
 use dfs_proto::{ChunkId, ErrorKind, InodeId, SetAttr, SetTime};
@@ -159,7 +161,7 @@ fn change_replication(
     *replication = wanted;
     tx.put(InodeRow::key(inode), row)?;
 
-    let mut used = std::collections::BTreeSet::new();
+    let mut used = BTreeSet::new();
     rows::extents_past(tx.view(), inode, 0, &mut |extent| {
         used.insert(extent.chunk);
         true

@@ -71,6 +71,9 @@ impl ChunkView {
 /// The sealed chunks that a plan may be about, at most `limit`: those with `Attention`, and those with
 /// a replica on one of the nodes that are not live (`unwell`). `bad`, `in_flight` and `busy` are left
 /// empty for the leader to fill in; chunks known as bad are to be added with `ChunkView::load`.
+///
+/// Beyond `limit` the lowest ids are seen first, so `limit` should be more than is ever lost at a time
+/// for want of nodes; what can be repaired leaves the list and lets the rest in.
 pub fn candidates(view: &dyn View, unwell: &[NodeId], limit: usize) -> Result<Vec<ChunkView>, Fault> {
     let mut ids: BTreeSet<ChunkId> = rows::attention(view, limit)?.into_iter().collect();
     for node in unwell {

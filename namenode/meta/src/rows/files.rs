@@ -1,6 +1,6 @@
 //! Inodes, names and extents.
 
-use dfs_proto::{Attr, Extent, FileKind, InodeId, Name, SessionId, Timestamp};
+use dfs_proto::{Attr, ChunkId, Extent, FileKind, InodeId, Name, SessionId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::{Key, Row, get, number_at, pair, prefix_end, scan, scan_prefix};
@@ -148,7 +148,7 @@ impl DirIndexRow {
 /// An extent without what its key says: the inode and the end of the file range.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct ExtentRow {
-    pub chunk: dfs_proto::ChunkId,
+    pub chunk: ChunkId,
     pub chunk_offset: u32,
     pub len: u32,
 }
