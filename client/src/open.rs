@@ -19,7 +19,7 @@ use crate::write::slot::Slot;
 use crate::write::state::WriteState;
 use crate::write::writer::ChunkWriter;
 
-/// Files that are closed and remembered for their extent maps. More are forgotten as they close.
+/// Files that are closed and remembered for their extent maps; when there are more all are forgotten.
 const CLOSED_MAX: usize = 1024;
 
 /// What this client knows of one inode and has under way for it.
@@ -114,6 +114,12 @@ impl Inner {
         permit.grant.clone().filter(|grant| grant.session == session)
     }
 
+    /// The namenode takes the grants no longer: their key has been retired.
+    pub fn drop_grants(&mut self) {
+        self.read.grant = None;
+        self.write.grant = None;
+    }
+
     fn take_grant(&mut self, caller: &Caller, grant: &Grant) {
         for (allowed, write) in [(grant.read, false), (grant.write, true)] {
             if allowed {
@@ -171,19 +177,29 @@ impl Files {
 
     /// Gives a handle back. `true` if it was the file's last.
     fn detach(&self, file: &Arc<FileState>) -> bool {
-        self.open.fetch_sub(1, Ordering::Relaxed);
         let mut table = self.table.lock();
+        self.open.fetch_sub(1, Ordering::Relaxed);
         let mut inner = file.inner.lock();
         inner.handles -= 1;
         if inner.handles > 0 {
             return false;
         }
         inner.blocks.clear();
-        let forget = inner.nameless || table.len() > CLOSED_MAX;
-        if forget && inner.writes.is_empty() {
+        if inner.nameless {
             table.remove(&file.inode);
         }
         true
+    }
+
+    /// Forgets the closed files if there are too many.
+    pub fn sweep(&self) {
+        let mut table = self.table.lock();
+        if table.len() > self.open.load(Ordering::Relaxed) + CLOSED_MAX {
+            table.retain(|_, file| {
+                let inner = file.inner.lock();
+                inner.handles > 0 || !inner.writes.is_empty()
+            });
+        }
     }
 }
 

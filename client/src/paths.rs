@@ -18,14 +18,14 @@ const SYMLINKS_MAX: usize = 40;
 impl Dfs {
     /// What an absolute path leads to, symlinks followed (at most 40).
     pub async fn resolve(&self, caller: &Caller, path: impl AsRef<[u8]>) -> Result<Attr> {
-        Walker::new(self, caller, path.as_ref())?.to_end(true).await
+        Walker::new(self, caller, path.as_ref())?.finish(true).await
     }
 
     /// As `resolve`, but a symlink at the end is not followed.
     pub async fn resolve_nofollow(&self, caller: &Caller, path: impl AsRef<[u8]>) -> Result<Attr> {
         let path = path.as_ref();
         // A slash at the end asks for a directory, so for what the symlink leads to.
-        Walker::new(self, caller, path)?.to_end(path.ends_with(b"/")).await
+        Walker::new(self, caller, path)?.finish(path.ends_with(b"/")).await
     }
 
     /// The directory that holds the last component, and that component, which need not exist. The
@@ -37,7 +37,7 @@ impl Dfs {
             return Err(Error::new(ErrorKind::InvalidArgument, format!("{} has no name of its own", shown(path))));
         };
         let name = Name::new(last).map_err(|error| Error::from(error).context(shown(path)))?;
-        let parent = walker.to_end(true).await?;
+        let parent = walker.finish(true).await?;
         require_directory(&parent, path)?;
         Ok((parent.inode, name))
     }
@@ -117,7 +117,7 @@ impl<'a> Walker<'a> {
         Ok(Walker { dfs, caller, path, left: components(path)?.into() })
     }
 
-    async fn to_end(mut self, follow_last: bool) -> Result<Attr> {
+    async fn finish(mut self, follow_last: bool) -> Result<Attr> {
         let (dfs, caller) = (self.dfs, self.caller);
         let failed = |error: Error| error.context(shown(self.path));
         let mut at = dfs.getattr(caller, InodeId::ROOT).await.map_err(failed)?;

@@ -68,6 +68,8 @@ impl From<RpcError> for Miss {
 struct Round {
     all_bad: bool,
     outdated: bool,
+    /// The deadline came before all had answered.
+    cut_short: bool,
     last: String,
 }
 
@@ -82,18 +84,26 @@ impl Client {
         let chunk = extent.chunk;
         let mut known = self.reads.location(chunk);
         let mut pause = PAUSE_MIN;
+        // Of the last round in which every replica had its say.
+        let mut verdict = None;
         loop {
             let location = match known.take() {
                 Some(location) => location,
-                None => self.relocate(file, chunk).await?.ok_or(FetchError::Moved)?,
+                None => match self.relocate(file, chunk).await {
+                    Ok(location) => location.ok_or(FetchError::Moved)?,
+                    Err(error) => return Err(FetchError::Failed(verdict.unwrap_or(error))),
+                },
             };
             let round = match self.fetch_from_any(&location, extent, deadline).await {
                 Ok(bytes) => return Ok(bytes),
                 Err(round) => round,
             };
             debug!(%chunk, reason = round.last, "no replica delivered");
+            if verdict.is_none() || !round.cut_short {
+                verdict = Some(gave_up(chunk, &round));
+            }
             if deadline.passed() {
-                return Err(FetchError::Failed(gave_up(chunk, &round)));
+                return Err(FetchError::Failed(verdict.unwrap_or_else(|| gave_up(chunk, &round))));
             }
             // The remembered location may just be old.
             if !round.outdated || pause > PAUSE_MIN {
@@ -110,9 +120,12 @@ impl Client {
         deadline: Deadline,
     ) -> Result<Bytes, Round> {
         let chunk = location.chunk;
-        let mut round = Round { all_bad: true, outdated: false, last: "it has no replica".into() };
+        let mut round = Round { all_bad: true, outdated: false, cut_short: false, last: "it has no replica".into() };
         let Some(capability) = &location.capability else {
-            return Err(Round { all_bad: false, outdated: true, last: "no capability for it is known".into() });
+            round.all_bad = false;
+            round.outdated = true;
+            round.last = "no capability for it is known".into();
+            return Err(round);
         };
         let mut candidates = self.nodes.order(&location.replicas).into_iter();
         let mut asked = FuturesUnordered::new();
@@ -135,6 +148,7 @@ impl Client {
                 () = tokio::time::sleep(wait) => {
                     if deadline.passed() {
                         round.all_bad = false;
+                        round.cut_short = true;
                         round.last = "the deadline passed while it was read".into();
                         return Err(round);
                     }

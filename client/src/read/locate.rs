@@ -69,6 +69,9 @@ impl Client {
             }
             match self.query_in(&session, &Caller::ROOT, query(grant), deadline).await {
                 Err(error) if error.kind == ErrorKind::SessionExpired => self.session_expired(session.id()),
+                Err(error) if error.kind == ErrorKind::CapabilityExpired && !deadline.passed() => {
+                    file.inner.lock().drop_grants();
+                }
                 other => return other,
             }
         }

@@ -334,7 +334,7 @@ mod tests {
         while state.place(10).is_some() {
             pieces += 1;
         }
-        assert!(pieces >= CHUNK_FRAMES_MAX / 2 && pieces <= CHUNK_FRAMES_MAX, "{pieces}");
+        assert!((CHUNK_FRAMES_MAX / 2..=CHUNK_FRAMES_MAX).contains(&pieces), "{pieces}");
     }
 
     proptest! {

@@ -317,9 +317,21 @@ impl Client {
         }
     }
 
+    /// Gets a grant under the current key, and goes on with the file's commits.
+    fn grant_again(self: &Arc<Self>, file: Arc<FileState>) {
+        let client = self.clone();
+        tokio::spawn(async move {
+            match client.grant(&file, true).await {
+                Ok(_) => client.writes.committer.kick(),
+                Err(error) => client.fail_file(&file, &error),
+            }
+        });
+    }
+
     /// What cannot be halved has been refused.
     fn refused(self: &Arc<Self>, batch: Batch, error: &Error) {
         let stale = error.kind == ErrorKind::StaleEpoch;
+        let retired = error.kind == ErrorKind::CapabilityExpired;
         warn!(%error, files = batch.entries.len(), "commit refused");
         for entry in batch.entries {
             match entry.append {
@@ -331,9 +343,14 @@ impl Client {
                     if stale {
                         batch.used.keys().for_each(|&chunk| inner.writes.handle_lost(chunk));
                     }
+                    if retired {
+                        inner.drop_grants();
+                    }
                     drop(inner);
                     if stale {
                         self.kick_uploader(&entry.file);
+                    } else if retired {
+                        self.grant_again(entry.file);
                     } else {
                         self.fail_file(&entry.file, error);
                     }

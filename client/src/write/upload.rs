@@ -217,6 +217,7 @@ impl Client {
     }
 
     async fn tick(self: &Arc<Self>) {
+        self.files.sweep();
         for file in self.writes.dirty_files() {
             let aged = std::mem::replace(&mut file.inner.lock().aged, true);
             if aged {

@@ -26,10 +26,10 @@ use crate::write::state::UploadId;
 const WINDOW: usize = 8 << 20;
 const PIECE_COST_MIN: usize = 4 << 10;
 
-/// A lane that owes bytes and shows no progress for so long has failed. A chain may first find out
-/// which of its nodes it is.
+/// A lane that owes bytes and shows no progress for so long has failed. A chain gets more for each of
+/// its nodes, as its nodes do, so that the one nearest to the trouble speaks up first and names it.
 const PROGRESS: Duration = Duration::from_secs(5);
-const PROGRESS_CHAIN: Duration = Duration::from_secs(6);
+const PROGRESS_HOP: Duration = Duration::from_secs(1);
 
 /// A lane that owes only a sync gets longer: a busy disk takes its time.
 const PROGRESS_SYNC: Duration = Duration::from_secs(30);
@@ -433,7 +433,7 @@ async fn receive_events(
         let (owes_bytes, owes_sync) = writer.state.lock().append.owes(lane);
         let patience = match (owes_bytes, owes_sync, writer.shape) {
             (true, _, Shape::FanOut) => Some(PROGRESS),
-            (true, _, Shape::Chain) => Some(PROGRESS_CHAIN),
+            (true, _, Shape::Chain) => Some(PROGRESS + PROGRESS_HOP * writer.location.replicas.len() as u32),
             (false, true, _) => Some(PROGRESS_SYNC),
             (false, false, _) => None,
         };

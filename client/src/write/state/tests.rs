@@ -237,7 +237,7 @@ impl World {
             put(
                 &mut self.committed,
                 extent.file_offset,
-                &chunk[extent.chunk_offset as usize..extent.chunk_end() as usize].to_vec(),
+                &chunk[extent.chunk_offset as usize..extent.chunk_end() as usize],
             );
         }
     }

@@ -1,0 +1,360 @@
+//! A cluster in this process: real certificates, real QUIC, the namenode's real rules over rows in
+//! memory, and datanodes that keep their chunks in memory and fail when told to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use dfs_client::{ClusterConfig, Dfs, NodeAddr, Options, TlsFiles};
+use dfs_meta::command::{Body, Command, Reply};
+use dfs_meta::query::{self, Asker};
+use dfs_meta::{MemoryView, apply};
+use dfs_proto::limits::FRAME_MAX;
+use dfs_proto::msg::admin::Liveness;
+use dfs_proto::msg::data::{AppendEvent, DataRequest, FRAME_HEADER_LEN, ReadReply, append_item};
+use dfs_proto::msg::meta::{MetaReply, MetaRequest, Op};
+use dfs_proto::{
+    Access, CapabilityKey, ChunkId, ClusterId, ErrorKind, FrameHeader, NodeId, PeerIdentity, Plane, Role, SessionId,
+    Timestamp, WireError,
+};
+use dfs_rpc::pki::Authority;
+use dfs_rpc::{Endpoint, Handler, RecvStream, RpcError, SendStream, Tls};
+use parking_lot::Mutex;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+const CLUSTER: ClusterId = ClusterId([5; 16]);
+
+pub struct Cluster {
+    pub namenode: Arc<Namenode>,
+    pub datanodes: Vec<Arc<Datanode>>,
+    pub config: ClusterConfig,
+    stop: CancellationToken,
+    _folder: TempDir,
+}
+
+impl Cluster {
+    /// One leading namenode, a second one that only points at it, and so many datanodes.
+    pub async fn start(datanodes: u64) -> Cluster {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Authority::create(CLUSTER).unwrap();
+        authority.save(folder.path()).unwrap();
+        let identity = |role: Role, id: u64| {
+            let name = format!("{}{id}", role.as_str());
+            authority.issue(role, NodeId(id)).unwrap().save(folder.path(), &name).unwrap();
+            TlsFiles {
+                ca: folder.path().join("ca.pem"),
+                cert: folder.path().join(format!("{name}.pem")),
+                key: folder.path().join(format!("{name}.key")),
+            }
+        };
+        let stop = CancellationToken::new();
+        let serve = |files: &TlsFiles, plane| {
+            let any = SocketAddr::from(([127, 0, 0, 1], 0));
+            Endpoint::server(&Tls::load(files).unwrap(), any, &[plane]).unwrap()
+        };
+
+        let replicas: Replicas = Arc::default();
+        let mut nodes = Vec::new();
+        let mut addrs = Vec::new();
+        for id in 11..11 + datanodes {
+            let endpoint = serve(&identity(Role::Datanode, id), Plane::Data);
+            addrs.push((NodeId(id), endpoint.local_addr().unwrap()));
+            let node = Arc::new(Datanode { id: NodeId(id), replicas: replicas.clone(), faults: Mutex::default() });
+            tokio::spawn(dfs_rpc::serve(endpoint, node.clone(), stop.clone(), Duration::ZERO));
+            nodes.push(node);
+        }
+
+        let namenode = Arc::new(Namenode::new(&addrs));
+        let leader = serve(&identity(Role::Namenode, 1), Plane::Meta);
+        let follower = serve(&identity(Role::Namenode, 2), Plane::Meta);
+        let namenodes = [(2, &follower), (1, &leader)]
+            .map(|(id, endpoint)| NodeAddr {
+                id: NodeId(id),
+                name: format!("nn{id}"),
+                addr: endpoint.local_addr().unwrap(),
+            })
+            .to_vec();
+        tokio::spawn(dfs_rpc::serve(leader, namenode.clone(), stop.clone(), Duration::ZERO));
+        tokio::spawn(dfs_rpc::serve(follower, Arc::new(Follower), stop.clone(), Duration::ZERO));
+
+        let config = ClusterConfig {
+            cluster: CLUSTER,
+            replication: 3,
+            tls: identity(Role::Client, 500),
+            namenodes,
+            datanodes: Vec::new(),
+            mounts: Vec::new(),
+        };
+        Cluster { namenode, datanodes: nodes, config, stop, _folder: folder }
+    }
+
+    pub async fn client(&self) -> Dfs {
+        Dfs::connect(&self.config, Options::default()).await.unwrap()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Sends every request on to the leader.
+struct Follower;
+
+impl Handler for Follower {
+    async fn handle(&self, _peer: PeerIdentity, _plane: Plane, mut send: SendStream, mut recv: RecvStream) {
+        if recv.recv::<MetaRequest>().await.is_ok() {
+            let error = WireError { leader: Some(1), ..WireError::new(ErrorKind::NotLeader, "a follower") };
+            let _ = send.send(&Err::<MetaReply, _>(error)).await;
+        }
+    }
+}
+
+pub struct Namenode {
+    rows: Mutex<MemoryView>,
+    nodes: Vec<NodeId>,
+    /// Mutations that are carried out and not answered.
+    pub swallow: Mutex<u32>,
+    pub reports: Mutex<Vec<(ChunkId, NodeId)>>,
+    /// Mutations carried out, by kind.
+    pub done: Mutex<BTreeMap<&'static str, u32>>,
+}
+
+impl Namenode {
+    fn new(addrs: &[(NodeId, SocketAddr)]) -> Namenode {
+        let namenode = Namenode {
+            rows: Mutex::new(MemoryView::new()),
+            nodes: addrs.iter().map(|(node, _)| *node).collect(),
+            swallow: Mutex::new(0),
+            reports: Mutex::default(),
+            done: Mutex::default(),
+        };
+        let key = CapabilityKey { number: 1, secret: [7; 32] };
+        namenode
+            .apply(Body::Genesis { cluster: CLUSTER, default_replication: 3, min_copies: 2, lease_ms: 3000, key })
+            .unwrap();
+        for &(node, addr) in addrs {
+            namenode.apply(Body::PutDatanode { node, addr }).unwrap();
+        }
+        namenode
+    }
+
+    pub fn expire(&self, session: SessionId) {
+        self.apply(Body::ExpireSessions { sessions: vec![session] }).unwrap();
+    }
+
+    /// Sessions are numbered from 1 in the order in which they were opened.
+    fn apply(&self, body: Body) -> Result<Reply, WireError> {
+        let mut rows = self.rows.lock();
+        let applied = apply(&*rows, &[Command { now: now(), body }]).unwrap();
+        rows.write(applied.changes);
+        applied.outcomes.into_iter().next().unwrap()
+    }
+
+    fn answer(&self, peer: PeerIdentity, request: MetaRequest) -> Result<Option<MetaReply>, WireError> {
+        let live = |_| Liveness::Live;
+        Ok(Some(match request {
+            MetaRequest::OpenSession { description } => {
+                match self.apply(Body::OpenSession { description, holder: peer.id })? {
+                    Reply::Session(grant) => MetaReply::Session(grant),
+                    other => panic!("{other:?}"),
+                }
+            }
+            MetaRequest::Renew { session } => {
+                query::check_session(&*self.rows.lock(), session, peer.id).unwrap()?;
+                MetaReply::Done
+            }
+            MetaRequest::Mutate { id, acked_below, caller, op } => {
+                {
+                    let rows = self.rows.lock();
+                    query::check_session(&*rows, id.session, peer.id).unwrap()?;
+                    query::check_grants(&*rows, id.session, &op).unwrap()?;
+                }
+                *self.done.lock().entry(kind_of(&op)).or_default() += 1;
+                let placement = self.place(&op);
+                let body = Body::Client { id, acked_below, caller: caller.clone(), op, placement };
+                let Reply::Op(mut reply) = self.apply(body)? else { panic!("no reply") };
+                let asker = Asker { caller: &caller, session: id.session, holder: peer.id, now: now() };
+                query::sign_reply(&*self.rows.lock(), &asker, &mut reply, &live).unwrap();
+                let mut swallow = self.swallow.lock();
+                if *swallow > 0 {
+                    *swallow -= 1;
+                    return Ok(None);
+                }
+                MetaReply::Mutated(reply)
+            }
+            MetaRequest::Query { session, caller, query } => {
+                let asker = Asker { caller: &caller, session, holder: peer.id, now: now() };
+                MetaReply::Answer(query::answer(&*self.rows.lock(), &asker, &query, &live).unwrap()?)
+            }
+            MetaRequest::ReportBad { chunk, node, .. } => {
+                self.reports.lock().push((chunk, node));
+                MetaReply::Done
+            }
+            other => panic!("{other:?}"),
+        }))
+    }
+
+    /// The first nodes that are not to be avoided, then the others.
+    fn place(&self, op: &Op) -> Vec<Vec<NodeId>> {
+        let Op::AllocateChunks { count, replication, avoid } = op else { return Vec::new() };
+        let (bad, good): (Vec<_>, Vec<_>) = self.nodes.iter().copied().partition(|node| avoid.contains(node));
+        let nodes = good.into_iter().chain(bad).take(usize::from(*replication)).collect();
+        vec![nodes; usize::from(*count)]
+    }
+}
+
+fn kind_of(op: &Op) -> &'static str {
+    match op {
+        Op::Make { .. } => "make",
+        Op::AllocateChunks { .. } => "allocate",
+        Op::Commit { .. } => "commit",
+        Op::Release { .. } => "release",
+        _ => "other",
+    }
+}
+
+impl Handler for Namenode {
+    async fn handle(&self, peer: PeerIdentity, _plane: Plane, mut send: SendStream, mut recv: RecvStream) {
+        let Ok(request) = recv.recv::<MetaRequest>().await else { return };
+        match self.answer(peer, request) {
+            Ok(Some(reply)) => drop(send.send(&Ok::<_, WireError>(reply)).await),
+            Ok(None) => send.reset(),
+            Err(error) => drop(send.send(&Err::<MetaReply, _>(error)).await),
+        }
+    }
+}
+
+#[derive(Default, Clone)]
+struct Replica {
+    bytes: Vec<u8>,
+    frames: Vec<FrameHeader>,
+}
+
+type Replicas = Arc<Mutex<BTreeMap<(NodeId, ChunkId), Replica>>>;
+
+#[derive(Default, Clone)]
+pub struct Faults {
+    /// The next append stream fails once it has this many bytes.
+    pub fail_append_at: Option<usize>,
+    /// Every append fails at once.
+    pub refuse_appends: bool,
+    /// A byte of every frame that is read is wrong.
+    pub corrupt_reads: bool,
+    /// Reads are never answered.
+    pub silent_reads: bool,
+}
+
+pub struct Datanode {
+    pub id: NodeId,
+    replicas: Replicas,
+    pub faults: Mutex<Faults>,
+}
+
+impl Datanode {
+    pub fn holds(&self) -> BTreeSet<ChunkId> {
+        self.replicas.lock().keys().filter(|(node, _)| *node == self.id).map(|(_, chunk)| *chunk).collect()
+    }
+
+    async fn append(
+        &self,
+        chunk: ChunkId,
+        nodes: Vec<NodeId>,
+        send: &mut SendStream,
+        recv: &mut RecvStream,
+    ) -> Result<(), RpcError> {
+        let fail =
+            |message: &str| AppendEvent::Failed { node: self.id, error: WireError::new(ErrorKind::Internal, message) };
+        for node in &nodes {
+            let old = self.replicas.lock().insert((*node, chunk), Replica::default());
+            if old.is_some() {
+                return send.send(&fail("a chunk has one append stream in its life")).await;
+            }
+        }
+        send.send(&AppendEvent::Ready).await?;
+        let mut synced = 0;
+        let mut written = 0u32;
+        let mut item = [0];
+        while recv.read_exact_or_end(&mut item).await? {
+            match item[0] {
+                append_item::SYNC => synced = written,
+                append_item::FRAME => {
+                    let mut head = [0; FRAME_HEADER_LEN];
+                    recv.read_exact(&mut head).await?;
+                    let header = FrameHeader::from_bytes(&head).unwrap();
+                    assert_eq!(header.offset, written, "frames follow each other");
+                    let mut bytes = vec![0; header.len as usize];
+                    recv.read_exact(&mut bytes).await?;
+                    assert!(header.matches(chunk, &bytes));
+                    written += header.len;
+                    let refused = {
+                        let mut faults = self.faults.lock();
+                        let fails = faults.fail_append_at.is_some_and(|at| written as usize >= at);
+                        if fails {
+                            faults.fail_append_at = None;
+                        }
+                        fails || faults.refuse_appends
+                    };
+                    if refused {
+                        return send.send(&fail("told to fail")).await;
+                    }
+                    let mut replicas = self.replicas.lock();
+                    for node in &nodes {
+                        let replica = replicas.get_mut(&(*node, chunk)).unwrap();
+                        replica.bytes.extend_from_slice(&bytes);
+                        replica.frames.push(header);
+                    }
+                }
+                other => panic!("item {other}"),
+            }
+            send.send(&AppendEvent::Ack { written, synced }).await?;
+        }
+        Ok(())
+    }
+
+    async fn read(&self, chunk: ChunkId, start: u32, len: u32, send: &mut SendStream) -> Result<(), RpcError> {
+        let faults = self.faults.lock().clone();
+        if faults.silent_reads {
+            return std::future::pending().await;
+        }
+        let Some(replica) = self.replicas.lock().get(&(self.id, chunk)).cloned() else {
+            let error = WireError::new(ErrorKind::BadReplica, "not here");
+            return send.send(&Err::<ReadReply, _>(error)).await;
+        };
+        let reply = ReadReply { len: replica.bytes.len() as u32, sealed: false };
+        send.send(&Ok::<_, WireError>(reply)).await?;
+        for frame in replica.frames.iter().filter(|frame| frame.offset < start + len && frame.end() > start) {
+            assert!(frame.len <= FRAME_MAX);
+            let mut bytes = replica.bytes[frame.offset as usize..frame.end() as usize].to_vec();
+            bytes[0] ^= u8::from(faults.corrupt_reads);
+            send.send_raw(Bytes::copy_from_slice(&frame.to_bytes())).await?;
+            send.send_raw(Bytes::from(bytes)).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Handler for Datanode {
+    async fn handle(&self, _peer: PeerIdentity, _plane: Plane, mut send: SendStream, mut recv: RecvStream) {
+        let Ok(request) = recv.recv::<DataRequest>().await else { return };
+        // A client that has gone away is no failure of the datanode.
+        let _ = match request {
+            DataRequest::Append { chunk, capability, chain, .. } => {
+                assert_eq!((capability.chunk, capability.access), (chunk, Access::Append));
+                let nodes = std::iter::once(self.id).chain(chain.iter().map(|replica| replica.node)).collect();
+                self.append(chunk, nodes, &mut send, &mut recv).await
+            }
+            DataRequest::Read { chunk, offset, len, .. } => self.read(chunk, offset, len, &mut send).await,
+        };
+        send.finish();
+    }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    Timestamp { secs: since.as_secs() as i64, nanos: since.subsec_nanos() }
+}
