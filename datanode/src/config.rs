@@ -50,6 +50,10 @@ pub struct Config {
     /// Every sealed replica is read and verified at least so often.
     #[serde(default = "default::scrub_period_s")]
     pub scrub_period_s: u64,
+    /// Refuse to start on folders that are absent or empty instead of making them: they were made by
+    /// `prepare`, so they must be there.
+    #[serde(default)]
+    pub must_exist: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -112,6 +116,7 @@ impl Config {
             reserve_bytes: default::reserve_bytes(),
             copy_parallel: default::copy_parallel(),
             scrub_period_s: default::scrub_period_s(),
+            must_exist: false,
         }
     }
 
@@ -119,8 +124,9 @@ impl Config {
     pub fn load(path: &Path) -> anyhow::Result<Config> {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut config: Config = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
-        let base = path.parent().unwrap_or(Path::new("."));
-        config.resolve(base);
+        // Absolute, so that what is noted about a volume does not depend on where the node is started.
+        let path = std::path::absolute(path)?;
+        config.resolve(path.parent().unwrap_or(Path::new("/")));
         config.check().with_context(|| format!("in {}", path.display()))?;
         Ok(config)
     }
@@ -132,6 +138,8 @@ impl Config {
         ensure!((1..=16).contains(&self.copy_parallel), "copy_parallel must be 1 to 16");
         ensure!(self.scrub_period_s >= 60, "scrub_period_s must be at least 60");
         ensure!(!self.namenodes.is_empty(), "namenodes: at least one is needed");
+        let reachable = self.advertise.unwrap_or(self.listen);
+        ensure!(!reachable.ip().is_unspecified(), "advertise must say where others reach {}", self.listen);
         Ok(())
     }
 
@@ -196,6 +204,8 @@ mod tests {
     fn an_unknown_key_and_a_value_out_of_bounds_are_errors() {
         assert!(toml::from_str::<Config>(&format!("{SAMPLE}\nheartbeat = 1")).is_err());
         let config: Config = toml::from_str(&format!("{SAMPLE}\nheartbeat_interval_ms = 1")).unwrap();
+        assert!(config.check().is_err());
+        let config: Config = toml::from_str(&SAMPLE.replace("127.0.0.1:7101", "0.0.0.0:7101")).unwrap();
         assert!(config.check().is_err());
     }
 }

@@ -150,7 +150,7 @@ fn compose(node: &Node) -> (Heartbeat, u64) {
         outcomes,
         copying: node.orders.copying(),
         scanned,
-        leaving: node.is_leaving(),
+        leaving: node.leaving.is_cancelled(),
         now: clock::now(),
     };
     (heartbeat, carried)

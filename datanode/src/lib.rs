@@ -22,5 +22,10 @@ mod store;
 mod upkeep;
 
 pub use config::{Config, NamenodeAddr};
-pub use run::run;
+pub use run::{prepare, run};
 pub use store::{FileReport, VerifyError, verify_file};
+
+#[cfg(test)]
+mod scratch;
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use dfs_proto::msg::meta::ReplicaAt;
 use dfs_proto::{
@@ -11,6 +10,7 @@ use dfs_proto::{
 use dfs_rpc::{Pool, Target};
 use parking_lot::RwLock;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::config::Config;
@@ -38,8 +38,8 @@ pub struct Node {
     pub outcomes: Outcomes,
     pub read_memory: Semaphore,
     pub append_streams: Semaphore,
-    /// The node is about to stop in order.
-    pub leaving: AtomicBool,
+    /// Cancelled when the node is about to stop in order.
+    pub leaving: CancellationToken,
     leader: RwLock<Leader>,
 }
 
@@ -63,7 +63,7 @@ impl Node {
             outcomes: Outcomes::default(),
             read_memory: Semaphore::new(READ_MEMORY_BYTES),
             append_streams: Semaphore::new(APPEND_STREAMS_MAX),
-            leaving: AtomicBool::new(false),
+            leaving: CancellationToken::new(),
             leader: RwLock::default(),
         }
     }
@@ -104,10 +104,6 @@ impl Node {
 
     pub fn id(&self) -> NodeId {
         self.me.id
-    }
-
-    pub fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Acquire)
     }
 }
 

@@ -1,5 +1,4 @@
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -22,6 +21,12 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// For syncing open chunks at the end. What it does not reach was never promised.
 const LAST_SYNC_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Makes the node's folders, once, before its first start. With `Config::must_exist` the node then refuses
+/// to start on folders that have gone, instead of starting as one without chunks.
+pub fn prepare(config: &Config) -> anyhow::Result<()> {
+    Store::open(&Config { must_exist: false, ..config.clone() }).map(drop)
+}
+
 /// Runs a datanode until `shutdown`, then stops it in order.
 ///
 /// Fails if the configuration, the certificate or the folders do not fit together, if the port is taken,
@@ -42,8 +47,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     info!(node = %me.id, name = node.config.name, %addr, "datanode runs");
 
     let mut tasks = JoinSet::new();
-    let background = CancellationToken::new();
-    let accepting = shutdown.child_token();
+    // Tokens of their own: these parts end when `run` says so, and not before it knows.
+    let (accepting, background) = (CancellationToken::new(), CancellationToken::new());
     let service = serve(endpoint.clone(), Arc::new(DataService::new(node.clone())), accepting.clone(), DRAIN);
     let mut service = tokio::spawn(service);
     for namenode in node.config.namenodes.clone() {
@@ -69,10 +74,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         ended = &mut service => Err(anyhow::anyhow!("the data plane has ended: {ended:?}")),
     };
 
-    // The end, in order. New streams are refused and every namenode hears that the node leaves, so that
-    // writers turn elsewhere while the streams that run get their time.
+    // The end, in order. New streams are refused, append streams end with the reason, every namenode hears
+    // that the node leaves, so that writers turn elsewhere; reads that run get their time.
     info!("datanode stops");
-    node.leaving.store(true, Ordering::Release);
+    node.leaving.cancel();
     accepting.cancel();
     background.cancel();
     while let Some(task) = tasks.join_next().await {

@@ -22,7 +22,7 @@ mod volume;
 
 use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -36,7 +36,7 @@ use tracing::{error, warn};
 use crate::config::Config;
 use chunk_file::ChunkFile;
 use chunks::Chunks;
-use register::{Known, Register};
+use register::{Found, Known, Register};
 use volume::Volume;
 
 pub use append::OpenChunk;
@@ -80,7 +80,7 @@ impl Store {
     /// Fails if a folder belongs to somebody else or is in use, or if no volume can be used. A volume
     /// that was here before and is missing or empty is kept as failed, not made anew.
     pub fn open(config: &Config) -> anyhow::Result<Store> {
-        let home = Home::create_or_open(&config.data_dir, config.identity())?;
+        let home = open_home(config, &config.data_dir)?;
         let mut register = Register::load(&config.data_dir)?;
         let dirs = config.volume_dirs();
         let mut volumes = Vec::new();
@@ -234,24 +234,34 @@ impl Store {
 
 /// Opens one volume as the register and the folder say.
 fn open_volume(config: &Config, register: &mut Register, number: usize, dir: PathBuf) -> anyhow::Result<Volume> {
-    let home = match register.known(&dir) {
-        Some(Known { failed: Some(reason), .. }) => return Ok(Volume::failed(number, dir, reason.clone())),
-        Some(Known { disk, .. }) => match Home::open(&dir, config.identity()) {
-            Ok(home) if format!("{:016x}", home.disk()) == *disk => home,
-            Ok(_) => bail!("{} holds another volume of this node than before", dir.display()),
+    let known = register.known(&dir);
+    if let Some(Known { failed: Some(reason), .. }) = known {
+        return Ok(Volume::failed(number, dir, reason.clone()));
+    }
+    let home = match known {
+        Some(_) => match Home::open(&dir, config.identity()) {
             Err(error @ (HomeError::Empty(_) | HomeError::Io { .. } | HomeError::Damaged { .. })) => {
                 return Ok(Volume::failed(number, dir, error.to_string()));
             }
-            Err(error) => return Err(error.into()),
+            other => other?,
         },
-        None => {
-            let home = Home::create_or_open(&dir, config.identity())?;
-            register.add(&dir, home.disk()).context("cannot note the volume")?;
-            home
-        }
+        None => open_home(config, &dir)?,
     };
+    match register.found(&dir, home.disk()).context("cannot note the volume")? {
+        Found::Known(None) => {}
+        Found::Known(Some(reason)) => return Ok(Volume::failed(number, dir, reason)),
+        Found::Stranger => bail!("{} holds another volume than before", dir.display()),
+    }
     Ok(Volume::open(number, home, config.reserve_bytes)
         .unwrap_or_else(|error| Volume::failed(number, dir, format!("cannot be prepared: {error}"))))
+}
+
+/// Opens a folder of this node, or makes it where that is allowed.
+fn open_home(config: &Config, dir: &Path) -> Result<Home, HomeError> {
+    match config.must_exist {
+        true => Home::open(dir, config.identity()),
+        false => Home::create_or_open(dir, config.identity()),
+    }
 }
 
 #[cfg(test)]

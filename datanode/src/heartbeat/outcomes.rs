@@ -49,8 +49,9 @@ impl Outcomes {
     /// The outcomes for the next heartbeat, and the number of the last of them.
     pub fn pending(&self) -> (Vec<Outcome>, u64) {
         let queue = self.queue.lock();
-        let carried = || queue.pending.iter().take(CARRIED_MAX);
-        (carried().map(|(_, outcome)| outcome.clone()).collect(), carried().last().map_or(0, |(number, _)| *number))
+        let carried: Vec<_> = queue.pending.iter().take(CARRIED_MAX).cloned().collect();
+        let last = carried.last().map_or(0, |(number, _)| *number);
+        (carried.into_iter().map(|(_, outcome)| outcome).collect(), last)
     }
 
     /// A leader has taken in the outcomes up to this number.

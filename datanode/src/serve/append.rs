@@ -1,7 +1,7 @@
 //! One append stream: frames come in, are verified and written here, and go on down the chain.
 //!
-//! Five things happen at once, and each is one future: frames are taken in (`intake`), written (`write_local`),
-//! passed on (`Downstream::forward`), the chain's answers come back (`Downstream::acks`), and what holds for this node and all behind it is
+//! Four things happen at once, each a future: frames are taken in (`intake`), written (`write_local`), passed
+//! on with the answers coming back (`Downstream::run`), and what holds for this node and all behind it is
 //! told upstream (the loop in `pump`). They share two queues and a window of bytes: a frame holds its
 //! part of the window until it is both written and passed on, so that a slow disk or a slow neighbour
 //! makes the sender wait instead of filling memory.
@@ -143,6 +143,10 @@ async fn pump(
         let done = tokio::select! {
             done = &mut work => Some(done),
             () = progress.moved.notified() => None,
+            () = node.leaving.cancelled() => {
+                let error = WireError::new(ErrorKind::Unavailable, "this node is about to stop");
+                Some(Err(Failure { node: node.id(), error }))
+            }
         };
         let holds = progress.holds(&local.0);
         if holds != told {

@@ -132,7 +132,7 @@ async fn forward(
         let deadline = SYNC_DEADLINE + allowance;
         tokio::time::timeout(deadline, send.send_raw_all(&mut pieces))
             .await
-            .unwrap_or_else(|_| Err(RpcError::Timeout(deadline.as_millis())))?;
+            .unwrap_or(Err(RpcError::Timeout(deadline.as_millis())))?;
         // Only here do the frames give back their part of the window.
         items.clear();
     }

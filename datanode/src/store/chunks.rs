@@ -164,12 +164,13 @@ impl Chunks {
         Some(ShardView { digest: shard.digest, replicas: counted.map(|(chunk, r)| r.report(*chunk)).collect() })
     }
 
-    /// The sealed replicas of a volume, with the time at which each last matched.
+    /// The sealed replicas of a volume that count, with the time at which each last matched.
     pub fn sealed_on(&self, volume: usize) -> Vec<(u64, ChunkId)> {
         let mut sealed = Vec::new();
         for shard in &self.shards {
             let shard = shard.lock();
-            let there = shard.replicas.iter().filter(|(_, r)| r.volume == volume && r.state == State::Sealed);
+            let there =
+                shard.replicas.iter().filter(|(_, r)| r.volume == volume && r.state == State::Sealed && !r.lost);
             sealed.extend(there.map(|(chunk, replica)| (replica.verified_s, *chunk)));
         }
         sealed

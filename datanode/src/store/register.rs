@@ -33,6 +33,15 @@ pub struct Known {
     pub failed: Option<String>,
 }
 
+/// What is known of a volume that was found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Found {
+    /// It is one of this node's, perhaps latched earlier for this reason.
+    Known(Option<String>),
+    /// Another volume was at this place, and this one was never seen.
+    Stranger,
+}
+
 impl Register {
     /// Reads the file; empty if there is none.
     pub fn load(dir: &Path) -> anyhow::Result<Register> {
@@ -62,10 +71,19 @@ impl Register {
         self.volumes.iter().find(|known| known.path == path)
     }
 
-    /// Remembers a volume that was opened for the first time.
-    pub fn add(&mut self, path: &Path, disk: u64) -> io::Result<()> {
-        self.volumes.push(Known { path: path.to_owned(), disk: format!("{disk:016x}"), failed: None });
-        self.save()
+    /// Notes where a volume was found: for the first time, at its place, or at a new one.
+    pub fn found(&mut self, path: &Path, disk: u64) -> io::Result<Found> {
+        let disk = format!("{disk:016x}");
+        let elsewhere = self.known(path).is_some_and(|known| known.disk != disk);
+        match self.volumes.iter_mut().find(|known| known.disk == disk) {
+            Some(known) if known.path == path => return Ok(Found::Known(known.failed.clone())),
+            Some(known) => known.path = path.to_owned(),
+            None if elsewhere => return Ok(Found::Stranger),
+            None => self.volumes.push(Known { path: path.to_owned(), disk: disk.clone(), failed: None }),
+        }
+        self.save()?;
+        let failed = self.volumes.iter().find(|known| known.disk == disk).and_then(|known| known.failed.clone());
+        Ok(Found::Known(failed))
     }
 
     /// Remembers that a volume has failed. The first reason stays.
@@ -97,11 +115,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = Path::new("/disk1");
         let mut register = Register::load(dir.path()).unwrap();
-        register.add(path, 255).unwrap();
+        assert_eq!(register.found(path, 255).unwrap(), Found::Known(None));
         register.set_failed(path, "first").unwrap();
         register.set_failed(path, "second").unwrap();
-        let again = Register::load(dir.path()).unwrap();
+        let mut again = Register::load(dir.path()).unwrap();
         assert_eq!(again.known(path).unwrap().failed.as_deref(), Some("first"));
         assert_eq!(again.volumes()[0].disk, "00000000000000ff");
+        assert_eq!(again.found(path, 7).unwrap(), Found::Stranger);
+    }
+
+    #[test]
+    fn volumes_that_changed_places_are_known_by_their_disks() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = [Path::new("/a"), Path::new("/b")];
+        let mut register = Register::load(dir.path()).unwrap();
+        register.found(a, 1).unwrap();
+        register.found(b, 2).unwrap();
+        register.set_failed(b, "worn out").unwrap();
+        assert_eq!(register.found(a, 2).unwrap(), Found::Known(Some("worn out".into())));
+        assert_eq!(register.found(b, 1).unwrap(), Found::Known(None));
+        assert_eq!(register.volumes().len(), 2);
     }
 }

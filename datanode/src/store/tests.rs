@@ -30,7 +30,7 @@ struct Rig {
 
 impl Rig {
     fn with_volumes(count: usize) -> Rig {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = crate::scratch::folder();
         let me = PeerIdentity { cluster: ClusterId([7; 16]), role: Role::Datanode, id: NodeId(11) };
         let tls = TlsFiles { ca: PathBuf::new(), cert: PathBuf::new(), key: PathBuf::new() };
         let data_dir = dir.path().join("data");
@@ -386,6 +386,19 @@ fn a_volume_that_left_the_configuration_is_still_reported() {
     let status = rig.open().volume_status();
     assert_eq!(status.len(), 2);
     assert!(status[1].failed.is_some());
+}
+
+#[test]
+fn folders_that_must_exist_are_not_made() {
+    let mut rig = Rig::with_volumes(1);
+    rig.config.must_exist = true;
+    assert!(Store::open(&rig.config).is_err());
+    crate::prepare(&rig.config).unwrap();
+    drop(rig.open());
+    for gone in [rig.config.volumes[0].clone(), rig.config.data_dir.clone()] {
+        fs::remove_dir_all(gone).unwrap();
+        assert!(Store::open(&rig.config).is_err());
+    }
 }
 
 #[test]

@@ -44,6 +44,9 @@ impl Store {
     /// Begins to read a replica again, from the disk and not from the page cache.
     pub fn begin_verification(&self, chunk: ChunkId) -> Result<Verification, StoreError> {
         let examined = self.chunks.get(chunk).ok_or(StoreError::NotHere(chunk))?;
+        if examined.state == State::Damaged {
+            return Err(StoreError::Damaged { chunk, reason: "was found damaged before".into() });
+        }
         let path = self.volume_of(&examined).chunk_path(chunk);
         let opened = ChunkFile::open(&path, chunk).and_then(|file| Ok((file.read_header()?, file)));
         let reason = match opened {
@@ -151,6 +154,12 @@ pub fn verify_file(path: &Path) -> Result<FileReport, VerifyError> {
         problems.push(format!("marked as damaged behind byte {}", header.whole));
     }
     Ok(FileReport { path: path.to_owned(), header, frames: walk.frames, whole: walk.len, problems })
+}
+
+impl FileReport {
+    pub fn is_healthy(&self) -> bool {
+        self.problems.is_empty()
+    }
 }
 
 impl fmt::Display for FileReport {

@@ -1,0 +1,306 @@
+//! Whole datanodes in one process, over real QUIC on loopback, with a namenode that says what it is told to.
+
+mod rig;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use dfs_proto::chunk::replica_digest;
+use dfs_proto::limits::{CONTROL_FRAME_MAX, FRAME_MAX};
+use dfs_proto::msg::data::{AppendEvent, append_item};
+use dfs_proto::msg::meta::ReplicaAt;
+use dfs_proto::msg::node::{Order, Outcome};
+use dfs_proto::{Access, Capability, CapabilityKey, ChunkId, Epoch, ErrorKind, FrameHeader, NodeId, Timestamp};
+
+use rig::{CLIENT, Rig, frames};
+
+const CHUNK: ChunkId = ChunkId(77);
+const FIRST: Epoch = Epoch(1);
+const SECOND: Epoch = Epoch(2);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_chain_acknowledges_can_be_read_from_every_node_of_it() {
+    let rig = Rig::start(3).await;
+    let frames = frames(CHUNK, &[FRAME_MAX, 100, FRAME_MAX, 4096]);
+    let len = frames.last().unwrap().0.end();
+
+    let mut stream = rig.append(CHUNK, &[1, 2, 3]).await;
+    assert_eq!(stream.event().await, AppendEvent::Ready);
+    stream.send_frames(&frames).await;
+    stream.until_written(len).await;
+    stream.send_sync().await;
+    stream.until_synced(len).await;
+    stream.finish().await;
+
+    for node in 1..=3 {
+        assert_eq!(rig.read(node, CHUNK, FIRST, 0, len).await.unwrap(), frames);
+        assert_eq!(rig.read(node, CHUNK, FIRST, FRAME_MAX, 100).await.unwrap(), frames[1..2]);
+    }
+    // Sealed by order, all three have the same digest.
+    rig.order_all(&[1, 2, 3], Order::Seal { chunk: CHUNK, epoch: SECOND, len });
+    let digest = replica_digest(CHUNK, SECOND, len);
+    for node in 1..=3 {
+        rig.heard(node, |heartbeat| heartbeat.digests[77] == digest && heartbeat.open.is_empty()).await;
+        assert_eq!(rig.read(node, CHUNK, SECOND, 0, len).await.unwrap(), frames);
+    }
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sync_with_nothing_to_do_is_acknowledged_as_well() {
+    let rig = Rig::start(2).await;
+    let mut stream = rig.append(CHUNK, &[1, 2]).await;
+    assert_eq!(stream.event().await, AppendEvent::Ready);
+    for _ in 0..2 {
+        stream.send_sync().await;
+        assert_eq!(stream.event().await, AppendEvent::Ack { written: 0, synced: 0 });
+    }
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_whose_tail_cannot_be_reached_names_the_tail() {
+    let rig = Rig::start(2).await;
+    let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut chain = rig.replicas(&[1, 2]);
+    chain.push(ReplicaAt { node: NodeId(9), addr: nobody });
+    let mut stream = rig.append_to(CHUNK, chain, rig.capability(CHUNK, Access::Append)).await;
+    assert!(matches!(stream.event().await, AppendEvent::Failed { node: NodeId(9), .. }));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_that_leaves_is_named_and_what_was_acknowledged_stays() {
+    let mut rig = Rig::start(3).await;
+    let frames = frames(CHUNK, &[1000; 40]);
+    let mut stream = rig.append(CHUNK, &[1, 2, 3]).await;
+    assert_eq!(stream.event().await, AppendEvent::Ready);
+    stream.send_frames(&frames[..20]).await;
+    stream.until_written(20_000).await;
+    rig.stop_node(3).await;
+    stream.try_send_frames(&frames[20..]).await;
+    let failed = stream.until_failed().await;
+    assert_eq!(failed.0, NodeId(3), "{:?}", failed.1);
+    for node in 1..=2 {
+        assert_eq!(rig.read(node, CHUNK, FIRST, 0, 20_000).await.unwrap(), frames[..20]);
+    }
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_frame_that_does_not_match_ends_the_stream_and_is_not_kept() {
+    let rig = Rig::start(1).await;
+    let good = frames(CHUNK, &[1000, 1000]);
+    let mut stream = rig.append(CHUNK, &[1]).await;
+    assert_eq!(stream.event().await, AppendEvent::Ready);
+    stream.send_frames(&good[..1]).await;
+    stream.until_written(1000).await;
+    stream.try_send_frames(&[(good[1].0, Bytes::from(vec![0; 1000]))]).await;
+    let (node, error) = stream.until_failed().await;
+    assert_eq!((node, error.kind), (NodeId(1), ErrorKind::Malformed));
+    assert_eq!(rig.read(1, CHUNK, FIRST, 0, 1000).await.unwrap(), good[..1]);
+    // The chunk has had its append stream: whoever wants to go on takes another chunk.
+    let (_, error) = rig.append(CHUNK, &[1]).await.until_failed().await;
+    assert_eq!(error.kind, ErrorKind::StaleEpoch);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_the_holder_of_a_valid_capability_gets_in() {
+    let rig = Rig::start(1).await;
+    rig.write_chunk(CHUNK, &[1], &frames(CHUNK, &[1000])).await;
+    let later = Timestamp { secs: i64::MAX, nanos: 0 };
+    let key = rig.key();
+    let foreign = CapabilityKey { number: key.number, secret: [66; 32] };
+    let retired = CapabilityKey { number: key.number + 7, secret: [66; 32] };
+    let past = Timestamp { secs: 1, nanos: 0 };
+    let cases = [
+        (Capability::sign(&foreign, CHUNK, Access::Read, CLIENT, later), ErrorKind::Forbidden),
+        (Capability::sign(&key, ChunkId(78), Access::Read, CLIENT, later), ErrorKind::Forbidden),
+        (Capability::sign(&key, CHUNK, Access::Read, NodeId(4711), later), ErrorKind::Forbidden),
+        (Capability::sign(&retired, CHUNK, Access::Read, CLIENT, later), ErrorKind::CapabilityExpired),
+        (Capability::sign(&key, CHUNK, Access::Read, CLIENT, past), ErrorKind::CapabilityExpired),
+    ];
+    for (capability, kind) in cases {
+        let refused = rig.read_with(1, CHUNK, FIRST, 0, 10, capability).await.unwrap_err();
+        assert_eq!(refused.kind(), kind);
+    }
+    let mut stream = rig.append_to(ChunkId(78), rig.replicas(&[1]), rig.capability(ChunkId(78), Access::Read)).await;
+    assert_eq!(stream.until_failed().await.1.kind, ErrorKind::Forbidden);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_on_the_port_and_on_streams_does_no_harm() {
+    let rig = Rig::start(1).await;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    for len in [1, 20, 1200, 9000] {
+        socket.send_to(&vec![0xa5; len], rig.addr(1)).unwrap();
+    }
+    let hostile: [&[u8]; 4] =
+        [&[0xff; 64], &(CONTROL_FRAME_MAX as u32 + 1).to_le_bytes(), &[4, 0, 0, 0, 9, 9, 9, 9], &[]];
+    for bytes in hostile {
+        let (mut send, mut recv) = rig.stream(1).await;
+        let _ = send.send_raw(Bytes::copy_from_slice(bytes)).await;
+        send.finish();
+        let mut answer = [0];
+        assert!(recv.read_exact(&mut answer).await.is_err());
+    }
+    // Within an append stream: no such item, and a frame header with a hostile length.
+    let header = FrameHeader { offset: 0, len: FRAME_MAX + 1, digest: [0; 32] }.to_bytes();
+    for (number, bytes) in [vec![9], [&[append_item::FRAME][..], &header].concat()].into_iter().enumerate() {
+        let mut stream = rig.append(ChunkId(500 + number as u64), &[1]).await;
+        assert_eq!(stream.event().await, AppendEvent::Ready);
+        stream.send_raw(bytes.into()).await;
+        assert_eq!(stream.until_failed().await.1.kind, ErrorKind::Malformed);
+    }
+    let frames = frames(CHUNK, &[1000]);
+    rig.write_chunk(CHUNK, &[1], &frames).await;
+    assert_eq!(rig.read(1, CHUNK, FIRST, 0, 1000).await.unwrap(), frames);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_takes_nothing_damaged_and_uses_what_is_good_of_every_source() {
+    let rig = Rig::start(3).await;
+    let frames = frames(CHUNK, &[FRAME_MAX; 40]);
+    let len = frames.last().unwrap().0.end();
+    rig.write_chunk(CHUNK, &[1, 2], &frames).await;
+    rig.order_all(&[1, 2], Order::Seal { chunk: CHUNK, epoch: SECOND, len });
+    for node in [1, 2] {
+        rig.heard(node, |heartbeat| heartbeat.digests[77] != 0).await;
+    }
+    rig.damage(1, CHUNK, 10 * FRAME_MAX);
+    rig.damage(2, CHUNK, 30 * FRAME_MAX);
+    let copy = |sources: &[u64]| Order::Copy {
+        chunk: CHUNK,
+        epoch: SECOND,
+        len,
+        sources: rig.replicas(sources),
+        capability: rig.capability(CHUNK, Access::Read),
+    };
+
+    rig.order_all(&[3], copy(&[1]));
+    let failed = rig.outcome(3, |outcome| matches!(outcome, Outcome::CopyFailed { .. })).await;
+    assert!(matches!(failed, Outcome::CopyFailed { bad_sources, .. } if bad_sources == [NodeId(1)]));
+    let nothing = rig.read(3, CHUNK, SECOND, 0, len).await.unwrap_err();
+    assert_eq!(nothing.kind(), ErrorKind::BadReplica);
+
+    // Damaged in different places, the two make one whole copy.
+    rig.order_all(&[3], copy(&[1, 2]));
+    let copied = Outcome::Copied { chunk: CHUNK, epoch: SECOND, len };
+    rig.outcome(3, |outcome| *outcome == copied).await;
+    assert_eq!(rig.read(3, CHUNK, SECOND, 0, len).await.unwrap(), frames);
+    rig.heard(3, |heartbeat| heartbeat.digests[77] == replica_digest(CHUNK, SECOND, len)).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_that_a_verification_finds_is_reported_and_leaves_the_digests() {
+    let rig = Rig::start(1).await;
+    let frames = frames(CHUNK, &[1000; 8]);
+    rig.write_chunk(CHUNK, &[1], &frames).await;
+    rig.order_all(&[1], Order::Seal { chunk: CHUNK, epoch: SECOND, len: 8000 });
+    rig.heard(1, |heartbeat| heartbeat.digests[77] != 0).await;
+    rig.damage(1, CHUNK, 3500);
+    rig.order_all(&[1], Order::Verify { chunk: CHUNK, epoch: SECOND, len: 8000 });
+    rig.outcome(1, |outcome| matches!(outcome, Outcome::Bad { chunk: CHUNK, epoch: SECOND, .. })).await;
+    let heartbeat = rig.heard(1, |heartbeat| heartbeat.digests[77] == 0).await;
+    assert_eq!((heartbeat.open[0].len, heartbeat.open[0].sealed), (3000, false));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seal_that_cannot_be_fulfilled_is_a_bad_replica_and_goes_by_order() {
+    let rig = Rig::start(1).await;
+    rig.write_chunk(CHUNK, &[1], &frames(CHUNK, &[1000])).await;
+    for chunk in [CHUNK, ChunkId(99)] {
+        rig.order_all(&[1], Order::Seal { chunk, epoch: SECOND, len: 2000 });
+        rig.outcome(1, |outcome| matches!(outcome, Outcome::Bad { chunk: c, .. } if *c == chunk)).await;
+    }
+    rig.order_all(&[1], Order::Delete { chunk: CHUNK, epoch: SECOND });
+    rig.outcome(1, |outcome| *outcome == Outcome::Deleted { chunk: CHUNK, epoch: SECOND }).await;
+    assert_eq!(rig.read(1, CHUNK, FIRST, 0, 1).await.unwrap_err().kind(), ErrorKind::BadReplica);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_of_a_deposed_leader_are_ignored() {
+    let rig = Rig::start(1).await;
+    let frames = frames(CHUNK, &[1000]);
+    rig.write_chunk(CHUNK, &[1], &frames).await;
+    let term = rig.term();
+    rig.set_term(term - 1);
+    rig.order_all(&[1], Order::Delete { chunk: CHUNK, epoch: SECOND });
+    // The second heartbeat from here is composed after the answer to the first has been heard.
+    rig.next_heartbeats(1, 3).await;
+    assert_eq!(rig.read(1, CHUNK, FIRST, 0, 1000).await.unwrap(), frames);
+    rig.set_term(term + 1);
+    rig.outcome(1, |outcome| matches!(outcome, Outcome::Deleted { .. })).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outcomes_are_told_again_until_a_leader_has_heard_them() {
+    let rig = Rig::start(1).await;
+    rig.order_all(&[1], Order::Delete { chunk: CHUNK, epoch: FIRST });
+    let deleted = Outcome::Deleted { chunk: CHUNK, epoch: FIRST };
+    rig.heard(1, |heartbeat| heartbeat.outcomes.contains(&deleted)).await;
+    rig.set_leading(false);
+    rig.order_none();
+    rig.next_heartbeats(1, 2).await;
+    rig.heard(1, |heartbeat| heartbeat.outcomes.contains(&deleted)).await;
+    rig.set_leading(true);
+    rig.heard(1, |heartbeat| heartbeat.outcomes.is_empty()).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shard_that_is_asked_for_is_reported_in_full() {
+    let rig = Rig::start(1).await;
+    rig.write_chunk(CHUNK, &[1], &frames(CHUNK, &[1000])).await;
+    rig.write_chunk(ChunkId(77 + 256), &[1], &frames(ChunkId(77 + 256), &[50])).await;
+    rig.order_all(&[1], Order::Seal { chunk: CHUNK, epoch: SECOND, len: 1000 });
+    rig.heard(1, |heartbeat| heartbeat.digests[77] != 0).await;
+    rig.want_shards(&[77, 78]);
+    let full = rig.reported(1, 77).await;
+    let lines: Vec<_> = full.iter().map(|report| (report.chunk.0, report.len, report.sealed)).collect();
+    assert_eq!(lines, [(77, 1000, true), (77 + 256, 50, false)]);
+    assert!(rig.reported(1, 78).await.is_empty());
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stops_says_so_and_comes_back_with_its_chunks() {
+    let mut rig = Rig::start(1).await;
+    let frames = frames(CHUNK, &[1000, 2000]);
+    rig.write_chunk(CHUNK, &[1], &frames).await;
+    rig.stop_node(1).await;
+    rig.heard(1, |heartbeat| heartbeat.leaving).await;
+    rig.start_node(1).await;
+    assert_eq!(rig.read(1, CHUNK, FIRST, 0, 3000).await.unwrap(), frames);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_a_leader_is_heard_of_requests_are_put_off() {
+    let rig = Rig::start_without_leader(1).await;
+    let (_, error) = rig.append(CHUNK, &[1]).await.until_failed().await;
+    assert_eq!(error.kind, ErrorKind::Unavailable);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_stream_goes_through_a_chain_in_bounded_memory() {
+    let rig = Rig::start(2).await;
+    // More than the windows of both nodes together.
+    let frames = frames(CHUNK, &[FRAME_MAX; 320]);
+    let len = frames.last().unwrap().0.end();
+    let mut stream = rig.append(CHUNK, &[1, 2]).await;
+    assert_eq!(stream.event().await, AppendEvent::Ready);
+    stream.send_frames(&frames).await;
+    tokio::time::timeout(Duration::from_secs(60), stream.until_written(len)).await.unwrap();
+    stream.finish().await;
+    assert_eq!(rig.read(2, CHUNK, FIRST, 0, len).await.unwrap(), frames);
+    rig.stop().await;
+}
