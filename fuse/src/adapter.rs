@@ -6,6 +6,7 @@
 //! The kernel is not notified of anything from here. Whoever adds that must do it from a thread of its own
 //! that holds no lock: the kernel may have to finish a request of this mount first.
 
+mod answer;
 mod convert;
 pub mod session;
 
@@ -14,9 +15,9 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use dfs_proto::{Attr, SetAttr};
+use dfs_proto::SetAttr;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
@@ -29,22 +30,20 @@ use tracing::{Instrument, Span};
 
 use crate::fs::Fs;
 use crate::fs::errno::Errno;
-use crate::fs::file::{Opened, Place};
+use crate::fs::file::Place;
 use crate::fs::handles::HandleId;
-use convert::{errno, file_attr, file_type, generation, handle_in, handle_out, inode, node, requester, set_time};
-
-/// Names and attributes are asked for anew each time: nobody tells this mount what others change.
-const TTL: Duration = Duration::ZERO;
+use answer::{attr, created, data, directory, directory_plus, empty, entry, opened, statistics, written};
+use convert::{errno, handle_in, handle_out, inode, requester, set_time};
 
 /// The largest request: what the kernel allows without a change of `fs.fuse.max_pages_limit`.
 const REQUEST_MAX: u32 = 1 << 20;
 
-/// Requests that no thread waits for (read-ahead, write-back, releases) in the kernel's queue at one time. At 1 MiB each
-/// they cover the cluster's latency; its own default of 12 does not.
+/// Requests that no thread waits for (read-ahead, write-back, releases) in the kernel's queue at one time. At 1 MiB
+/// each they cover the cluster's latency; its own default of 12 does not.
 const BACKGROUND_MAX: u16 = 64;
 
-/// Asked of the kernel as far as it knows them. What is left out is left out on purpose: the writeback cache, because the kernel
-/// would own size and mtime of files that others write; both kinds of locks, which then stay in the
+/// Asked of the kernel as far as it knows them. What is left out is left out on purpose: the writeback cache, because
+/// the kernel would own size and mtime of files that others write; both kinds of locks, which then stay in the
 /// kernel; SETXATTR_EXT, on which this fuser version stops a session thread.
 const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_ASYNC_READ,
@@ -223,19 +222,9 @@ impl Filesystem for Adapter {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (who, inode) = (requester(request), inode(ino));
-        let fs = self.fs.clone();
+        let answer = opened(self.fs.clone(), reply);
         let span = span!("open", request, inode);
-        self.spawn(
-            span,
-            |fs| async move { fs.open(who, inode, flags.0).await },
-            move |result| match result {
-                Ok(opened) => {
-                    let flags = open_flags(&opened);
-                    reply.opened(handle_out(fs.admit(opened)), flags);
-                }
-                Err(error) => reply.error(errno(error)),
-            },
-        );
+        self.spawn(span, |fs| async move { fs.open(who, inode, flags.0).await }, answer);
     }
 
     fn create(
@@ -249,20 +238,9 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
-        let fs = self.fs.clone();
+        let answer = created(self.fs.clone(), reply);
         let span = span!("create", request, parent);
-        self.spawn(
-            span,
-            |fs| async move { fs.create(who, parent, &name, mode, flags).await },
-            move |result| match result {
-                Ok((attr, opened)) => {
-                    let flags = open_flags(&opened);
-                    let handle = handle_out(fs.admit(opened));
-                    reply.created(&TTL, &file_attr(&attr), generation(), handle, flags);
-                }
-                Err(error) => reply.error(errno(error)),
-            },
-        );
+        self.spawn(span, |fs| async move { fs.create(who, parent, &name, mode, flags).await }, answer);
     }
 
     fn read(
@@ -304,14 +282,7 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno(error)),
         };
         let span = tracing::debug_span!("write", request = request.unique().0, inode = ino.0, offset, size);
-        self.spawn(
-            span,
-            |fs| async move { fs.write(who, handle, place, payload).await },
-            move |result| match result {
-                Ok(written) => reply.written(written),
-                Err(error) => reply.error(errno(error)),
-            },
-        );
+        self.spawn(span, |fs| async move { fs.write(who, handle, place, payload).await }, written(reply));
     }
 
     fn flush(&self, request: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
@@ -358,47 +329,16 @@ impl Filesystem for Adapter {
         reply.opened(handle_out(self.fs.open_directory(inode(ino))), FopenFlags::empty());
     }
 
-    fn readdir(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let (who, handle) = (requester(request), handle_in(fh));
         let span = span!("readdir", request, ino);
-        self.spawn(
-            span,
-            |fs| async move { fs.list(who, handle, offset, false).await },
-            move |result| match result {
-                Ok(entries) => {
-                    for entry in entries {
-                        let name = convert::os_str(&entry.name);
-                        if reply.add(node(entry.inode), entry.position, file_type(entry.kind), name) {
-                            break;
-                        }
-                    }
-                    reply.ok();
-                }
-                Err(error) => reply.error(errno(error)),
-            },
-        );
+        self.spawn(span, |fs| async move { fs.list(who, handle, offset, false).await }, directory(reply));
     }
 
-    fn readdirplus(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let (who, handle) = (requester(request), handle_in(fh));
         let span = span!("readdirplus", request, ino);
-        self.spawn(
-            span,
-            |fs| async move { fs.list(who, handle, offset, true).await },
-            move |result| match result {
-                Ok(entries) => {
-                    for entry in entries {
-                        let name = convert::os_str(&entry.name);
-                        let attr = convert::listed_attr(&entry);
-                        if reply.add(node(entry.inode), entry.position, name, &TTL, &attr, generation()) {
-                            break;
-                        }
-                    }
-                    reply.ok();
-                }
-                Err(error) => reply.error(errno(error)),
-            },
-        );
+        self.spawn(span, |fs| async move { fs.list(who, handle, offset, true).await }, directory_plus(reply));
     }
 
     fn releasedir(&self, request: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
@@ -412,14 +352,7 @@ impl Filesystem for Adapter {
 
     fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let span = span!("statfs", request, ino);
-        self.spawn(
-            span,
-            |fs| async move { fs.statfs().await },
-            move |result| match result {
-                Ok(stat) => convert::statfs(reply, &stat),
-                Err(error) => reply.error(errno(error)),
-            },
-        );
+        self.spawn(span, |fs| async move { fs.statfs().await }, statistics(reply));
     }
 
     fn access(&self, request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
@@ -498,40 +431,5 @@ impl Filesystem for Adapter {
 impl Adapter {
     fn release_handle(&self, span: Span, handle: HandleId, reply: ReplyEmpty) {
         self.spawn(span, |fs| async move { fs.release(handle).await }, empty(reply));
-    }
-}
-
-fn open_flags(opened: &Opened) -> FopenFlags {
-    let mut flags = FopenFlags::empty();
-    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
-    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct);
-    flags
-}
-
-fn entry(reply: ReplyEntry) -> impl FnOnce(Result<Attr, Errno>) {
-    |result| match result {
-        Ok(attr) => reply.entry(&TTL, &file_attr(&attr), generation()),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn attr(reply: ReplyAttr) -> impl FnOnce(Result<Attr, Errno>) {
-    |result| match result {
-        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn data<T: AsRef<[u8]>>(reply: ReplyData) -> impl FnOnce(Result<T, Errno>) {
-    |result| match result {
-        Ok(bytes) => reply.data(bytes.as_ref()),
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-fn empty(reply: ReplyEmpty) -> impl FnOnce(Result<(), Errno>) {
-    |result| match result {
-        Ok(()) => reply.ok(),
-        Err(error) => reply.error(errno(error)),
     }
 }

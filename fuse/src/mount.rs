@@ -27,9 +27,12 @@ const READ_AHEAD_KIB: u32 = 4096;
 /// How long programs that have files open on a detached mount may go on with them.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How long the end of a mount waits for operations that still run, and then for unwritten bytes. Files that were closed
-/// before need neither.
+/// How long the end of a mount waits for operations that still run.
 const DRAIN: Duration = Duration::from_secs(15);
+
+/// How long it then waits for bytes of files that were never closed: as long as a failover of the namenodes may take,
+/// and together with the rest well below the 90 s after which systemd kills.
+const FLUSH: Duration = Duration::from_secs(30);
 
 /// What to mount, where and how.
 #[derive(Clone, Debug)]
@@ -108,7 +111,7 @@ async fn finish(dfs: Dfs, fs: &Fs) -> anyhow::Result<()> {
     if timeout(DRAIN, fs.admission.idle()).await.is_err() {
         tracing::warn!("operations are left behind");
     }
-    timeout(DRAIN, dfs.shutdown())
+    timeout(FLUSH, dfs.shutdown())
         .await
         .context("the cluster cannot be reached: the session was not closed in order")?
         .context("bytes that had been written to open files are lost")

@@ -45,8 +45,8 @@ impl Fs {
         }
     }
 
-    /// Takes from a file the set-id bits that a write by another than root takes away. The kernel does so itself, except
-    /// for writes past its cache.
+    /// Takes from a file the set-id bits that a write by another than root takes away. The kernel does so itself,
+    /// except for writes past its cache.
     pub async fn drop_privilege(&self, attr: &Attr) -> Result<(), Errno> {
         let mode = attr.mode & !privilege(attr.mode);
         if mode != attr.mode {
@@ -65,8 +65,8 @@ impl Fs {
     }
 }
 
-/// The bits by which running a file gives its runner more rights. Set-group-id on a file that the group cannot execute is
-/// an old mark of mandatory locking and stays.
+/// The bits by which running a file gives its runner more rights. Set-group-id on a file that the group cannot
+/// execute is an old mark of mandatory locking and stays.
 fn privilege(mode: u16) -> u16 {
     let group = if mode & GROUP_EXECUTE != 0 { mode & SET_GROUP_ID } else { 0 };
     mode & SET_USER_ID | group

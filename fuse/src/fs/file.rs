@@ -151,8 +151,8 @@ impl Fs {
         }
     }
 
-    /// Extends the file to `offset + len` if it is shorter. No space is reserved: a chunk takes room when its bytes come.
-    /// Fails with EOPNOTSUPP for any `mode` but 0.
+    /// Extends the file to `offset + len` if it is shorter. No space is reserved: a chunk takes room when its bytes
+    /// come. Fails with EOPNOTSUPP for any `mode` but 0.
     pub async fn allocate(&self, handle: HandleId, offset: u64, len: u64, mode: i32) -> Result<(), Errno> {
         if mode != 0 {
             return Err(Errno::NOT_SUPPORTED);

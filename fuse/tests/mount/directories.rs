@@ -10,8 +10,8 @@ use rustix::fs::Dir;
 
 use crate::on_mount;
 
-const LISTING: &str = "A directory listing returns every entry that was there for the whole of it exactly once; entries \
-    that come or go meanwhile may or may not appear.";
+const LISTING: &str = "A directory listing returns every entry that was there for the whole of it exactly once; \
+    entries that come or go meanwhile may or may not appear.";
 
 /// Makes `count` empty files on several threads: each waits for the cluster.
 fn fill(dir: &Path, count: usize) {

@@ -1,8 +1,8 @@
 //! Proves `SEMANTICS.md` on a mount.
 //!
-//! `DFS_TEST_MOUNT` names a mount to try them on, `DFS_TEST_MOUNT2` a second mount of the same cluster. Without the first
-//! nothing is tried, without the second only what one mount can show. Tests about permissions need root, and mounts
-//! made by root. Each test works in a directory of its own and leaves nothing behind.
+//! `DFS_TEST_MOUNT` names a mount to try them on, `DFS_TEST_MOUNT2` a second mount of the same cluster. Without the
+//! first nothing is tried, without the second only what one mount can show. Tests about permissions need root, and
+//! mounts made by root. Each test works in a directory of its own and leaves nothing behind.
 
 mod content;
 mod directories;

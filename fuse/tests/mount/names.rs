@@ -12,11 +12,11 @@ use rustix::io::Errno;
 
 use crate::{expect_errno, has_name, names_in, on_mount};
 
-const RENAME: &str = "A rename replaces its target in one step: at every moment the new name leads to the old or to the \
-    new file. `RENAME_NOREPLACE` and `RENAME_EXCHANGE` work; `RENAME_WHITEOUT` is refused with `EINVAL`.";
+const RENAME: &str = "A rename replaces its target in one step: at every moment the new name leads to the old or to \
+    the new file. `RENAME_NOREPLACE` and `RENAME_EXCHANGE` work; `RENAME_WHITEOUT` is refused with `EINVAL`.";
 const NAMES: &str = "Names are 1 to 255 bytes of anything but `/` and NUL; longer ones fail with `ENAMETOOLONG`.";
-const COMMITTED: &str = "A namespace operation (create, mkdir, link, unlink, rename, chmod, truncate and so on) that has \
-    returned is committed";
+const COMMITTED: &str = "A namespace operation (create, mkdir, link, unlink, rename, chmod, truncate and so on) that \
+    has returned is committed";
 
 fn rename(from: &Path, to: &Path, flags: RenameFlags) -> io::Result<()> {
     Ok(renameat_with(CWD, from, CWD, to, flags)?)

@@ -1,0 +1,123 @@
+//! Replies: how a result of [`crate::fs`] is told to the kernel.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_proto::Attr;
+use dfs_proto::msg::meta::StatFs;
+use fuser::{
+    FopenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyOpen, ReplyStatfs, ReplyWrite,
+};
+
+use super::convert::{self, errno, file_attr, file_type, generation, handle_out, node};
+use crate::fs::Fs;
+use crate::fs::directory::Listed;
+use crate::fs::errno::Errno;
+use crate::fs::file::Opened;
+
+/// Names and attributes are asked for anew each time: nobody tells this mount what others change.
+const TTL: Duration = Duration::ZERO;
+
+pub fn entry(reply: ReplyEntry) -> impl FnOnce(Result<Attr, Errno>) {
+    |result| match result {
+        Ok(attr) => reply.entry(&TTL, &file_attr(&attr), generation()),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub fn attr(reply: ReplyAttr) -> impl FnOnce(Result<Attr, Errno>) {
+    |result| match result {
+        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub fn data<T: AsRef<[u8]>>(reply: ReplyData) -> impl FnOnce(Result<T, Errno>) {
+    |result| match result {
+        Ok(bytes) => reply.data(bytes.as_ref()),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub fn empty(reply: ReplyEmpty) -> impl FnOnce(Result<(), Errno>) {
+    |result| match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub fn opened(fs: Arc<Fs>, reply: ReplyOpen) -> impl FnOnce(Result<Opened, Errno>) {
+    move |result| match result {
+        Ok(opened) => {
+            let flags = open_flags(&opened);
+            reply.opened(handle_out(fs.admit(opened)), flags);
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub fn created(fs: Arc<Fs>, reply: ReplyCreate) -> impl FnOnce(Result<(Attr, Opened), Errno>) {
+    move |result| match result {
+        Ok((attr, opened)) => {
+            let flags = open_flags(&opened);
+            let handle = handle_out(fs.admit(opened));
+            reply.created(&TTL, &file_attr(&attr), generation(), handle, flags);
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub fn written(reply: ReplyWrite) -> impl FnOnce(Result<u32, Errno>) {
+    |result| match result {
+        Ok(len) => reply.written(len),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub fn statistics(reply: ReplyStatfs) -> impl FnOnce(Result<StatFs, Errno>) {
+    |result| match result {
+        Ok(stat) => convert::statfs(reply, &stat),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// As many entries as fit; the kernel asks again for the rest.
+pub fn directory(mut reply: ReplyDirectory) -> impl FnOnce(Result<Vec<Listed>, Errno>) {
+    |result| match result {
+        Ok(entries) => {
+            for entry in entries {
+                let name = convert::os_str(&entry.name);
+                if reply.add(node(entry.inode), entry.position, file_type(entry.kind), name) {
+                    break;
+                }
+            }
+            reply.ok();
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// As `directory`, with attributes.
+pub fn directory_plus(mut reply: ReplyDirectoryPlus) -> impl FnOnce(Result<Vec<Listed>, Errno>) {
+    |result| match result {
+        Ok(entries) => {
+            for entry in entries {
+                let name = convert::os_str(&entry.name);
+                let attr = convert::listed_attr(&entry);
+                if reply.add(node(entry.inode), entry.position, name, &TTL, &attr, generation()) {
+                    break;
+                }
+            }
+            reply.ok();
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn open_flags(opened: &Opened) -> FopenFlags {
+    let mut flags = FopenFlags::empty();
+    flags.set(FopenFlags::FOPEN_KEEP_CACHE, opened.keep_cache);
+    flags.set(FopenFlags::FOPEN_DIRECT_IO, opened.direct);
+    flags
+}
