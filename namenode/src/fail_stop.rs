@@ -37,10 +37,14 @@ impl FailStop {
     /// Returns when something failed, with the reason.
     pub async fn failed(&self) -> String {
         let mut receiver = self.0.subscribe();
-        match receiver.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            // The sender lives in `self`, so it cannot have been dropped.
-            Err(_) => std::future::pending().await,
+        loop {
+            if let Some(reason) = receiver.borrow_and_update().clone() {
+                return reason;
+            }
+            if receiver.changed().await.is_err() {
+                // The sender lives in `self`, so it cannot have been dropped.
+                std::future::pending::<()>().await;
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ mod reports;
 mod sessions;
 
 pub use board::{Board, CopyInFlight};
-pub use nodes::{Nodes, Seen};
+pub use nodes::Nodes;
 pub use orders::Orders;
 pub use reign::Reign;
 pub use reports::Reports;

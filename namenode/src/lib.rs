@@ -4,10 +4,15 @@
 //! requests (`server`), and while it leads it watches over sessions, datanodes and replicas (`leader`,
 //! `workers`).
 
-pub mod config;
-pub mod fail_stop;
+mod config;
+mod fail_stop;
 mod leader;
-pub mod raft;
-pub mod store;
+mod namenode;
+mod raft;
+mod run;
+mod server;
+mod store;
+mod workers;
 
 pub use config::{Config, Peer, Timers};
+pub use run::run;

@@ -6,6 +6,7 @@
 //!                          ▼
 //!                    state_machine ─► dfs_meta::apply ─► store::state (one write batch)
 //! ```
+#![allow(clippy::result_large_err, reason = "the errors are openraft's own")]
 
 mod barrier;
 mod batcher;
@@ -19,9 +20,9 @@ mod snapshot_transfer;
 mod state_machine;
 mod types;
 
-pub use clock::Clock;
+pub use links::Links;
 pub use network::RaftServer;
-pub use node::{Consensus, Options, ProposeError, Standing};
+pub use node::{Consensus, Options, Standing};
 pub use types::Member;
 
 #[cfg(test)]

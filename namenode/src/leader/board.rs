@@ -76,6 +76,10 @@ impl Board {
         });
     }
 
+    pub fn copy_under_way(&self, chunk: ChunkId, target: NodeId) -> bool {
+        self.0.lock().flights.contains_key(&(chunk, target))
+    }
+
     /// A node's replica was found missing or damaged.
     pub fn found_bad(&self, chunk: ChunkId, node: NodeId) {
         let mut inner = self.0.lock();
@@ -109,9 +113,9 @@ impl Board {
     /// Gives up what takes too long, and copies to nodes that `gone` says are dead.
     pub fn sweep(&self, gone: &dyn Fn(NodeId) -> bool, now: Instant) {
         let mut inner = self.0.lock();
-        inner.flights.retain(|(_, target), copy| {
-            now.saturating_duration_since(copy.since) < COPY_DEADLINE && !gone(*target)
-        });
+        inner
+            .flights
+            .retain(|(_, target), copy| now.saturating_duration_since(copy.since) < COPY_DEADLINE && !gone(*target));
         inner.deletions.retain(|_, since| now.saturating_duration_since(*since) < DELETION_DEADLINE);
     }
 

@@ -2,7 +2,6 @@
 //! knows at once who is alive.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use dfs_meta::{placement, repair};
@@ -16,7 +15,6 @@ use parking_lot::Mutex;
 pub struct Seen {
     /// Drawn at the datanode's start.
     pub boot: u64,
-    pub addr: SocketAddr,
     pub volumes: Vec<VolumeStatus>,
     /// Per shard.
     pub digests: Vec<u64>,
@@ -78,7 +76,6 @@ impl Nodes {
         };
         let seen = Seen {
             boot: heartbeat.boot,
-            addr: heartbeat.addr,
             volumes: heartbeat.volumes.clone(),
             digests: heartbeat.digests.clone(),
             scanned: heartbeat.scanned,
@@ -185,7 +182,7 @@ mod tests {
     fn heartbeat(boot: u64, leaving: bool) -> Heartbeat {
         Heartbeat {
             boot,
-            addr: SocketAddr::from(([127, 0, 0, 1], 7000)),
+            addr: std::net::SocketAddr::from(([127, 0, 0, 1], 7000)),
             volumes: Vec::new(),
             digests: vec![0; DIGEST_SHARDS],
             open: Vec::new(),

@@ -114,7 +114,11 @@ pub struct Links(Arc<HashMap<u64, Arc<Link>>>);
 
 impl Links {
     /// Starts a task per peer; they end at `shutdown`.
-    pub fn start(endpoint: &Endpoint, targets: impl IntoIterator<Item = Target>, shutdown: &CancellationToken) -> Links {
+    pub fn start(
+        endpoint: &Endpoint,
+        targets: impl IntoIterator<Item = Target>,
+        shutdown: &CancellationToken,
+    ) -> Links {
         let mut links = HashMap::new();
         for target in targets {
             let link = Arc::new(Link {

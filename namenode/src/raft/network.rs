@@ -15,7 +15,8 @@ use tracing::{debug, warn};
 use super::links::{Attempt, Link, Links};
 use super::snapshot_transfer::{self, SnapshotOffer};
 use super::types::{
-    AppendRequest, AppendResponse, Member, Raft, Snapshot, SnapshotResponse, TypeConfig, Vote, VoteRequest, VoteResponse,
+    AppendRequest, AppendResponse, Member, Raft, Snapshot, SnapshotResponse, TypeConfig, Vote, VoteRequest,
+    VoteResponse,
 };
 
 /// How long a request may take to arrive once its stream is open.

@@ -207,6 +207,13 @@ impl Consensus {
         })
     }
 
+    /// Waits until this node leads; returns whether it does by the deadline.
+    pub async fn wait_to_lead(&self, deadline: Duration) -> bool {
+        let mut standing = self.standing.clone();
+        let elected = tokio::time::timeout(deadline, standing.wait_for(Standing::leads)).await;
+        matches!(elected, Ok(Ok(_)))
+    }
+
     /// Takes a snapshot of what is applied now and purges the log behind it.
     pub async fn snapshot(&self) -> Result<(), ProposeError> {
         let failed = |error: Fatal<u64>| ProposeError::Unavailable(error.to_string());

@@ -160,8 +160,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotFiles>, StorageError> {
-        let files =
-            self.on_disk("receiving a snapshot failed", |inner| inner.snapshots.begin_receiving()).await?;
+        let files = self.on_disk("receiving a snapshot failed", |inner| inner.snapshots.begin_receiving()).await?;
         Ok(Box::new(files))
     }
 
@@ -187,8 +186,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
 impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     async fn build_snapshot(&mut self) -> Result<Snapshot, StorageError> {
-        let snapshot =
-            self.on_disk("taking a snapshot failed", |inner| inner.snapshots.build(&inner.state)).await?;
+        let snapshot = self.on_disk("taking a snapshot failed", |inner| inner.snapshots.build(&inner.state)).await?;
         tracing::info!(snapshot = %snapshot.meta, "snapshot taken");
         Ok(snapshot)
     }

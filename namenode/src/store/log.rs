@@ -36,11 +36,18 @@ impl Mark {
 /// One change of the log.
 #[derive(Debug)]
 pub enum LogChange {
-    Append { index: u64, entry: Vec<u8> },
+    Append {
+        index: u64,
+        entry: Vec<u8>,
+    },
     /// Removes entries from this index on.
-    Truncate { from: u64 },
+    Truncate {
+        from: u64,
+    },
     /// Removes entries up to and with this index.
-    Purge { to: u64 },
+    Purge {
+        to: u64,
+    },
     Mark(Mark, Vec<u8>),
 }
 

@@ -45,8 +45,7 @@ impl Generation {
         let mut options = options();
         options.set_db_write_buffer_size(WRITE_BUFFERS_BYTES);
         options.set_max_total_wal_size(WAL_BYTES_MAX);
-        let db_handle =
-            DB::open_cf_descriptors(&options, path, descriptors()).map_err(db("cannot open the state"))?;
+        let db_handle = DB::open_cf_descriptors(&options, path, descriptors()).map_err(db("cannot open the state"))?;
         let generation = Generation { db: db_handle, folder: Folder::new(path.to_owned()) };
         generation.check_version()?;
         Ok(generation)
@@ -65,7 +64,8 @@ impl Generation {
     }
 
     fn version(&self) -> Result<Option<u32>, StoreError> {
-        let Some(bytes) = self.db.get_cf(self.table(Table::Meta)?, VERSION_KEY).map_err(db("cannot read the state"))? else {
+        let Some(bytes) = self.db.get_cf(self.table(Table::Meta)?, VERSION_KEY).map_err(db("cannot read the state"))?
+        else {
             return Ok(None);
         };
         match <[u8; 4]>::try_from(&bytes[..]) {
@@ -278,10 +278,7 @@ fn up_to(end: &[u8]) -> ReadOptions {
 
 type Row = Result<(Box<[u8]>, Box<[u8]>), rocksdb::Error>;
 
-fn visit_rows(
-    rows: impl Iterator<Item = Row>,
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-) -> Result<(), Fault> {
+fn visit_rows(rows: impl Iterator<Item = Row>, visit: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), Fault> {
     for row in rows {
         let (key, value) = row.map_err(fault)?;
         if !visit(&key, &value) {

@@ -1,0 +1,129 @@
+//! The parts of one namenode, shared by its server and its workers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dfs_meta::{Body, Fault, Outcome, Reply, View, rows};
+use dfs_proto::msg::admin::Liveness;
+use dfs_proto::{ClusterId, ErrorKind, NodeId, WireError};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::config::Config;
+use crate::fail_stop::FailStop;
+use crate::leader::{Board, Nodes, Orders, Reign, Reports, Sessions};
+use crate::raft::Consensus;
+use crate::store::state::StateStore;
+
+/// A loop that ticks several times a second and did not tick for so long means that the process or the
+/// machine stood still.
+const PAUSE: Duration = Duration::from_secs(2);
+
+pub struct Namenode {
+    pub config: Config,
+    pub cluster: ClusterId,
+    pub consensus: Consensus,
+    pub state: Arc<StateStore>,
+    pub fail: FailStop,
+    pub reign: Reign,
+    pub sessions: Sessions,
+    pub nodes: Nodes,
+    pub orders: Orders,
+    pub reports: Reports,
+    pub board: Board,
+    /// Something may need a copy or a drop: look now rather than at the next tick.
+    pub repair_wanted: Notify,
+    /// A nameless inode waits to be taken apart.
+    pub reclaim_wanted: Notify,
+    last_tick: Mutex<Instant>,
+}
+
+impl Namenode {
+    pub fn new(
+        config: Config,
+        cluster: ClusterId,
+        consensus: Consensus,
+        state: Arc<StateStore>,
+        fail: FailStop,
+    ) -> Self {
+        let nodes = Nodes::new(config.timers.suspect_after(), config.timers.dead_after(), Instant::now());
+        Namenode {
+            config,
+            cluster,
+            consensus,
+            state,
+            fail,
+            reign: Reign::default(),
+            sessions: Sessions::default(),
+            nodes,
+            orders: Orders::default(),
+            reports: Reports::default(),
+            board: Board::default(),
+            repair_wanted: Notify::new(),
+            reclaim_wanted: Notify::new(),
+            last_tick: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// The term in which this node leads.
+    ///
+    /// # Errors
+    /// `NotLeader` or, shortly after an election, `Unavailable`.
+    pub fn leading(&self) -> Result<u64, WireError> {
+        self.reign.require(self.config.node, self.consensus.standing().leader)
+    }
+
+    /// Reads rows as they are now. A store that cannot be read latches and ends the process.
+    pub fn read<T>(&self, read: impl FnOnce(&dyn View) -> Result<T, Fault>) -> Result<T, WireError> {
+        self.state.read(read).map_err(|fault| self.faulted(&fault))
+    }
+
+    /// As `read`, on a thread where it may take a while.
+    pub async fn read_long<T: Send + 'static>(
+        self: &Arc<Self>,
+        read: impl FnOnce(&dyn View) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, WireError> {
+        let me = self.clone();
+        tokio::task::spawn_blocking(move || me.read(read))
+            .await
+            .unwrap_or_else(|error| Err(WireError::new(ErrorKind::Internal, error.to_string())))
+    }
+
+    fn faulted(&self, fault: &Fault) -> WireError {
+        self.fail.fail(fault.to_string());
+        WireError::new(ErrorKind::Internal, fault.to_string())
+    }
+
+    /// Waits until the rows of this node, which leads, hold everything committed before the call.
+    pub async fn read_barrier(&self) -> Result<(), WireError> {
+        Ok(self.consensus.read_barrier().await?)
+    }
+
+    /// Replicates a command and returns what it answered; refusals by the state become errors too.
+    pub async fn propose(&self, body: Body) -> Result<Reply, WireError> {
+        let outcome: Outcome = self.consensus.propose(body).await?;
+        outcome
+    }
+
+    /// Called by the workers before they judge by silence. While this process stood still it heard
+    /// nobody, and that is nobody's fault.
+    pub fn notice_pause(&self) {
+        let now = Instant::now();
+        let pause = now.saturating_duration_since(std::mem::replace(&mut *self.last_tick.lock(), now));
+        if pause >= PAUSE {
+            tracing::warn!(pause_ms = pause.as_millis() as u64, "this process stood still");
+            self.sessions.forgive(pause);
+            self.nodes.forgive(pause);
+        }
+    }
+
+    /// How alive a datanode is.
+    pub fn liveness(&self, node: NodeId) -> Liveness {
+        self.nodes.liveness(node, Instant::now())
+    }
+
+    /// Every registered datanode.
+    pub fn datanodes(&self, view: &dyn View) -> Result<Vec<NodeId>, Fault> {
+        Ok(rows::datanodes(view)?.into_iter().map(|(node, _)| node).collect())
+    }
+}

@@ -1,0 +1,103 @@
+//! Genesis, checks and snapshots.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_meta::{Body, fsck, query};
+use dfs_proto::limits::REPLICATION_MAX;
+use dfs_proto::msg::admin::{AdminReply, AdminRequest, Liveness, Member};
+use dfs_proto::{CapabilityKey, ClusterId, ErrorKind, WireError};
+use tracing::info;
+
+use super::status;
+use crate::namenode::Namenode;
+use crate::raft;
+
+/// How long the first election and the genesis command may take.
+const GENESIS_DEADLINE: Duration = Duration::from_secs(20);
+/// Namenodes in one group: more only makes every write slower.
+const MEMBERS_MAX: usize = 9;
+
+pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<AdminReply, WireError> {
+    match request {
+        AdminRequest::Initialize { cluster, members, default_replication, min_copies } => {
+            initialize(namenode, cluster, members, default_replication, min_copies).await?;
+            Ok(AdminReply::Done)
+        }
+        AdminRequest::Status => status::status(namenode).await.map(AdminReply::Status),
+        AdminRequest::Fsck { root } => {
+            namenode.leading()?;
+            namenode.read_barrier().await?;
+            let me = namenode.clone();
+            let check =
+                move |view: &dyn dfs_meta::View| fsck::check(view, root, &|node| me.liveness(node) == Liveness::Live);
+            namenode.read_long(check).await.map(AdminReply::Fsck)
+        }
+        AdminRequest::FileInfo { inode } => {
+            namenode.leading()?;
+            namenode.read_barrier().await?;
+            let me = namenode.clone();
+            let info = namenode.read_long(move |view| query::file_info(view, inode, &|node| me.liveness(node)));
+            info.await?.map(AdminReply::FileInfo)
+        }
+        AdminRequest::Snapshot => {
+            namenode.consensus.snapshot().await?;
+            Ok(AdminReply::Done)
+        }
+    }
+}
+
+/// Forms the group and writes the cluster into its log. If the process dies between the two, the same
+/// request finishes what it began; a cluster that exists is never touched.
+async fn initialize(
+    namenode: &Arc<Namenode>,
+    cluster: ClusterId,
+    members: Vec<Member>,
+    default_replication: u8,
+    min_copies: u8,
+) -> Result<(), WireError> {
+    let invalid = |text: &str| Err(WireError::new(ErrorKind::InvalidArgument, text));
+    if cluster != namenode.cluster {
+        return invalid("that is not the cluster of this namenode's certificate");
+    }
+    if !(1..=REPLICATION_MAX).contains(&default_replication) || !(1..=default_replication).contains(&min_copies) {
+        return invalid("replication must be 1 to 8, and min_copies at least 1 and not above it");
+    }
+    let ids: BTreeSet<u64> = members.iter().map(|member| member.node.0).collect();
+    if ids.len() != members.len() || members.len() > MEMBERS_MAX || !ids.contains(&namenode.config.node) {
+        return invalid("members must be at most 9, all different, and this namenode among them");
+    }
+    let known = |id: &u64| *id == namenode.config.node || namenode.config.peers.iter().any(|peer| peer.id == *id);
+    if !ids.iter().all(known) {
+        return invalid("a member is not among this namenode's configured peers");
+    }
+    let members: BTreeMap<u64, raft::Member> =
+        members.into_iter().map(|member| (member.node.0, raft::Member { addr: member.addr })).collect();
+    if namenode.consensus.is_initialized().await? && !has_no_cluster(namenode, &members)? {
+        return Err(WireError::new(ErrorKind::Exists, "this namenode already belongs to a cluster"));
+    }
+    if !namenode.consensus.is_initialized().await? {
+        namenode.consensus.initialize(members).await?;
+    }
+    let command = Body::Genesis {
+        cluster,
+        default_replication,
+        min_copies,
+        lease_ms: namenode.config.timers.session_lease_ms,
+        key: CapabilityKey { number: 1, secret: rand::random() },
+    };
+    if !namenode.consensus.wait_to_lead(GENESIS_DEADLINE).await {
+        let text = "the group was formed, but this namenode was not elected in time; repeat the request";
+        return Err(WireError::new(ErrorKind::Unavailable, text));
+    }
+    namenode.propose(command).await?;
+    info!(target: "audit", %cluster, "cluster created");
+    Ok(())
+}
+
+/// Whether the group is ours and its log holds no genesis: the request died half way before.
+fn has_no_cluster(namenode: &Namenode, members: &BTreeMap<u64, raft::Member>) -> Result<bool, WireError> {
+    let exists = namenode.read(dfs_meta::rows::config)?.is_some();
+    Ok(!exists && namenode.consensus.standing().members == *members)
+}

@@ -1,0 +1,81 @@
+//! What `dfs status` shows.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use dfs_meta::{Fault, View, rows};
+use dfs_proto::msg::admin::{Counts, DatanodeStatus, NamenodeStatus, RepairStatus, Status};
+use dfs_proto::{NodeId, WireError};
+
+use crate::namenode::Namenode;
+use crate::raft::Standing;
+
+/// Answered by any namenode from what it knows; what only a leader knows stays empty elsewhere.
+pub async fn status(namenode: &Arc<Namenode>) -> Result<Status, WireError> {
+    let me = namenode.clone();
+    let standing = namenode.consensus.standing();
+    let leading = namenode.leading().is_ok();
+    let (config, counts, datanodes) = namenode
+        .read_long(move |view| {
+            let datanodes = if leading { datanodes(&me, view)? } else { Vec::new() };
+            let counts = if leading { rows::totals(view)?.counts } else { Counts::default() };
+            Ok((rows::config(view)?, counts, datanodes))
+        })
+        .await?;
+    let now = Instant::now();
+    let (chunks, repair) = match leading {
+        true => (namenode.board.health(now), namenode.board.status(now)),
+        false => (Default::default(), RepairStatus::default()),
+    };
+    Ok(Status {
+        cluster: config.map(|config| config.cluster),
+        from: NodeId(namenode.config.node),
+        leader: standing.leader.map(NodeId),
+        term: standing.term,
+        namenodes: namenodes(namenode, &standing),
+        datanodes,
+        counts,
+        chunks,
+        repair,
+        default_replication: config.map_or(0, |config| config.default_replication),
+        min_copies: config.map_or(0, |config| config.min_copies),
+    })
+}
+
+fn namenodes(namenode: &Namenode, standing: &Standing) -> Vec<NamenodeStatus> {
+    let me = namenode.config.node;
+    let one = |(id, member): (&u64, &crate::raft::Member)| {
+        let own = *id == me;
+        let configured = namenode.config.peers.iter().find(|peer| peer.id == *id);
+        NamenodeStatus {
+            node: NodeId(*id),
+            addr: configured.map_or(member.addr, |peer| peer.addr),
+            reachable: own || namenode.consensus.reachable(*id),
+            matched_index: if own { Some(standing.last_log_index) } else { standing.matched.get(id).copied() },
+            last_log_index: if own { standing.last_log_index } else { 0 },
+            applied_index: if own { standing.applied_index } else { 0 },
+            snapshot_index: if own { standing.snapshot_index } else { 0 },
+        }
+    };
+    standing.members.iter().map(one).collect()
+}
+
+fn datanodes(namenode: &Namenode, view: &dyn View) -> Result<Vec<DatanodeStatus>, Fault> {
+    let now = Instant::now();
+    let mut found = Vec::new();
+    for (node, row) in rows::datanodes(view)? {
+        let seen = namenode.nodes.seen(node);
+        let counted = rows::node_digests(view, node)?;
+        found.push(DatanodeStatus {
+            node,
+            addr: row.addr,
+            liveness: namenode.nodes.liveness(node, now),
+            silent_ms: namenode.nodes.silent(node, now).as_millis() as u64,
+            replicas: rows::node_chunks(view, node, usize::MAX)?.len() as u64,
+            digest_agrees: seen.as_ref().is_some_and(|seen| seen.scanned && seen.digests == counted),
+            skew_ms: seen.as_ref().map_or(0, |seen| seen.skew_ms),
+            volumes: seen.map_or_else(Vec::new, |seen| seen.volumes),
+        });
+    }
+    Ok(found)
+}

@@ -1,0 +1,145 @@
+//! Brings every sealed chunk back to the replicas it should have: looks, has `dfs_meta::repair` plan,
+//! and turns the plan into orders and commands.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dfs_meta::repair::{self, ChunkView, CopyPlan, DropPlan, Plan, Policy};
+use dfs_meta::{Body, Fault, View, rows};
+use dfs_proto::msg::admin::{ChunkHealth, Liveness};
+use dfs_proto::msg::meta::ReplicaAt;
+use dfs_proto::msg::node::Order;
+use dfs_proto::{Access, Capability, CapabilityKey, NodeId, Timestamp, WireError};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::leader::CopyInFlight;
+use crate::namenode::Namenode;
+
+/// Time between two passes without a hint.
+const TICK: Duration = Duration::from_secs(1);
+/// Hints that come in a crowd share a pass.
+const PASS_EVERY: Duration = Duration::from_millis(100);
+/// Chunks that one pass looks at; the next pass sees the rest.
+const CANDIDATES_MAX: usize = 16_384;
+/// How long a copy's capability is good for; longer than a copy may take.
+const CAPABILITY_SECS: i64 = 600;
+/// Counting all chunks takes at most one part in so many of this worker's time.
+const HEALTH_SHARE: u32 = 20;
+
+pub async fn run(namenode: Arc<Namenode>, shutdown: CancellationToken) {
+    let mut next_health = Instant::now();
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = namenode.repair_wanted.notified() => {}
+            () = tokio::time::sleep(TICK) => {}
+        }
+        namenode.notice_pause();
+        if namenode.leading().is_ok()
+            && let Err(error) = pass(&namenode, &mut next_health).await
+        {
+            warn!(%error, "repair is delayed");
+        }
+        tokio::time::sleep(PASS_EVERY).await;
+    }
+}
+
+/// What one pass sees.
+struct Sight {
+    chunks: Vec<ChunkView>,
+    nodes: Vec<repair::NodeView>,
+    addrs: BTreeMap<NodeId, ReplicaAt>,
+    key: CapabilityKey,
+    policy: Policy,
+    health: Option<(ChunkHealth, Duration)>,
+}
+
+async fn pass(namenode: &Arc<Namenode>, next_health: &mut Instant) -> Result<(), WireError> {
+    let started = Instant::now();
+    let gone = |node| namenode.nodes.liveness(node, started) == Liveness::Dead;
+    namenode.board.sweep(&gone, started);
+    let (me, count) = (namenode.clone(), started >= *next_health);
+    let sight = namenode.read_long(move |view| look(&me, view, count)).await?;
+    let Some(Sight { mut chunks, nodes, addrs, key, policy, health }) = sight else {
+        return Ok(());
+    };
+    if let Some((_, took)) = health {
+        *next_health = Instant::now() + (took * HEALTH_SHARE).max(TICK);
+    }
+    chunks.iter_mut().for_each(|chunk| namenode.board.annotate(chunk));
+    let plan = repair::plan(&chunks, &nodes, &policy);
+    let queued = (plan.copies.len() + plan.waits.len()) as u64;
+    namenode.board.pass_done(health.map(|(health, _)| health), plan.wait_summary(), queued, Instant::now());
+    carry_out(namenode, plan, &addrs, &key).await
+}
+
+/// Collects what the planner needs; `None` before genesis.
+fn look(namenode: &Namenode, view: &dyn View, count: bool) -> Result<Option<Sight>, Fault> {
+    let (Some(config), Some(key)) = (rows::config(view)?, rows::capability_keys(view)?.0.pop()) else {
+        return Ok(None);
+    };
+    let datanodes = rows::datanodes(view)?;
+    let ids: Vec<NodeId> = datanodes.iter().map(|(node, _)| *node).collect();
+    let nodes = namenode.nodes.for_repair(&ids, Instant::now());
+    let unwell: Vec<NodeId> =
+        nodes.iter().filter(|node| node.liveness != Liveness::Live).map(|node| node.node).collect();
+    let mut chunks = repair::candidates(view, &unwell, CANDIDATES_MAX)?;
+    let seen: BTreeSet<_> = chunks.iter().map(|chunk| chunk.chunk).collect();
+    for chunk in namenode.board.bad_chunks().difference(&seen) {
+        chunks.extend(ChunkView::load(view, *chunk)?);
+    }
+    let health = match count {
+        true => {
+            let begun = Instant::now();
+            let live = |node| nodes.iter().any(|view| view.node == node && view.liveness == Liveness::Live);
+            Some((repair::health(view, &live)?, begun.elapsed()))
+        }
+        false => None,
+    };
+    let addrs = datanodes.into_iter().map(|(node, row)| (node, ReplicaAt { node, addr: row.addr })).collect();
+    let policy = Policy { min_copies: config.min_copies, ..Policy::default() };
+    Ok(Some(Sight { chunks, nodes, addrs, key, policy, health }))
+}
+
+async fn carry_out(
+    namenode: &Arc<Namenode>,
+    plan: Plan,
+    addrs: &BTreeMap<NodeId, ReplicaAt>,
+    key: &CapabilityKey,
+) -> Result<(), WireError> {
+    let clock = namenode.consensus.now();
+    for copy in plan.copies {
+        order_copy(namenode, &copy, addrs, key, clock);
+    }
+    for DropPlan { chunk, epoch, node } in plan.drops {
+        // The deletion is ordered when this is applied, by its event: never before it is committed.
+        namenode.propose(Body::DropReplica { chunk, epoch, node }).await?;
+        info!(%chunk, %node, "replica dropped");
+    }
+    Ok(())
+}
+
+fn order_copy(
+    namenode: &Namenode,
+    copy: &CopyPlan,
+    addrs: &BTreeMap<NodeId, ReplicaAt>,
+    key: &CapabilityKey,
+    clock: Timestamp,
+) {
+    let CopyPlan { chunk, epoch, len, target, .. } = *copy;
+    let expires = Timestamp { secs: clock.secs + CAPABILITY_SECS, ..clock };
+    let order = Order::Copy {
+        chunk,
+        epoch,
+        len,
+        sources: copy.sources.iter().filter_map(|node| addrs.get(node).copied()).collect(),
+        capability: Capability::sign(key, chunk, Access::Read, target, expires),
+    };
+    if namenode.orders.push(target, order) {
+        info!(%chunk, node = %target, why = %copy.why, "copy ordered");
+        let flight = CopyInFlight { source: copy.sources.first().copied(), len, since: Instant::now() };
+        namenode.board.copy_ordered(chunk, target, flight);
+    }
+}

@@ -1,0 +1,237 @@
+//! The namenode's side of placement, seals, digests and repair, with datanodes that only talk.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use dfs_proto::chunk::{digest_shard, replica_digest};
+use dfs_proto::limits::DIGEST_SHARDS;
+use dfs_proto::msg::admin::{AdminReply, AdminRequest, FileInfo, Liveness};
+use dfs_proto::msg::meta::{ChunkCommit, ChunkLocation, FileCommit, MetaReply, MetaRequest, NewNode, Op, OpReply};
+use dfs_proto::msg::node::{Heartbeat, NodeRequest, Order, Outcome, ReplicaReport, VolumeStatus};
+use dfs_proto::{Access, ChunkId, Epoch, Extent, InodeId, NodeId, RequestId, Role, Timestamp};
+
+use crate::support::{Client, Group, make, until};
+
+const LEN: u32 = 4096;
+
+/// A datanode without a disk: remembers replicas and does what it is told.
+struct Datanode<'g> {
+    id: u64,
+    client: Client<'g>,
+    sealed: BTreeMap<ChunkId, (Epoch, u32)>,
+    outcomes: Vec<Outcome>,
+    /// Every order that came.
+    orders: Vec<Order>,
+}
+
+impl<'g> Datanode<'g> {
+    fn new(group: &'g Group, id: u64) -> Datanode<'g> {
+        let client = group.client(Role::Datanode, id);
+        Datanode { id, client, sealed: BTreeMap::new(), outcomes: Vec::new(), orders: Vec::new() }
+    }
+
+    fn digests(&self) -> Vec<u64> {
+        let mut digests = vec![0; DIGEST_SHARDS];
+        for (chunk, (epoch, len)) in &self.sealed {
+            digests[digest_shard(*chunk)] ^= replica_digest(*chunk, *epoch, *len);
+        }
+        digests
+    }
+
+    /// One heartbeat to one namenode; carries out what comes back.
+    fn beat(&mut self, index: usize) {
+        let volume = VolumeStatus {
+            path: "/disk".into(),
+            total_bytes: 100 << 30,
+            free_bytes: 90 << 30,
+            chunks: self.sealed.len() as u64,
+            failed: None,
+        };
+        let heartbeat = Heartbeat {
+            boot: 1,
+            addr: SocketAddr::from(([127, 0, 0, 1], 20_000 + self.id as u16)),
+            volumes: vec![volume],
+            digests: self.digests(),
+            open: Vec::new(),
+            outcomes: self.outcomes.clone(),
+            copying: Vec::new(),
+            scanned: true,
+            leaving: false,
+            now: Timestamp::default(),
+        };
+        let Some(reply) = self.client.heartbeat(index, heartbeat) else { return };
+        if !reply.leading {
+            assert!(reply.orders.is_empty());
+            return;
+        }
+        self.outcomes.clear();
+        for order in &reply.orders {
+            match order {
+                Order::Seal { chunk, epoch, len } => {
+                    self.sealed.insert(*chunk, (*epoch, *len));
+                }
+                Order::Delete { chunk, epoch } => {
+                    self.sealed.remove(chunk);
+                    self.outcomes.push(Outcome::Deleted { chunk: *chunk, epoch: *epoch });
+                }
+                Order::Copy { chunk, epoch, len, capability, .. } => {
+                    let good = capability.check(&reply.keys, *chunk, Access::Read, Timestamp::default());
+                    assert_eq!((good, capability.holder), (Ok(()), NodeId(self.id)));
+                    self.sealed.insert(*chunk, (*epoch, *len));
+                    self.outcomes.push(Outcome::Copied { chunk: *chunk, epoch: *epoch, len: *len });
+                }
+                Order::Verify { chunk, epoch, len } => self.outcomes.push(match self.sealed.contains_key(chunk) {
+                    true => Outcome::Verified { chunk: *chunk, epoch: *epoch, len: *len },
+                    false => Outcome::Bad { chunk: *chunk, epoch: *epoch, reason: "missing".into() },
+                }),
+            }
+        }
+        self.orders.extend(reply.orders);
+        for shard in reply.want_shards {
+            self.report(index, shard);
+        }
+    }
+
+    fn report(&self, index: usize, shard: u16) {
+        let mine = self.sealed.iter().filter(|(chunk, _)| digest_shard(**chunk) == usize::from(shard));
+        let replicas: Vec<_> = mine
+            .map(|(chunk, (epoch, len))| ReplicaReport { chunk: *chunk, epoch: *epoch, len: *len, sealed: true })
+            .collect();
+        let digest = self.digests()[usize::from(shard)];
+        let report = NodeRequest::ShardReport { shard, digest, page: 0, last: true, replicas };
+        self.client.ask(index, &MetaRequest::Node(report)).unwrap();
+    }
+}
+
+/// A file of one sealed chunk.
+struct File {
+    inode: InodeId,
+    chunk: ChunkLocation,
+}
+
+fn write_file(client: &Client<'_>, datanodes: &mut [Datanode<'_>]) -> File {
+    let session = client.open_session().session;
+    let mut number = 0;
+    let mut next_id = || {
+        number += 1;
+        RequestId { session, number }
+    };
+    let Ok(OpReply::Made { attr, grant: Some(grant), .. }) = client.mutate(next_id(), make("f", NewNode::File)) else {
+        panic!("no file");
+    };
+    let chunk = until("three datanodes are known", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        let allocate = Op::AllocateChunks { count: 1, replication: 3, avoid: Vec::new() };
+        // Each try is a request of its own: a refusal would be remembered.
+        match client.mutate(next_id(), allocate) {
+            Ok(OpReply::Chunks(mut chunks)) => chunks.pop().filter(|chunk| chunk.replicas.len() == 3),
+            _ => None,
+        }
+    });
+    assert!(chunk.capability.as_ref().is_some_and(|capability| capability.access == Access::Append));
+    let replicas = chunk.replicas.iter().map(|at| at.node).collect();
+    let seal = ChunkCommit { chunk: chunk.chunk, epoch: chunk.epoch, len: LEN, replicas, seal: true };
+    let extent = Extent { file_offset: 0, chunk: chunk.chunk, chunk_offset: 0, len: LEN };
+    let file = FileCommit { inode: attr.inode, grant, extents: vec![extent], mtime: None, append: false };
+    client.mutate(next_id(), Op::Commit { chunks: vec![seal], files: vec![file] }).unwrap();
+    File { inode: attr.inode, chunk }
+}
+
+fn info(client: &Client<'_>, inode: InodeId) -> FileInfo {
+    match client.ask_leader(&MetaRequest::Admin(AdminRequest::FileInfo { inode })).unwrap() {
+        MetaReply::Admin(reply) => match *reply {
+            AdminReply::FileInfo(info) => info,
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+fn live_replicas(client: &Client<'_>, inode: InodeId) -> Vec<NodeId> {
+    let replicas = info(client, inode).chunks.remove(0).replicas;
+    replicas.into_iter().filter(|(_, liveness)| *liveness == Liveness::Live).map(|(node, _)| node).collect()
+}
+
+fn group() -> Group {
+    Group::formed(1, |config| {
+        config.timers.datanode_suspect_ms = 500;
+        config.timers.datanode_dead_ms = 2000;
+    })
+}
+
+#[test]
+fn a_dead_datanodes_replicas_are_copied_and_the_returned_one_loses_what_is_superfluous() {
+    let group = group();
+    let client = group.client(Role::Client, 100);
+    let mut datanodes: Vec<_> = (11..=14).map(|id| Datanode::new(&group, id)).collect();
+    let file = write_file(&client, &mut datanodes);
+    until("the seal has reached every replica", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        (datanodes.iter().filter(|node| node.sealed.contains_key(&file.chunk.chunk)).count() == 3).then_some(())
+    });
+    until("all digests agree", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        let status = client.status(0)?;
+        let healthy = status.chunks.healthy == 1 && status.datanodes.iter().all(|node| node.digest_agrees);
+        healthy.then_some(())
+    });
+
+    let lost = datanodes.iter().position(|node| node.sealed.contains_key(&file.chunk.chunk)).unwrap();
+    let mut silent = datanodes.remove(lost);
+    until("three live replicas again", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        (live_replicas(&client, file.inode).len() == 3).then_some(())
+    });
+    assert!(datanodes.iter().any(|node| node.orders.iter().any(|order| matches!(order, Order::Copy { .. }))));
+
+    until("the superfluous replica is gone", || {
+        silent.beat(0);
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        let holders = datanodes.iter().chain([&silent]).filter(|node| node.sealed.contains_key(&file.chunk.chunk));
+        (holders.count() == 3 && live_replicas(&client, file.inode).len() == 3).then_some(())
+    });
+}
+
+#[test]
+fn a_replica_that_vanished_is_found_by_its_digest_and_made_again() {
+    let group = group();
+    let client = group.client(Role::Client, 100);
+    let mut datanodes: Vec<_> = (11..=14).map(|id| Datanode::new(&group, id)).collect();
+    let file = write_file(&client, &mut datanodes);
+    until("the seal has reached every replica", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        (datanodes.iter().filter(|node| node.sealed.contains_key(&file.chunk.chunk)).count() == 3).then_some(())
+    });
+    let robbed = datanodes.iter_mut().find(|node| node.sealed.contains_key(&file.chunk.chunk)).unwrap();
+    robbed.sealed.clear();
+    until("three replicas that exist", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        let counted = live_replicas(&client, file.inode);
+        let holds =
+            |node: &NodeId| datanodes.iter().any(|own| own.id == node.0 && own.sealed.contains_key(&file.chunk.chunk));
+        (counted.len() == 3 && counted.iter().all(holds)).then_some(())
+    });
+}
+
+#[test]
+fn an_unknown_replica_of_a_deleted_chunk_is_deleted_and_one_never_heard_of_is_not() {
+    let group = group();
+    let client = group.client(Role::Client, 100);
+    let mut datanodes: Vec<_> = (11..=14).map(|id| Datanode::new(&group, id)).collect();
+    let file = write_file(&client, &mut datanodes);
+    let session = client.open_session().session;
+    let name = dfs_proto::Name::new("f").unwrap();
+    let unlink = Op::Unlink { parent: InodeId::ROOT, name, hold: None };
+    client.mutate(RequestId { session, number: 1 }, unlink).unwrap();
+    // A copy that turns up after its chunk was deleted, and one of a chunk from nowhere.
+    let nowhere = ChunkId(1 << 40);
+    datanodes[0].sealed.insert(file.chunk.chunk, (Epoch(1), LEN));
+    datanodes[0].sealed.insert(nowhere, (Epoch(1), LEN));
+    until("the deleted chunk's replica is gone", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        let none = datanodes.iter().all(|node| !node.sealed.contains_key(&file.chunk.chunk));
+        let asked = datanodes[0].orders.iter().any(|order| matches!(order, Order::Delete { .. }));
+        (none && asked).then_some(())
+    });
+    assert!(datanodes[0].sealed.contains_key(&nowhere));
+}

@@ -1,0 +1,294 @@
+//! A group of namenodes over real QUIC on loopback, each in a runtime of its own, so that one can be
+//! killed without being asked.
+
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use dfs_namenode::{Config, Peer, Timers};
+use dfs_proto::msg::admin::{AdminReply, AdminRequest, Member, Status};
+use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, NewNode, Op, OpReply, Query, SessionGrant};
+use dfs_proto::msg::node::{Heartbeat, HeartbeatReply, NodeReply, NodeRequest};
+use dfs_proto::{Caller, ClusterId, ErrorKind, InodeId, Name, NodeId, Plane, RequestId, Role, WireError};
+use dfs_rpc::pki::Authority;
+use dfs_rpc::{Endpoint, Pool, RpcError, Target, Tls, TlsFiles};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+/// Longer than anything here takes on a machine that is busy with other tests.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+const CLUSTER: ClusterId = ClusterId([5; 16]);
+
+pub struct Group {
+    dir: tempfile::TempDir,
+    authority: Authority,
+    pub nodes: Vec<Node>,
+    /// Where the test itself runs.
+    pub runtime: Runtime,
+}
+
+pub struct Node {
+    pub id: u64,
+    config: Config,
+    running: Option<(Runtime, CancellationToken, tokio::task::JoinHandle<anyhow::Result<()>>)>,
+}
+
+impl Group {
+    /// Starts `count` namenodes that do not know of any cluster yet.
+    pub fn start(count: usize, tune: impl Fn(&mut Config)) -> Group {
+        let dir = tempfile::tempdir().unwrap();
+        let authority = Authority::create(CLUSTER).unwrap();
+        std::fs::write(dir.path().join("ca.pem"), authority.cert_pem()).unwrap();
+        let peers: Vec<Peer> = (1..=count as u64)
+            .map(|id| Peer { id, name: format!("nn{id}"), addr: free_addr(), raft_addr: free_addr() })
+            .collect();
+        let mut nodes = Vec::new();
+        for peer in &peers {
+            let mut config = Config {
+                node: peer.id,
+                name: peer.name.clone(),
+                cluster: CLUSTER.to_string(),
+                data_dir: dir.path().join(&peer.name),
+                listen: peer.addr,
+                raft_listen: peer.raft_addr,
+                peers: peers.clone(),
+                tls: files(&authority, dir.path(), Role::Namenode, peer.id),
+                timers: Timers::default(),
+                snapshot_log_entries: 10_000,
+                log_keep_entries: 1000,
+            };
+            tune(&mut config);
+            nodes.push(Node { id: peer.id, config, running: None });
+        }
+        let mut group = Group { dir, authority, nodes, runtime: Runtime::new().unwrap() };
+        (0..count).for_each(|index| group.restart(index));
+        group
+    }
+
+    /// As `start`, and makes the cluster.
+    pub fn formed(count: usize, tune: impl Fn(&mut Config)) -> Group {
+        let group = Group::start(count, tune);
+        group.admin().initialize().unwrap();
+        group
+    }
+
+    pub fn restart(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        assert!(node.running.is_none());
+        let runtime = Runtime::new().unwrap();
+        let shutdown = CancellationToken::new();
+        let (config, token) = (node.config.clone(), shutdown.clone());
+        // What was killed may hold its files and its port a moment longer.
+        let task = runtime.spawn(async move {
+            let deadline = Instant::now() + DEADLINE;
+            loop {
+                match dfs_namenode::run(config.clone(), token.clone()).await {
+                    Err(error) if Instant::now() < deadline && is_still_held(&error) => {
+                        tokio::task::yield_now().await;
+                    }
+                    result => {
+                        if let Err(error) = &result {
+                            eprintln!("namenode {}: {error:#}", config.node);
+                        }
+                        return result;
+                    }
+                }
+            }
+        });
+        node.running = Some((runtime, shutdown, task));
+    }
+
+    /// Ends a namenode in the middle of whatever it does.
+    pub fn kill(&mut self, index: usize) {
+        let (runtime, ..) = self.nodes[index].running.take().unwrap();
+        runtime.shutdown_background();
+    }
+
+    /// Stops a namenode in order.
+    pub fn stop(&mut self, index: usize) -> anyhow::Result<()> {
+        let (runtime, shutdown, task) = self.nodes[index].running.take().unwrap();
+        shutdown.cancel();
+        runtime.block_on(task).unwrap()
+    }
+
+    pub fn admin(&self) -> Client<'_> {
+        self.client(Role::Admin, 900)
+    }
+
+    pub fn client(&self, role: Role, id: u64) -> Client<'_> {
+        let tls = Tls::load(&files(&self.authority, self.dir.path(), role, id)).unwrap();
+        let pool = self.runtime.block_on(async { Pool::new(Endpoint::client(&tls).unwrap()) });
+        Client { group: self, pool }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            if let Some((runtime, ..)) = node.running.take() {
+                runtime.shutdown_background();
+            }
+        }
+    }
+}
+
+fn is_still_held(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}").to_lowercase();
+    ["in use", "lock", "address"].iter().any(|sign| text.contains(sign))
+}
+
+fn files(authority: &Authority, dir: &Path, role: Role, id: u64) -> TlsFiles {
+    let name = format!("{}-{id}", role.as_str());
+    authority.issue(role, NodeId(id)).unwrap().save(dir, &name).unwrap();
+    let path = |ending: &str| -> PathBuf { dir.join(format!("{name}.{ending}")) };
+    TlsFiles { ca: dir.join("ca.pem"), cert: path("pem"), key: path("key") }
+}
+
+pub fn free_addr() -> SocketAddr {
+    UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Tries until `attempt` gives something, or fails the test.
+pub fn until<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = attempt() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "{what}: not within {DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A peer of the group with a certificate.
+pub struct Client<'g> {
+    group: &'g Group,
+    pool: Pool,
+}
+
+impl Client<'_> {
+    /// One request to one namenode.
+    pub fn ask(&self, index: usize, request: &MetaRequest) -> Result<MetaReply, RpcError> {
+        let node = &self.group.nodes[index];
+        let target =
+            Target { plane: Plane::Meta, role: Role::Namenode, node: NodeId(node.id), addr: node.config.listen };
+        self.group.runtime.block_on(async {
+            let connection = self.pool.get(&target).await?;
+            let reply = dfs_rpc::call(&connection, request, Duration::from_secs(4)).await;
+            if matches!(reply, Err(RpcError::Timeout(_) | RpcError::Closed(_))) {
+                self.pool.forget(&target);
+            }
+            reply
+        })
+    }
+
+    /// Asks whoever leads, through elections, until there is an answer.
+    pub fn ask_leader(&self, request: &MetaRequest) -> Result<MetaReply, WireError> {
+        let mut index = 0;
+        until("an answer of the leader", || {
+            index = (index + 1) % self.group.nodes.len();
+            if self.group.nodes[index].running.is_none() {
+                return None;
+            }
+            match self.ask(index, request) {
+                Ok(reply) => Some(Ok(reply)),
+                Err(RpcError::Refused(error)) if error.kind.retryable() => None,
+                Err(RpcError::Refused(error)) => Some(Err(error)),
+                Err(_) => None,
+            }
+        })
+    }
+
+    pub fn initialize(&self) -> Result<(), WireError> {
+        let members = self.group.nodes.iter();
+        let members = members.map(|node| Member { node: NodeId(node.id), addr: node.config.listen }).collect();
+        let request = AdminRequest::Initialize { cluster: CLUSTER, members, default_replication: 3, min_copies: 2 };
+        let request = MetaRequest::Admin(request);
+        until("the first namenode's answer", || match self.ask(0, &request) {
+            Ok(_) => Some(Ok(())),
+            Err(RpcError::Refused(error)) => Some(Err(error)),
+            Err(_) => None,
+        })
+    }
+
+    pub fn status(&self, index: usize) -> Option<Status> {
+        match self.ask(index, &MetaRequest::Admin(AdminRequest::Status)).ok()? {
+            MetaReply::Admin(reply) => match *reply {
+                AdminReply::Status(status) => Some(status),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The leader's index in the group, as the leader itself says it.
+    pub fn leader(&self) -> usize {
+        until("a leader", || {
+            (0..self.group.nodes.len()).filter(|index| self.group.nodes[*index].running.is_some()).find(|index| {
+                let own = self.group.nodes[*index].id;
+                self.status(*index).is_some_and(|status| status.leader == Some(NodeId(own)))
+            })
+        })
+    }
+
+    pub fn open_session(&self) -> SessionGrant {
+        match self.ask_leader(&MetaRequest::OpenSession { description: "test".into() }).unwrap() {
+            MetaReply::Session(grant) => grant,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn mutate(&self, id: RequestId, op: Op) -> Result<OpReply, WireError> {
+        let request = MetaRequest::Mutate { id, acked_below: 0, caller: Caller::ROOT, op };
+        self.ask_leader(&request).map(|reply| match reply {
+            MetaReply::Mutated(reply) => reply,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    pub fn query(&self, session: SessionGrant, query: Query) -> Result<Answer, WireError> {
+        let request = MetaRequest::Query { session: session.session, caller: Caller::ROOT, query };
+        self.ask_leader(&request).map(|reply| match reply {
+            MetaReply::Answer(answer) => answer,
+            other => panic!("{other:?}"),
+        })
+    }
+
+    /// The names in the root directory.
+    pub fn names(&self, session: SessionGrant) -> Vec<String> {
+        let (mut names, mut after) = (Vec::new(), 0);
+        loop {
+            let query = Query::ReadDir { inode: InodeId::ROOT, after, limit: 100, attrs: false };
+            let Answer::Page(page) = self.query(session, query).unwrap() else { panic!("no page") };
+            names.extend(page.entries.iter().map(|entry| entry.name.to_string()));
+            match page.entries.last() {
+                Some(last) if !page.end => after = last.cookie,
+                _ => return names,
+            }
+        }
+    }
+
+    /// Sends a heartbeat to one namenode.
+    pub fn heartbeat(&self, index: usize, heartbeat: Heartbeat) -> Option<HeartbeatReply> {
+        let request = MetaRequest::Node(NodeRequest::Heartbeat(Box::new(heartbeat)));
+        match self.ask(index, &request).ok()? {
+            MetaReply::Node(NodeReply::Heartbeat(reply)) => Some(*reply),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+pub fn mkdir(name: &str) -> Op {
+    make(name, NewNode::Directory)
+}
+
+pub fn make(name: &str, node: NewNode) -> Op {
+    let open = matches!(node, NewNode::File).then_some((true, true));
+    let name = Name::new(name).unwrap();
+    Op::Make { parent: InodeId::ROOT, name, node, mode: 0o755, exclusive: true, open, replication: None }
+}
+
+pub fn kind<T>(result: Result<T, WireError>) -> Option<ErrorKind> {
+    result.err().map(|error| error.kind)
+}
