@@ -74,7 +74,11 @@ impl Node {
         if term < leader.term {
             return false;
         }
-        *leader = Leader { term, keys };
+        leader.term = term;
+        // A leader that has no key yet does not take away those that are known.
+        if !keys.is_empty() {
+            leader.keys = keys;
+        }
         true
     }
 

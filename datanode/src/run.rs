@@ -4,6 +4,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use dfs_proto::Plane;
 use dfs_rpc::{Endpoint, Pool, Tls, serve};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -33,6 +34,7 @@ pub fn prepare(config: &Config) -> anyhow::Result<()> {
 /// or if a part of the node ends that should not.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     config.check()?;
+    raise_file_limit();
     let tls = Tls::load(&config.tls)?;
     let me = config.identity();
     ensure!(tls.identity() == me, "the certificate is for {}, and this is {me}", tls.identity());
@@ -98,4 +100,13 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     endpoint.close().await;
     info!("datanode has stopped");
     ended
+}
+
+/// Lets the node hold as many files open as it is allowed to: each stream holds one, and the usual soft
+/// limit of 1024 is for programs that use `select`.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        warn!(%error, "cannot raise the limit of open files");
+    }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use dfs_proto::ChunkId;
 use dfs_proto::limits::CHUNK_MAX;
 use dfs_proto::msg::node::Outcome;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info_span};
 
@@ -27,7 +28,7 @@ const LOOK_INTERVAL_S: u64 = 60;
 /// What the scrubber of a volume does next.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
-    /// Verify this one, then rest so long.
+    /// Verify this one, and begin with the next so much later.
     Verify(ChunkId, Duration),
     Rest(Duration),
 }
@@ -52,10 +53,12 @@ pub async fn run(node: Arc<Node>, volume: usize, stop: CancellationToken) {
             let rest = match next_step(&replicas, node.config.scrub_period_s, clock::now_s()) {
                 Step::Rest(rest) => rest,
                 Step::Verify(chunk, pause) => {
-                    let rate = u64::from(CHUNK_MAX) * 1000 / (pause.as_millis() as u64).max(1);
+                    // Fast enough to be done with a full chunk in half of the pause, which is counted from here.
+                    let rate = 2 * u64::from(CHUNK_MAX) * 1000 / (pause.as_millis() as u64).max(1);
+                    let begun = Instant::now();
                     let span = info_span!("scrub", %chunk, volume);
                     scrub(&node, chunk, rate.max(BYTES_PER_S_MIN)).instrument(span).await;
-                    pause
+                    pause.saturating_sub(begun.elapsed())
                 }
             };
             tokio::time::sleep(rest).await;

@@ -100,7 +100,11 @@ impl Store {
         }
         if volumes.iter().all(|volume| volume.check().is_err()) {
             let reasons: Vec<_> = volumes.iter().filter_map(|v| v.check().err()).map(|e| e.to_string()).collect();
-            bail!("no volume can be used: {}", reasons.join("; "));
+            bail!(
+                "no volume can be used: {} (a volume that failed is used again once its `failed` line is taken out of {})",
+                reasons.join("; "),
+                config.data_dir.join("VOLUMES").display()
+            );
         }
         Ok(Store {
             cluster: config.cluster,
@@ -200,7 +204,7 @@ impl Store {
     }
 
     /// Writes, or latches the volume unless it is just full.
-    fn write(&self, volume: &Volume, write: impl FnOnce() -> io::Result<()>) -> Result<(), StoreError> {
+    fn write<T>(&self, volume: &Volume, write: impl FnOnce() -> io::Result<T>) -> Result<T, StoreError> {
         volume.check()?;
         #[cfg(test)]
         self.faults.take(Access::Write).map_or(Ok(()), Err).map_err(|e| self.fault(volume, Access::Write, e))?;
@@ -209,13 +213,13 @@ impl Store {
 
     /// Judges an error of the disk: decides whether the volume has failed with it.
     fn fault(&self, volume: &Volume, access: Access, source: io::Error) -> StoreError {
+        if error::is_shortage(&source) {
+            return StoreError::Io { what: "opening", source };
+        }
         // After a failed sync the kernel may have dropped the pages and call the next attempt a success:
         // no error of a sync is ever forgiven.
         if access == Access::Write && error::is_full(&source) {
             return StoreError::NoSpace;
-        }
-        if access == Access::Write && error::is_shortage(&source) {
-            return StoreError::Io { what: "writing", source };
         }
         let what = if access == Access::Write { "write" } else { "sync" };
         self.fail_volume(volume, format!("{what}: {source}"))

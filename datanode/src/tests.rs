@@ -88,6 +88,19 @@ async fn a_tail_that_leaves_is_named_and_what_was_acknowledged_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tail_that_falls_silent_is_named_by_the_node_before_it() {
+    let rig = Rig::start(2).await;
+    let mut chain = rig.replicas(&[1, 2]);
+    chain.push(rig.start_silent(9));
+    let mut stream = rig.append_to(CHUNK, chain, rig.capability(CHUNK, Access::Append)).await;
+    assert_eq!(stream.event().await, AppendEvent::Ready);
+    stream.send_frames(&frames(CHUNK, &[1000])).await;
+    let (node, error) = stream.until_failed().await;
+    assert_eq!((node, error.kind), (NodeId(9), ErrorKind::Timeout));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_frame_that_does_not_match_ends_the_stream_and_is_not_kept() {
     let rig = Rig::start(1).await;
     let good = frames(CHUNK, &[1000, 1000]);

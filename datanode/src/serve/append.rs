@@ -129,14 +129,14 @@ async fn pump(
     let (to_disk, for_disk) = mpsc::channel(QUEUE_ITEMS);
     let (to_chain, for_chain) = mpsc::channel(QUEUE_ITEMS);
     let to_chain = downstream.is_some().then_some(to_chain);
-    let work = async {
-        tokio::try_join!(intake(node, recv, to_disk, to_chain), write_local(node, &local, for_disk, &progress), async {
-            match downstream {
-                Some(downstream) => downstream.run(for_chain, &progress).await,
-                None => Ok(()),
-            }
-        },)
+    let chain = async {
+        match downstream {
+            Some(downstream) => downstream.run(for_chain, &progress).await,
+            None => Ok(()),
+        }
     };
+    let disk = write_local(node, &local, for_disk, &progress);
+    let work = async { tokio::try_join!(intake(node, recv, to_disk, to_chain), disk, chain) };
     tokio::pin!(work);
     let mut told = (0, 0, 0);
     loop {

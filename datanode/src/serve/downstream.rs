@@ -77,7 +77,8 @@ impl Downstream {
             }
             Err(error) => {
                 // A node that took so long is dead as far as anyone can tell: the next attempt dials anew.
-                if matches!(error, RpcError::Timeout(_)) {
+                // Nor is an address kept that only a client has told, and that nobody answers at.
+                if matches!(error, RpcError::Timeout(_) | RpcError::Unreachable { .. }) {
                     node.pool.forget(&target);
                 }
                 Err(Failure { node: next.node, error: error.to_wire() })

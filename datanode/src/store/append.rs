@@ -1,5 +1,6 @@
 //! Opening a chunk for appending, appending to it, syncing it.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
@@ -56,12 +57,13 @@ impl Store {
         let volume = self.roomiest_volume()?;
         volume.take_room(NEW_CHUNK_ROOM)?;
         let path = volume.chunk_path(chunk);
-        let mut made = None;
-        self.write(volume, || {
-            made = Some(ChunkFile::create(&path, &Header::open(self.cluster, chunk, epoch))?);
-            Ok(())
+        let header = Header::open(self.cluster, chunk, epoch);
+        let made = self.write(volume, || match ChunkFile::create(&path, &header) {
+            // A file that is not in the table: a second one of its chunk, or the rest of a failed attempt.
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(None),
+            other => other.map(Some),
         })?;
-        let Some(file) = made else { return Err(StoreError::NotHere(chunk)) };
+        let file = made.ok_or(StoreError::AlreadyHere(chunk))?;
         self.sync(volume, &file)?;
         sync_dir(&volume.chunk_dir(chunk)).map_err(|e| self.fault(volume, Access::Sync, e))?;
         let open = Arc::new(OpenChunk {

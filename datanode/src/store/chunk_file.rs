@@ -54,8 +54,14 @@ impl ChunkFile {
     pub fn create(path: &Path, header: &Header) -> io::Result<ChunkFile> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
         let chunk_file = ChunkFile { file, chunk: header.chunk };
-        chunk_file.write_header(header)?;
-        Ok(chunk_file)
+        match chunk_file.write_header(header) {
+            Ok(()) => Ok(chunk_file),
+            Err(error) => {
+                // A full disk, mostly. Nobody knows of the file: it need not stay.
+                let _ = std::fs::remove_file(path);
+                Err(error)
+            }
+        }
     }
 
     pub fn open(path: &Path, chunk: ChunkId) -> io::Result<ChunkFile> {

@@ -34,17 +34,13 @@ impl Store {
         let volume = self.roomiest_volume()?;
         volume.take_room(u64::from(len))?;
         let path = volume.incoming_path(chunk);
-        let mut made = None;
-        self.write(volume, || {
+        let file = self.write(volume, || {
             // What an earlier attempt left that could not be removed.
             match fs::remove_file(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
+                Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+                _ => ChunkFile::create(&path, &Header::open(self.cluster, chunk, epoch)),
             }
-            made = Some(ChunkFile::create(&path, &Header::open(self.cluster, chunk, epoch))?);
-            Ok(())
         })?;
-        let Some(file) = made else { return Err(StoreError::NotHere(chunk)) };
         Ok(Incoming { chunk, epoch, len, volume: volume.clone(), path, file, frames: 0, have: 0 })
     }
 

@@ -24,6 +24,9 @@ pub enum StoreError {
     Full(ChunkId),
     #[error("chunk {chunk}: frame at {offset} does not match its digest")]
     WrongDigest { chunk: ChunkId, offset: u32 },
+    /// An open replica that has not got what was asked for.
+    #[error("chunk {chunk} has {here} bytes here, and {asked} were asked for")]
+    Short { chunk: ChunkId, here: u32, asked: u32 },
     #[error("chunk {chunk} is damaged: {reason}")]
     Damaged { chunk: ChunkId, reason: String },
     #[error("no room on any volume")]
@@ -49,7 +52,7 @@ impl StoreError {
     /// What the peer should do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            StoreError::NotHere(_) | StoreError::Damaged { .. } => ErrorKind::BadReplica,
+            StoreError::NotHere(_) | StoreError::Short { .. } | StoreError::Damaged { .. } => ErrorKind::BadReplica,
             StoreError::AlreadyHere(_) | StoreError::NotOpen(_) | StoreError::StaleEpoch { .. } => {
                 ErrorKind::StaleEpoch
             }
@@ -71,7 +74,7 @@ pub fn is_full(error: &io::Error) -> bool {
     [Errno::NOSPC, Errno::DQUOT].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Whether a call failed for want of something that has nothing to do with the disk.
+/// Whether a file could not be opened for want of file handles, which says nothing about the disk.
 pub fn is_shortage(error: &io::Error) -> bool {
-    [Errno::MFILE, Errno::NFILE, Errno::NOMEM].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

@@ -27,8 +27,8 @@ impl Store {
     ///
     /// `epoch` is the lowest that is good enough. An open replica lags by one between the commit that
     /// seals the chunk and its own seal order; its bytes are the same, so it serves all the same if it has
-    /// the whole range. If it has not, this replica missed the end of the chunk: `StaleEpoch`, or
-    /// `Damaged` at equal epochs.
+    /// the whole range. If it has not, this replica missed the end of the chunk: `StaleEpoch`, or `Short` at
+    /// equal epochs.
     pub fn reader(&self, chunk: ChunkId, epoch: Epoch, offset: u32, len: u32) -> Result<Reader, StoreError> {
         let replica = self.chunks.get(chunk).ok_or_else(|| match self.is_scanned() {
             true => StoreError::NotHere(chunk),
@@ -40,8 +40,7 @@ impl Store {
             return Err(StoreError::StaleEpoch { chunk, here: replica.epoch, asked: epoch });
         }
         if short {
-            let reason = format!("{} of {end} bytes are here", replica.len);
-            return Err(StoreError::Damaged { chunk, reason });
+            return Err(StoreError::Short { chunk, here: replica.len, asked: end });
         }
         let path = self.volume_of(&replica).chunk_path(chunk);
         let file = ChunkFile::open_read_only(&path, chunk).map_err(|source| match source.kind() {

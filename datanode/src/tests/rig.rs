@@ -170,6 +170,15 @@ impl Rig {
         Capability::sign(&self.key(), chunk, access, CLIENT, Timestamp { secs: i64::MAX, nanos: 0 })
     }
 
+    /// A datanode that opens every chunk and then never says anything again.
+    pub fn start_silent(&self, node: u64) -> ReplicaAt {
+        let tls = load(&issue(&self.authority, &self.dir, Role::Datanode, NodeId(node)));
+        let endpoint = Endpoint::server(&tls, "127.0.0.1:0".parse().unwrap(), &[Plane::Data]).unwrap();
+        let addr = endpoint.local_addr().unwrap();
+        tokio::spawn(serve(endpoint, Arc::new(Silent), self.stop.clone(), Duration::ZERO));
+        ReplicaAt { node: NodeId(node), addr }
+    }
+
     // What the namenode says.
 
     pub fn order_all(&self, nodes: &[u64], order: Order) {
@@ -380,6 +389,17 @@ pub fn frames(chunk: ChunkId, lens: &[u32]) -> Vec<(FrameHeader, Bytes)> {
         offset += len;
     }
     frames
+}
+
+struct Silent;
+
+impl Handler for Silent {
+    async fn handle(&self, _peer: PeerIdentity, _plane: Plane, mut send: SendStream, mut recv: RecvStream) {
+        let _ = recv.recv::<DataRequest>().await;
+        let _ = send.send(&AppendEvent::Ready).await;
+        while let Ok(Some(_)) = recv.read_chunk(1 << 20).await {}
+        std::future::pending().await
+    }
 }
 
 impl Handler for Namenode {
