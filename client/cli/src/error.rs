@@ -179,10 +179,11 @@ impl Failure {
         Failure { silent: true, ..Failure::new(Exit::Interrupted, "interrupted", "interrupted") }
     }
 
-    /// Puts what it was about in front of the message.
+    /// Puts what it was about in front of the message, unless that names it already.
     pub fn at(mut self, what: impl fmt::Display) -> Failure {
-        if !self.silent {
-            self.message = format!("{what}: {}", self.message);
+        let what = format!("{what}: ");
+        if !self.silent && !self.message.starts_with(&what) {
+            self.message.insert_str(0, &what);
         }
         self
     }
@@ -334,6 +335,12 @@ mod tests {
         assert_eq!(object["kind"], "timeout");
         assert_eq!(object["retry"], true);
         assert_eq!(object["schema"], 1);
+    }
+
+    #[test]
+    fn what_it_was_about_is_named_once() {
+        assert_eq!(Failure::failed("broken").at("/a").at("/a").message(), "/a: broken");
+        assert_eq!(Failure::failed("broken").at("/a").at("/b").message(), "/b: /a: broken");
     }
 
     #[test]

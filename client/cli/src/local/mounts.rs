@@ -68,8 +68,16 @@ fn fusermount(path: &Path, detach: bool) -> Result {
     }
 }
 
-/// Without symlinks; only the parent is resolved when the mount point itself cannot be read any more.
+/// Without symlinks. The mount point itself is not touched if something of ours is mounted on it: with
+/// its cluster away it would not answer for a long time.
 pub fn resolve(path: &Path) -> Result<PathBuf> {
+    if let (Some(parent), Some(name)) = (path.parent(), path.file_name()) {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        let real = parent.canonicalize().map_err(|error| Failure::local(path, &error))?.join(name);
+        if matches!(mounted_at(&real), Ok(Some(kind)) if kind == FUSE_TYPE) {
+            return Ok(real);
+        }
+    }
     match path.canonicalize() {
         Ok(path) => Ok(path),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(Failure::local(path, &error)),
@@ -87,8 +95,8 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
 
 /// Later mounts hide earlier ones.
 fn topmost(mountinfo: &[u8], path: &Path) -> Option<String> {
-    let mounts = mountinfo.split(|byte| *byte == b'\n').filter_map(parse);
-    mounts.filter(|(at, _)| at == path).next_back().map(|(_, kind)| kind)
+    let mut mounts = mountinfo.split(|byte| *byte == b'\n').filter_map(parse);
+    mounts.rfind(|(at, _)| at == path).map(|(_, kind)| kind)
 }
 
 /// `36 35 98:0 /root /mount/point rw,noatime shared:1 - ext3 /dev/root rw`, with any number of fields

@@ -18,31 +18,46 @@ pub struct Ports {
     pub data: Vec<SocketAddr>,
 }
 
+/// Ports of one cluster lie in a block of so many.
+const BLOCK: u16 = 100;
+
+/// Above it the kernel picks ports for everybody's outgoing sockets: one of them could sit on a node's port
+/// while the node is being restarted.
+const END: u16 = 32_000;
+
 /// Picks a port for everyone. With a base that was asked for, a port that is taken is an error; without,
-/// any free one takes its place.
+/// the next block of ports that are all free takes its place.
 pub fn pick(base: Option<u16>, namenodes: usize, datanodes: usize) -> Result<Ports> {
-    // All sockets stay open until the last is chosen: none is given out twice.
-    let mut held = Vec::new();
-    let mut choose = |offset: usize, count: usize| -> Result<Vec<SocketAddr>> {
-        (offset..offset + count).map(|offset| choose_one(base, offset, &mut held)).collect()
-    };
-    let meta = choose(0, namenodes)?;
-    let raft = choose(RAFT_OFFSET, namenodes)?;
-    let data = choose(DATA_OFFSET, datanodes)?;
-    Ok(Ports { meta, raft, data })
+    if let Some(base) = base {
+        return pick_from(base, namenodes, datanodes).map_err(|failure| failure.hint("--base-port N moves all ports"));
+    }
+    let mut picked = pick_from(DEFAULT_BASE, namenodes, datanodes);
+    for base in (DEFAULT_BASE..END).step_by(BLOCK.into()).skip(1) {
+        if picked.is_ok() {
+            break;
+        }
+        picked = pick_from(base, namenodes, datanodes);
+    }
+    picked
 }
 
-fn choose_one(base: Option<u16>, offset: usize, held: &mut Vec<UdpSocket>) -> Result<SocketAddr> {
-    let wanted = u16::try_from(usize::from(base.unwrap_or(DEFAULT_BASE)) + offset)
-        .map_err(|_| Failure::usage("--base-port is too high: the ports above it are needed too"))?;
-    let bound = match UdpSocket::bind((Ipv4Addr::LOCALHOST, wanted)) {
-        Ok(socket) => Ok(socket),
-        Err(error) if base.is_some() => return Err(taken(wanted, &error).hint("--base-port N moves all ports")),
-        Err(_) => UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)),
+fn pick_from(base: u16, namenodes: usize, datanodes: usize) -> Result<Ports> {
+    let choose = |offset: usize, count: usize| -> Result<Vec<SocketAddr>> {
+        let ports = offset..offset + count;
+        ports.map(|offset| choose_one(usize::from(base) + offset)).collect()
     };
-    let socket = bound.map_err(|error| Failure::io("no free UDP port", &error))?;
-    let addr = socket.local_addr().map_err(|error| Failure::io("no free UDP port", &error))?;
-    held.push(socket);
+    Ok(Ports {
+        meta: choose(0, namenodes)?,
+        raft: choose(RAFT_OFFSET, namenodes)?,
+        data: choose(DATA_OFFSET, datanodes)?,
+    })
+}
+
+fn choose_one(port: usize) -> Result<SocketAddr> {
+    let port = u16::try_from(port)
+        .map_err(|_| Failure::usage("--base-port is too high: the ports above it are needed too"))?;
+    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    check_free(addr)?;
     Ok(addr)
 }
 

@@ -64,6 +64,21 @@ pub fn create(layout: &Layout, settings: &Settings, ports: &Ports) -> Result<Clu
     Ok(config)
 }
 
+/// Takes away what `create` left when it failed half way. The folder was empty before.
+pub fn discard(layout: &Layout, settings: &Settings) {
+    let mut members = Member::all(Kind::Namenode, settings.namenodes);
+    members.extend(Member::all(Kind::Datanode, settings.datanodes));
+    for member in members {
+        // Best effort: the failure that led here is what gets told, and `up` names what stays.
+        if settings.fs.is_none() || images::unmount(layout, member).is_ok() {
+            let _ = fs::remove_dir_all(layout.folder(member));
+            let _ = fs::remove_file(layout.image(member));
+        }
+    }
+    let _ = fs::remove_dir_all(layout.pki());
+    let _ = fs::remove_file(layout.up_toml());
+}
+
 /// Gives the cluster one more mount.
 pub fn add_mount(layout: &Layout, config: &mut ClusterConfig, dir: PathBuf) -> Result {
     let member = Member { kind: Kind::Mount, index: config.mounts.len() + 1 };

@@ -37,6 +37,17 @@ impl ClusterTree {
         ClusterTree { remote: remote.clone() }
     }
 
+    /// Several operands, or a destination typed with a trailing `/`, need a directory that is there.
+    pub async fn check_destination(&self, destination: &DfsPath, operands: usize) -> Result {
+        if operands < 2 && !destination.wants_directory() {
+            return Ok(());
+        }
+        match self.remote.stat(destination).await?.kind {
+            FileKind::Directory => Ok(()),
+            _ => Err(Failure::of(ErrorKind::NotADirectory, "not a directory").at(destination)),
+        }
+    }
+
     /// Where a copy named `name` of something shall go: into `destination` if that is a directory,
     /// else to its place under its own last name.
     pub async fn destination(&self, destination: &DfsPath, name: Option<&[u8]>) -> Result<(ClusterDir, Vec<u8>)> {

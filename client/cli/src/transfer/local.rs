@@ -181,7 +181,7 @@ impl Target for LocalTree {
         let temporary = dir.join(OsStr::from_bytes(&temporary_name(name)));
         let mode = u32::from(meta.mode & 0o777 | 0o200);
         let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary);
-        let file = file.map_err(|error| Failure::local(&temporary, &error))?;
+        let file = file.map_err(|error| Failure::local(&path, &error))?;
         Ok(LocalWriter { file: Arc::new(file), temporary, path })
     }
 
@@ -201,7 +201,7 @@ impl Writer for LocalWriter {
         let file = Arc::clone(&self.file);
         let written = tokio::task::spawn_blocking(move || file.write_all_at(&bytes, offset)).await;
         let written = written.unwrap_or_else(|error| Err(io::Error::other(error)));
-        written.map_err(|error| Failure::local(&self.temporary, &error))
+        written.map_err(|error| Failure::local(&self.path, &error))
     }
 
     async fn finish(self, meta: &Meta, options: CopyOptions) -> Result {

@@ -34,10 +34,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
     context
         .with_remote(async |remote| {
             let tree = ClusterTree::new(remote);
-            let into = remote.find(destination).await?.is_some_and(|attr| attr.kind == FileKind::Directory);
-            if (sources.len() > 1 || destination.wants_directory()) && !into {
-                return Err(Failure::of(ErrorKind::NotADirectory, "not a directory").at(destination));
-            }
+            tree.check_destination(destination, sources.len()).await?;
             let mut tally = Tally::default();
             let mut operands = Vec::new();
             for source in sources {

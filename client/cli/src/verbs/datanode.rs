@@ -6,7 +6,6 @@ use crate::context::Context;
 use crate::error::{Exit, Failure, Result, Tally};
 use crate::output::Tone;
 use crate::role;
-use crate::units;
 
 /// Serve as a datanode, or check a chunk file
 #[derive(clap::Args, Debug)]
@@ -68,18 +67,23 @@ fn verify(context: &Context, file: &Path) -> Result {
     };
     let sound = report.problems.is_empty();
     if context.out.json {
+        let header = &report.header;
         context.out.object(json!({
             "path": report.path,
             "sound": sound,
-            "frames": report.frames,
+            "cluster": header.cluster.to_string(),
+            "chunk": header.chunk,
+            "epoch": header.epoch,
+            "state": format!("{:?}", header.state).to_lowercase(),
+            "len_bytes": header.len,
             "whole_bytes": report.whole,
+            "frames": report.frames,
             "problems": report.problems,
         }))?;
     } else {
+        context.out.bytes(report.to_string().as_bytes())?;
         let word = if sound { context.out.paint(Tone::Good, "sound") } else { context.out.paint(Tone::Bad, "DAMAGED") };
-        let size = units::human(report.whole.into());
-        context.out.line(format!("{}: {word}, {} frames, {size}", file.display(), report.frames))?;
-        report.problems.iter().try_for_each(|problem| context.out.line(format!("  {problem}")))?;
+        context.out.line(format!("  {word}"))?;
     }
     // Told in the answer already.
     if sound { Ok(()) } else { Err(Failure::silent(Exit::Corrupt)) }

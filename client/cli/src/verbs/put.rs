@@ -2,7 +2,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use dfs_proto::{ErrorKind, FileKind, Timestamp};
+use dfs_proto::{FileKind, Timestamp};
 
 use crate::context::Context;
 use crate::error::{Failure, Result, Tally};
@@ -63,10 +63,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
     context
         .with_remote(async |remote| {
             let tree = ClusterTree::new(remote);
-            let into = remote.find(&destination).await?.is_some_and(|attr| attr.kind == FileKind::Directory);
-            if (locals.len() > 1 || destination.wants_directory()) && !into {
-                return Err(Failure::of(ErrorKind::NotADirectory, "not a directory").at(&destination));
-            }
+            tree.check_destination(&destination, locals.len()).await?;
             let mut operands = Vec::new();
             for (local, meta, name) in sources {
                 let (dir, name) = tree.destination(&destination, Some(name.as_bytes())).await?;

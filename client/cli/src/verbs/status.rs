@@ -9,8 +9,8 @@ use dfs_proto::NodeId;
 use dfs_proto::msg::admin::{DatanodeStatus, Liveness, Status};
 use serde_json::{Value, json};
 
-pub use self::health::left_to_do;
 use self::health::{Health, Word};
+pub use self::health::{Settling, left_to_do};
 use crate::context::Context;
 use crate::error::{Exit, Failure, Result};
 use crate::output::Tone;
@@ -113,7 +113,8 @@ fn lines(context: &Context, status: &Status, health: &Health, names: &NodeNames)
         row("cluster", cluster, format!("{word}{reasons}")),
         row("namenodes", format!("{reachable}/{} answer", status.namenodes.len()), leader),
     ];
-    if status.leader.is_some() {
+    // Only the leader knows the rest.
+    if status.leader == Some(status.from) {
         lines.extend(leader_rows(status, names, row));
     }
     for reason in &health.reasons {

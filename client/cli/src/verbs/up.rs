@@ -93,7 +93,8 @@ fn prepare(args: &Args, layout: &Layout) -> Result<(Settings, ClusterConfig)> {
         images::check_allowed()?;
     }
     let ports = ports::pick(args.base_port, settings.namenodes, settings.datanodes)?;
-    let config = scaffold::create(layout, &settings, &ports)?;
+    let created = scaffold::create(layout, &settings, &ports);
+    let config = created.inspect_err(|_| scaffold::discard(layout, &settings))?;
     Ok((settings, config))
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::error::{Exit, Failure, Result};
 use crate::units;
-use crate::verbs::status::{NodeNames, ask, left_to_do};
+use crate::verbs::status::{NodeNames, Settling, ask, left_to_do};
 
 /// Wait until every chunk has its copies and all nodes agree
 #[derive(clap::Args, Debug)]
@@ -25,12 +25,12 @@ pub async fn run(context: &Context, args: Args) -> Result {
     let names = NodeNames::new(&config);
     let start = Instant::now();
     let deadline = Duration::from_secs(args.timeout);
+    let mut settling = Settling::new(start);
     let mut told = Vec::new();
     let mut told_at = Instant::now();
     loop {
         let left = match ask(&dfs).await {
-            // Only a look at the chunks that ended after this command began counts.
-            Ok(status) => left_to_do(&status, &names, start.elapsed().as_millis() as u64),
+            Ok(status) => left_to_do(&status, &names, settling.observe(&status, Instant::now())),
             Err(failure) if failure.exit == Exit::Temporary => vec![failure.message().to_owned()],
             Err(failure) => return Err(failure),
         };

@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::error::{Exit, Result};
 use crate::output::Tone;
 use crate::units;
-use crate::verbs::status::{NodeNames, ask, left_to_do, repair_object};
+use crate::verbs::status::{NodeNames, Settling, ask, left_to_do, repair_object};
 
 /// Watch the cluster repair itself, a line a second
 #[derive(clap::Args, Debug)]
@@ -30,6 +30,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
     let dfs = Dfs::connect(&config, Options::default()).await?;
     let names = NodeNames::new(&config);
     let start = Instant::now();
+    let mut settling = Settling::new(start);
     let mut pace = Pace::default();
     let mut ticks = tokio::time::interval(INTERVAL);
     loop {
@@ -42,7 +43,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
             }
             Err(failure) => return Err(failure),
         };
-        let left = left_to_do(&status, &names, start.elapsed().as_millis() as u64);
+        let left = left_to_do(&status, &names, settling.observe(&status, Instant::now()));
         let rate = pace.observe(&status, Instant::now());
         if context.out.json {
             context.out.event(json!({

@@ -1,7 +1,8 @@
 //! The health word and its reasons, each with the command that addresses it. Pure: status in, verdict out.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use dfs_proto::NodeId;
 use dfs_proto::msg::admin::{Liveness, Status};
 
 use super::NodeNames;
@@ -15,9 +16,6 @@ const VERDICT_AGE_MAX_MS: u64 = 60_000;
 
 /// Below this share of free room, writers are close to "no space".
 const FREE_PERCENT_MIN: u64 = 5;
-
-/// A living datanode speaks every second: from here on it may be gone and the namenode not know yet.
-const SILENCE_MAX_MS: u64 = 2_500;
 
 /// Entries that a follower may lack and still count as caught up: what is on its way under load.
 const LAG_MAX: u64 = 128;
@@ -73,9 +71,8 @@ impl Health {
         match status.leader {
             None => self.err("no leader: files can neither be changed nor opened", "dfs status --watch"),
             Some(leader) if leader != status.from => {
-                let text =
-                    format!("leader {} does not answer here; data nodes and chunks are not known", names.of(leader));
-                self.warn(text, "dfs status --watch");
+                let text = format!("leader {} does not answer, the rest is not known", names.of(leader));
+                self.err(text, "dfs status --watch");
             }
             Some(_) => {}
         }
@@ -149,11 +146,43 @@ impl Health {
     }
 }
 
+/// For how long the cluster has looked the same: the same leader, the same nodes alive. What is older
+/// proves nothing: a datanode that was killed a moment ago is taken for alive until it has been silent
+/// for some seconds, and a look at the chunks from before its death found them all well.
+pub struct Settling {
+    since: Instant,
+    seen: Option<Looks>,
+}
+
+#[derive(PartialEq, Eq)]
+struct Looks {
+    leader: Option<NodeId>,
+    term: u64,
+    nodes: Vec<(NodeId, Liveness)>,
+}
+
+impl Settling {
+    pub fn new(now: Instant) -> Settling {
+        Settling { since: now, seen: None }
+    }
+
+    /// Takes in one more answer; how long there has been no change.
+    pub fn observe(&mut self, status: &Status, now: Instant) -> Duration {
+        let nodes = status.datanodes.iter().map(|node| (node.node, node.liveness)).collect();
+        let looks = Some(Looks { leader: status.leader, term: status.term, nodes });
+        if self.seen.is_some() && self.seen != looks {
+            self.since = now;
+        }
+        self.seen = looks;
+        now.saturating_duration_since(self.since)
+    }
+}
+
 /// What is left until nothing more needs to happen: every sealed chunk has its copies on live nodes,
 /// everyone agrees on who has what, nothing is being copied, every namenode is there and caught up.
-/// Empty means that all of it holds. `verdict_after_ms`: a verdict on the chunks older than this does
-/// not count, because what has happened since may not be in it.
-pub fn left_to_do(status: &Status, names: &NodeNames, verdict_after_ms: u64) -> Vec<String> {
+/// Empty means that all of it holds, by what has been heard in the time `settled`.
+pub fn left_to_do(status: &Status, names: &NodeNames, settled: Duration) -> Vec<String> {
+    let settled_ms = settled.as_millis() as u64;
     let mut left = Vec::new();
     if status.cluster.is_none() {
         left.push("the cluster to be formed".to_owned());
@@ -177,7 +206,7 @@ pub fn left_to_do(status: &Status, names: &NodeNames, verdict_after_ms: u64) -> 
     }
     for node in status.datanodes.iter().filter(|node| node.liveness != Liveness::Dead) {
         let name = names.of(node.node);
-        if node.liveness != Liveness::Live || node.silent_ms > SILENCE_MAX_MS {
+        if node.liveness != Liveness::Live || node.silent_ms > settled_ms {
             left.push(format!("a sign of datanode {name}, silent for {} ms", node.silent_ms));
         } else if !node.digest_agrees {
             left.push(format!("datanode {name} to agree on its replicas"));
@@ -194,7 +223,7 @@ pub fn left_to_do(status: &Status, names: &NodeNames, verdict_after_ms: u64) -> 
     if !repair.copying.is_empty() || repair.queued > 0 {
         left.push(format!("{} copies under way, {} queued", repair.copying.len(), repair.queued));
     }
-    if chunks.age_ms > verdict_after_ms {
+    if chunks.age_ms > settled_ms {
         left.push("the next look at all chunks".to_owned());
     }
     left
@@ -204,7 +233,7 @@ pub fn left_to_do(status: &Status, names: &NodeNames, verdict_after_ms: u64) -> 
 mod tests {
     use super::*;
     use dfs_proto::msg::admin::{ChunkHealth, CopyStatus, Counts, DatanodeStatus, NamenodeStatus, RepairStatus};
-    use dfs_proto::{ChunkId, ClusterId, NodeId};
+    use dfs_proto::{ChunkId, ClusterId};
     use std::collections::BTreeMap;
 
     fn names() -> NodeNames {
@@ -252,7 +281,11 @@ mod tests {
         change(&mut status);
         let health = Health::of(&status, &names());
         let reasons = health.reasons.iter().map(|reason| format!("{} -> {}", reason.text, reason.command));
-        (health.word(), reasons.collect::<Vec<_>>().join("\n"), left_to_do(&status, &names(), 5_000).join("\n"))
+        (
+            health.word(),
+            reasons.collect::<Vec<_>>().join("\n"),
+            left_to_do(&status, &names(), Duration::from_secs(5)).join("\n"),
+        )
     }
 
     #[test]
@@ -275,6 +308,26 @@ mod tests {
     fn a_dead_datanode_is_not_waited_for_once_its_chunks_are_whole_again() {
         let (word, _, left) = judged(|status| status.datanodes[1].liveness = Liveness::Dead);
         assert_eq!((word, left.as_str()), (Word::Warn, ""));
+    }
+
+    #[test]
+    fn a_datanode_killed_just_now_is_waited_for_until_it_is_dead_and_its_chunks_were_looked_at() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut settling = Settling::new(start);
+        let mut look = |ms: u64, liveness, silent_ms, age_ms| {
+            let mut status = healthy();
+            status.datanodes[1] = DatanodeStatus { liveness, silent_ms, ..status.datanodes[1].clone() };
+            status.chunks.age_ms = age_ms;
+            let settled = settling.observe(&status, at(ms));
+            left_to_do(&status, &names(), settled).join("; ")
+        };
+        // Killed 400 ms before the first look; everybody else speaks every 300 ms.
+        assert!(look(1_000, Liveness::Live, 1_400, 500).contains("a sign of datanode dn2"));
+        assert!(look(3_000, Liveness::Suspect, 3_400, 500).contains("a sign of datanode dn2"));
+        // Dead, but the last look at the chunks still found its replicas alive.
+        assert!(look(10_000, Liveness::Dead, 10_400, 500).contains("the next look"));
+        assert_eq!(look(11_000, Liveness::Dead, 11_400, 500), "");
     }
 
     #[test]
