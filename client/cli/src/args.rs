@@ -64,26 +64,12 @@ pub enum Color {
 
 /// `find` is typed with one dash (`-name`), as everywhere else; clap knows only two.
 pub fn with_long_names(typed: Vec<OsString>) -> Vec<OsString> {
-    let is_find =
-        typed.iter().skip(1).find(|arg| !arg.as_encoded_bytes().starts_with(b"-")).is_some_and(|arg| arg == "find");
-    // `--cluster FILE find` has a value before the verb.
-    let is_find = is_find || typed.iter().skip(1).take(4).any(|arg| arg == "find");
-    if !is_find {
+    if !typed.iter().any(|arg| arg == "find") {
         return typed;
     }
-    let long = ["-name", "-type", "-size", "-maxdepth"];
-    typed
-        .into_iter()
-        .map(
-            |arg| {
-                if long.iter().any(|name| arg == *name) {
-                    [OsString::from("-"), arg].into_iter().collect()
-                } else {
-                    arg
-                }
-            },
-        )
-        .collect()
+    let one_dash = |arg: &OsString| ["-name", "-type", "-size", "-maxdepth"].iter().any(|name| arg == name);
+    let long = |arg: OsString| if one_dash(&arg) { [OsString::from("-"), arg].into_iter().collect() } else { arg };
+    typed.into_iter().map(long).collect()
 }
 
 #[cfg(test)]

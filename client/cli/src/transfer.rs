@@ -36,6 +36,9 @@ const READS_IN_FLIGHT: usize = 4;
 /// Files that the walker may be ahead of the workers; beyond that it waits. Names and attributes only.
 const QUEUE_FILES: usize = 1024;
 
+/// Bits that a directory has at least while it is filled.
+const OWNER_MAY_FILL: u16 = 0o700;
+
 /// What is written until a file is whole: `NAME._COPYING_`, as in Hadoop.
 pub const TEMPORARY_SUFFIX: &[u8] = b"._COPYING_";
 
@@ -98,8 +101,8 @@ pub trait Target: Clone + Send + Sync + 'static {
         meta: &Meta,
         options: CopyOptions,
     ) -> impl Future<Output = Result<Self::Writer>> + Send;
-    /// Gives a directory its times and owner, once everything is in it.
-    fn finish_dir(&self, dir: &Self::Dir, meta: &Meta) -> impl Future<Output = Result> + Send;
+    /// Gives a directory its permission bits, and with `preserve` times and owner, once everything is in it.
+    fn finish_dir(&self, dir: &Self::Dir, meta: &Meta, options: CopyOptions) -> impl Future<Output = Result> + Send;
 }
 
 pub trait Writer: Send + 'static {
@@ -170,7 +173,7 @@ pub async fn copy<S: Source, T: Target>(
     }
     // Innermost first: setting a directory's times is the last change in it.
     for (dir, meta) in finish.into_iter().rev() {
-        if let Err(failure) = target.finish_dir(&dir, &meta).await {
+        if let Err(failure) = target.finish_dir(&dir, &meta, options).await {
             progress.failed(&failure);
         }
     }
@@ -187,7 +190,8 @@ struct Walk<S: Source, T: Target> {
     options: CopyOptions,
     queue: mpsc::Sender<Operand<S, T>>,
     progress: Arc<Progress>,
-    /// Directories made, with the attributes they get at the end. Only with `preserve`.
+    /// Directories made that get attributes at the end: with `preserve` all, else the few that their own
+    /// bits would have kept us out of.
     finish: Vec<(T::Dir, Meta)>,
 }
 
@@ -204,7 +208,7 @@ impl<S: Source, T: Target> Walk<S, T> {
                 FileKind::Directory => {
                     let made = self.target.make_dir(dir, name, meta).await?;
                     self.progress.directory();
-                    if self.options.preserve {
+                    if self.options.preserve || meta.mode & OWNER_MAY_FILL != OWNER_MAY_FILL {
                         self.finish.push((made.clone(), meta.clone()));
                     }
                     let mut entries = self.source.list(node);

@@ -6,18 +6,23 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use dfs_client::ClusterConfig;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::layout::{Layout, Member};
+use super::layout::{Kind, Layout, Member};
+use super::mounts;
 use crate::error::{Failure, Result};
 
 /// How much of a log is shown when its process did not do what was waited for.
 const LOG_TAIL_LINES: usize = 8;
 const LOG_TAIL_BYTES: u64 = 16 << 10;
+
+/// A mount's process ends within 35 s of the unmount, or mounts within 30 s of its start.
+const UNMOUNTED_DEADLINE: Duration = Duration::from_secs(45);
+const UNMOUNTED_POLL: Duration = Duration::from_millis(50);
 
 /// A running process of the cluster. The descriptor stays with this very process, whoever gets its number.
 pub struct Process {
@@ -89,6 +94,29 @@ pub fn start(layout: &Layout, member: Member) -> Result {
     let said = String::from_utf8_lossy(&output.stderr);
     let failure = Failure::failed(format!("{} could not be started", member.name()));
     Err(said.lines().fold(failure, |failure, line| failure.cause(line)).hint(script.display().to_string()))
+}
+
+/// A mount that was taken down still flushes what it has, which takes a while if its cluster was away.
+/// Until then its process runs and serves nobody: waits for its end, so that it can be started again.
+pub async fn wait_for_ending_mounts(layout: &Layout, config: &ClusterConfig) -> Result {
+    let members = Member::all(Kind::Mount, config.mounts.len());
+    for (member, mount) in members.into_iter().zip(&config.mounts) {
+        let deadline = Instant::now() + UNMOUNTED_DEADLINE;
+        while let Some(process) = Process::find(layout, member) {
+            if matches!(mounts::mounted_at(&mount.dir), Ok(Some(kind)) if kind == mounts::FUSE_TYPE) {
+                break;
+            }
+            if process.ended(UNMOUNTED_POLL).await {
+                break;
+            }
+            if Instant::now() >= deadline {
+                let failure =
+                    Failure::temporary(format!("{} neither serves {} nor ends", mount.name, mount.dir.display()));
+                return Err(with_log(failure, layout, member));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The end of a log, for the causes of a failure.

@@ -7,7 +7,10 @@ use dfs_proto::{Attr, ErrorKind, FileKind, InodeId, Name, SetAttr, SetTime, limi
 use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 
-use super::{CopyOptions, Found, Meta, Pieces, READ_BYTES, Source, Target, Writer, exists, read_ahead, temporary_name};
+use super::{
+    CopyOptions, Found, Meta, OWNER_MAY_FILL, Pieces, READ_BYTES, Source, Target, Writer, exists, read_ahead,
+    temporary_name,
+};
 use crate::error::{Failure, Result};
 use crate::path::{DfsPath, parse_name};
 use crate::remote::Remote;
@@ -158,8 +161,7 @@ impl Target for ClusterTree {
     async fn make_dir(&self, dir: &ClusterDir, name: &[u8], meta: &Meta) -> Result<ClusterDir> {
         let (name, path) = ClusterTree::join(dir, name)?;
         let Remote { dfs, caller } = &self.remote;
-        // Writable for us until everything is in it.
-        let mode = meta.mode & 0o777 & !users::umask() | 0o700;
+        let mode = meta.mode & 0o777 & !users::umask() | OWNER_MAY_FILL;
         let options = MakeOptions { exclusive: true, ..MakeOptions::default() };
         match dfs.make(caller, dir.inode, &name, NewNode::Directory, mode, options).await {
             Ok(made) => Ok(ClusterDir { inode: made.attr.inode, path }),
@@ -220,8 +222,16 @@ impl Target for ClusterTree {
         Ok(ClusterWriter { remote: self.remote.clone(), dir: dir.inode, temporary, name, path, file })
     }
 
-    async fn finish_dir(&self, dir: &ClusterDir, meta: &Meta) -> Result {
-        keep_attrs(&self.remote, dir.inode, meta).await.map_err(|failure| failure.at(&dir.path))
+    async fn finish_dir(&self, dir: &ClusterDir, meta: &Meta, options: CopyOptions) -> Result {
+        let finished = async {
+            if options.preserve {
+                return keep_attrs(&self.remote, dir.inode, meta).await;
+            }
+            let mode = SetAttr { mode: Some(meta.mode & 0o777 & !users::umask()), ..SetAttr::default() };
+            self.remote.dfs.setattr(&self.remote.caller, dir.inode, mode, None).await?;
+            Ok(())
+        };
+        finished.await.map_err(|failure: Failure| failure.at(&dir.path))
     }
 }
 

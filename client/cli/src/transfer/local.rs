@@ -15,7 +15,9 @@ use futures::stream::{self, BoxStream};
 use rustix::fs::{AtFlags, CWD, RenameFlags, Timespec, Timestamps};
 use tokio::sync::mpsc;
 
-use super::{CopyOptions, Found, Meta, READ_BYTES, Reader, Source, Target, Writer, exists, temporary_name};
+use super::{
+    CopyOptions, Found, Meta, OWNER_MAY_FILL, READ_BYTES, Reader, Source, Target, Writer, exists, temporary_name,
+};
 use crate::error::{Failure, Result};
 use crate::users;
 
@@ -148,8 +150,7 @@ impl Target for LocalTree {
 
     async fn make_dir(&self, dir: &PathBuf, name: &[u8], meta: &Meta) -> Result<PathBuf> {
         let path = dir.join(OsStr::from_bytes(name));
-        // Writable for us until everything is in it; `finish_dir` or the umask has the last word.
-        let mode = u32::from(meta.mode & 0o777 | 0o700);
+        let mode = u32::from(meta.mode & 0o777 | OWNER_MAY_FILL);
         match fs::DirBuilder::new().mode(mode).create(&path) {
             Ok(()) => Ok(path),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(path),
@@ -185,8 +186,12 @@ impl Target for LocalTree {
         Ok(LocalWriter { file: Arc::new(file), temporary, path })
     }
 
-    async fn finish_dir(&self, dir: &PathBuf, meta: &Meta) -> Result {
-        keep_attrs(dir, meta).map_err(|error| Failure::local(dir, &error))
+    async fn finish_dir(&self, dir: &PathBuf, meta: &Meta, options: CopyOptions) -> Result {
+        let finished = match options.preserve {
+            true => keep_attrs(dir, meta),
+            false => set_mode(dir, meta.mode & 0o777 & !users::umask()),
+        };
+        finished.map_err(|error| Failure::local(dir, &error))
     }
 }
 
@@ -209,8 +214,7 @@ impl Writer for LocalWriter {
             if options.preserve {
                 keep_attrs(&self.temporary, meta)?;
             } else if meta.mode & 0o200 == 0 {
-                let mode = u32::from(meta.mode & 0o777 & !users::umask());
-                fs::set_permissions(&self.temporary, std::os::unix::fs::PermissionsExt::from_mode(mode))?;
+                set_mode(&self.temporary, meta.mode & 0o777 & !users::umask())?;
             }
             rename(&self.temporary, &self.path, options.force)
         };
@@ -241,6 +245,10 @@ fn rename(from: &Path, to: &Path, replace: bool) -> io::Result<()> {
     }
 }
 
+fn set_mode(path: &Path, mode: u16) -> io::Result<()> {
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode.into()))
+}
+
 /// Owner (as far as we may), all permission bits, times.
 fn keep_attrs(path: &Path, meta: &Meta) -> io::Result<()> {
     // Only root gives files away; everybody else keeps the rest, as `cp -p` does.
@@ -248,7 +256,7 @@ fn keep_attrs(path: &Path, meta: &Meta) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::PermissionDenied => return Err(error),
         _ => {}
     }
-    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(meta.mode.into()))?;
+    set_mode(path, meta.mode)?;
     let time = |at: Timestamp| Timespec { tv_sec: at.secs, tv_nsec: at.nanos.into() };
     let times = Timestamps { last_access: time(meta.atime), last_modification: time(meta.mtime) };
     Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::empty())?)

@@ -67,6 +67,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
     report.datanodes(&status, start_datanodes.elapsed())?;
 
     let start_mounts = Instant::now();
+    process::wait_for_ending_mounts(&layout, &config).await?;
     started += start_members(&layout, &settings, &config, Kind::Mount, log)?;
     waiter.mounts().await?;
     report.mounts(start_mounts.elapsed())?;
