@@ -13,6 +13,7 @@ pub mod file;
 pub mod handles;
 mod names;
 mod open_inodes;
+mod removals;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,12 +22,14 @@ use admission::Admission;
 use dfs_client::Dfs;
 use handles::Handles;
 use open_inodes::OpenInodes;
+use removals::Removals;
 
 /// Everything a mount knows while it lasts.
 pub struct Fs {
     dfs: Dfs,
     handles: Handles,
     open_inodes: Arc<OpenInodes>,
+    removals: Removals,
     pub admission: Admission,
 }
 
@@ -34,6 +37,7 @@ impl Fs {
     /// `deadline`: when an operation that is still running is answered with ETIMEDOUT; `None` for never.
     pub fn new(dfs: Dfs, deadline: Option<Duration>) -> Fs {
         let open_inodes = Arc::new(OpenInodes::default());
-        Fs { dfs, handles: Handles::new(), open_inodes, admission: Admission::new(deadline) }
+        let admission = Admission::new(deadline);
+        Fs { dfs, handles: Handles::new(), open_inodes, removals: Removals::new(), admission }
     }
 }

@@ -5,7 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use dfs_client::MakeOptions;
 use dfs_proto::msg::meta::{NewNode, RenameMode};
-use dfs_proto::{Attr, FileKind, InodeId, Name};
+use dfs_proto::{Attr, Caller, FileKind, InodeId, Name};
+use tokio::sync::RwLockWriteGuard;
 
 use super::Fs;
 use super::caller::Requester;
@@ -83,7 +84,9 @@ impl Fs {
     }
 
     pub async fn unlink(&self, who: Requester, parent: InodeId, name: &OsStr) -> Result<(), Errno> {
-        self.dfs.unlink(&who.caller(), parent, &parse(name)?).await?;
+        let (caller, name) = (who.caller(), parse(name)?);
+        let _alone = self.hold_off_opens(&caller, parent, &name).await;
+        self.dfs.unlink(&caller, parent, &name).await?;
         Ok(())
     }
 
@@ -100,8 +103,19 @@ impl Fs {
         flags: u32,
     ) -> Result<(), Errno> {
         let mode = rename_mode(flags)?;
-        self.dfs.rename(&who.caller(), from.0, &parse(from.1)?, to.0, &parse(to.1)?, mode).await?;
+        let (caller, from_name, to_name) = (who.caller(), parse(from.1)?, parse(to.1)?);
+        let _alone = match mode {
+            RenameMode::Replace => self.hold_off_opens(&caller, to.0, &to_name).await,
+            RenameMode::NoReplace | RenameMode::Exchange => None,
+        };
+        self.dfs.rename(&caller, from.0, &from_name, to.0, &to_name, mode).await?;
         Ok(())
+    }
+
+    /// Makes opens of what the name leads to wait. Nothing to wait for if it leads nowhere.
+    async fn hold_off_opens(&self, caller: &Caller, parent: InodeId, name: &Name) -> Option<RwLockWriteGuard<'_, ()>> {
+        let attr = self.dfs.lookup(caller, parent, name).await.ok()?;
+        Some(self.removals.removing(attr.inode).await)
     }
 }
 
