@@ -87,7 +87,7 @@ fn refused(error: &clap::Error, json: bool) -> ExitCode {
     if json {
         let text = error.to_string();
         let message = text.trim_start_matches("error: ").lines().next().unwrap_or_default().to_owned();
-        eprint!("{}", Failure::usage(message).hint("dfs --help").render(true));
+        output::tell(&Failure::usage(message).hint("dfs --help").render(true));
     } else {
         let _ = error.print();
     }

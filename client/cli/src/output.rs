@@ -77,27 +77,30 @@ impl Output {
     /// A remark beside the answer, for people.
     pub fn note(&self, text: impl AsRef<str>) {
         if !self.quiet && !self.json {
-            eprintln!("{}", text.as_ref());
+            tell(&format!("{}\n", text.as_ref()));
         }
     }
 
     /// A remark that only `-v` shows.
     pub fn detail(&self, text: impl AsRef<str>) {
         if self.verbose {
-            eprintln!("{}", text.as_ref());
+            tell(&format!("{}\n", text.as_ref()));
         }
     }
 
     pub fn warning(&self, text: impl AsRef<str>) {
+        if self.quiet {
+            return;
+        }
         if self.json {
-            eprintln!("{}", serde_json::json!({"schema": 1, "kind": "warning", "message": text.as_ref()}));
+            tell(&format!("{}\n", serde_json::json!({"schema": 1, "kind": "warning", "message": text.as_ref()})));
         } else {
-            eprintln!("warning: {}", text.as_ref());
+            tell(&format!("warning: {}\n", text.as_ref()));
         }
     }
 
     pub fn failure(&self, failure: &Failure) {
-        eprint!("{}", failure.render(self.json));
+        tell(&failure.render(self.json));
     }
 
     /// Tells about a failed operand and goes on; a closed pipe or Ctrl-C ends the command all the same.
@@ -141,6 +144,11 @@ impl Output {
         };
         format!("\x1b[{code}m{text}\x1b[0m")
     }
+}
+
+/// Text beside the answer, on stderr. Where nobody listens any more (`2>&1 | head`) it is nobody's loss.
+pub fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
 }
 
 /// Adds `key` as text and, where the bytes are not UTF-8, `key_hex` with the exact ones.

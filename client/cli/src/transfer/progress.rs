@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::task::AbortHandle;
 
 use crate::error::{Exit, Failure, Result, Tally};
-use crate::output::Output;
+use crate::output::{Output, tell};
 use crate::units;
 
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -68,7 +68,7 @@ impl Progress {
                     progress.bar.set_message(format!("{} files", units::count(progress.files.load(Ordering::Relaxed))));
                     progress.bar.tick();
                 } else if !progress.quiet && !progress.json {
-                    eprintln!("{}", progress.line());
+                    tell(&format!("{}\n", progress.line()));
                 }
             }
         });
@@ -103,12 +103,12 @@ impl Progress {
     pub fn failed(&self, failure: &Failure) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         self.tally.lock().add(failure.exit);
-        self.bar.suspend(|| eprint!("{}", failure.render(self.json)));
+        self.bar.suspend(|| tell(&failure.render(self.json)));
     }
 
     pub fn warn(&self, text: &str) {
         if !self.json {
-            self.bar.suspend(|| eprintln!("warning: {text}"));
+            self.bar.suspend(|| tell(&format!("warning: {text}\n")));
         }
     }
 
@@ -128,7 +128,7 @@ impl Progress {
                 "failures": self.failures.load(Ordering::Relaxed),
             }))?;
         } else if !self.quiet {
-            eprintln!("{}", self.line());
+            tell(&format!("{}\n", self.line()));
         }
         std::mem::take(&mut *self.tally.lock()).end()
     }
