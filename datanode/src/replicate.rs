@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use dfs_proto::msg::data::{DataRequest, FRAME_HEADER_LEN, ReadReply};
 use dfs_proto::msg::meta::ReplicaAt;
 use dfs_proto::msg::node::Outcome;
@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use crate::node::{Node, data_target};
 use crate::scrub;
+use crate::serve::receive_bytes;
 use crate::store::{Incoming, State, StoreError, Verdict};
 
 /// A source that sends nothing for so long is given up.
@@ -212,12 +213,11 @@ async fn receive_frames(recv: &mut RecvStream) -> Received {
         let Some(header) = FrameHeader::from_bytes(&header) else {
             return Err((frames, SourceError::Bad("sends what is no frame".into())));
         };
-        let mut data = BytesMut::zeroed(header.len as usize);
-        if let Err(error) = within(recv.read_exact(&mut data)).await {
-            return Err((frames, SourceError::Away(error)));
+        match within(receive_bytes(recv, header.len)).await {
+            Ok(data) => frames.push((header, data)),
+            Err(error) => return Err((frames, SourceError::Away(error))),
         }
-        bytes += data.len();
-        frames.push((header, data.freeze()));
+        bytes += header.len as usize;
     }
     Ok((frames, false))
 }

@@ -2,7 +2,10 @@
 
 mod append;
 mod downstream;
+mod frames;
 mod read;
+
+pub use frames::receive_bytes;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use dfs_proto::limits::REPLICATION_MAX;
 use dfs_proto::msg::data::{AppendEvent, FRAME_HEADER_LEN, append_item};
 use dfs_proto::msg::meta::ReplicaAt;
@@ -20,6 +20,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, info};
 
 use super::downstream::Downstream;
+use super::frames::receive_bytes;
 use crate::node::Node;
 use crate::store::{OpenChunk, StoreError};
 
@@ -234,9 +235,8 @@ async fn receive_frame(recv: &mut RecvStream, window: &Arc<Semaphore>) -> Result
     let header = FrameHeader::from_bytes(&header).ok_or_else(|| RpcError::Malformed("frame header".into()))?;
     let room = window.clone().acquire_many_owned(header.len.max(FRAME_CHARGE_MIN)).await;
     let room = room.map_err(|error| RpcError::Closed(error.to_string()))?;
-    let mut bytes = BytesMut::zeroed(header.len as usize);
-    recv.read_exact(&mut bytes).await?;
-    Ok(Item::Frame { header, bytes: bytes.freeze(), _room: Arc::new(room) })
+    let bytes = receive_bytes(recv, header.len).await?;
+    Ok(Item::Frame { header, bytes, _room: Arc::new(room) })
 }
 
 /// Verifies and writes what is queued, as much at once as is there, and syncs once for all syncs in it.

@@ -8,7 +8,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 use dfs_proto::{ChunkId, FrameHeader};
+use rustix::buffer::spare_capacity;
 use rustix::fs::Advice;
+use rustix::io::Errno;
 
 use super::format::{self, ENTRY_LEN, Header, HeaderFault, SLOTS_LEN, data_offset, entry_offset};
 
@@ -169,9 +171,8 @@ impl ChunkFile {
             batch.frames.push(frame);
         }
         if let Some(head) = batch.frames.first() {
-            let mut data = vec![0; bytes as usize];
-            self.file.read_exact_at(&mut data, data_offset(head.offset)).map_err(|e| ended_early(e, first))?;
-            batch.data = data.into();
+            let data = self.read_at(data_offset(head.offset), bytes as usize);
+            batch.data = data.map_err(|e| ended_early(e, first))?.into();
         }
         Ok(batch)
     }
@@ -192,6 +193,22 @@ impl ChunkFile {
         self.file.metadata()?.modified()
     }
 
+    /// Reads exactly `len` bytes into fresh memory, which is not zeroed first.
+    fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            let at = offset + bytes.len() as u64;
+            match rustix::io::pread(&self.file, spare_capacity(&mut bytes), at) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // The allocator may have given room for more.
+        bytes.truncate(len);
+        Ok(bytes)
+    }
+
     fn write_all_vectored_at(&self, mut slices: &mut [IoSlice], mut offset: u64) -> io::Result<()> {
         // The kernel takes at most so many pieces in one call (IOV_MAX).
         const PIECES_MAX: usize = 1024;
@@ -203,7 +220,7 @@ impl ChunkFile {
                     offset += n as u64;
                     IoSlice::advance_slices(&mut slices, n);
                 }
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(e) => return Err(e.into()),
             }
         }
