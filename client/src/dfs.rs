@@ -35,13 +35,14 @@ impl Dfs {
     /// is returned.
     pub async fn shutdown(self) -> Result<()> {
         let outcome = self.client.drain_writes().await;
-        if let Some(session) = self.client.sessions.current() {
+        // Chunks that are not sealed by now are sealed with the session, at the same length.
+        self.client.stopped.cancel();
+        if let Some(session) = self.client.sessions.take() {
             let deadline = Deadline::after(CLOSE_SESSION);
             if let Err(failed) = self.client.mutate_in(&session, &Caller::ROOT, Op::CloseSession, deadline).await {
                 warn!(error = %failed.error, "session not closed; it will expire");
             }
         }
-        self.client.stopped.cancel();
         self.client.close_connections().await;
         outcome
     }

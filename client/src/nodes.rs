@@ -11,14 +11,10 @@ use tokio::time::Instant;
 /// How long a node that failed is used only if there is no other. By then the namenode knows too.
 const SUSPICION: Duration = Duration::from_secs(30);
 
-/// How long new chunks fan out after a chain has failed without showing who.
-const CHAIN_DISTRUST: Duration = Duration::from_secs(60);
-
 #[derive(Default)]
 pub(crate) struct Nodes {
     /// Bounded by the number of nodes there are.
     seen: Mutex<HashMap<NodeId, Seen>>,
-    chains_failed: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -51,14 +47,6 @@ impl Nodes {
             self.seen.lock().iter().filter(|(_, seen)| seen.is_suspect()).map(|(&node, _)| node).collect();
         suspects.sort_unstable();
         suspects
-    }
-
-    pub fn distrust_chains(&self) {
-        *self.chains_failed.lock() = Some(Instant::now());
-    }
-
-    pub fn trusts_chains(&self) -> bool {
-        self.chains_failed.lock().is_none_or(|at| at.elapsed() >= CHAIN_DISTRUST)
     }
 
     /// Replicas in the order in which to ask them: not those that just failed, rather this host's, the

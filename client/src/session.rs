@@ -129,6 +129,11 @@ impl Sessions {
         }
     }
 
+    /// Takes the session out, to be closed.
+    pub fn take(&self) -> Option<Arc<Session>> {
+        self.current.lock().take()
+    }
+
     /// Forgets the session. `false` if somebody else already did.
     pub fn forget(&self, session: SessionId) -> bool {
         let mut current = self.current.lock();

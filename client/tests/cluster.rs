@@ -135,6 +135,21 @@ async fn a_datanode_that_fails_in_the_middle_of_a_stream_is_replaced_unseen() {
 }
 
 #[tokio::test]
+async fn a_sync_covers_what_was_committed_into_a_chunk_that_failed_before_it_was_synced() {
+    let cluster = Cluster::start(4).await;
+    let dfs = cluster.client().await;
+    let file = create_as(&dfs, "synced", OpenMode::WRITE).await;
+    let bytes = pattern(5, 8 << 20);
+    file.write(0, bytes.slice(..4 << 20)).await.unwrap();
+    file.flush().await.unwrap();
+    cluster.datanodes[0].faults.lock().fail_append_at = Some(5 << 20);
+    file.write(4 << 20, bytes.slice(4 << 20..)).await.unwrap();
+    file.sync().await.unwrap();
+    assert!(cluster.namenode.extents(file.inode()).iter().all(|extent| cluster.is_synced(extent)));
+    assert!(read_elsewhere(&cluster, "/synced").await == bytes);
+}
+
+#[tokio::test]
 async fn small_files_outlive_a_failing_fan_out() {
     let cluster = Cluster::start(4).await;
     let dfs = cluster.client().await;

@@ -107,18 +107,18 @@ impl AppendState {
         settled
     }
 
-    /// A lane failed, by the fault of `node` where that is known. Only what every lane has acknowledged
+    /// A lane failed, by the fault of `node`. Only what every lane has acknowledged
     /// counts, although the survivors may have more: so commits before the seal can name all replicas.
-    pub fn handle_failure(&mut self, lane: usize, node: Option<NodeId>) -> Settled {
+    pub fn handle_failure(&mut self, lane: usize, node: NodeId) -> Settled {
         if self.end.is_some() {
             return Settled::default();
         }
         // A lane of one node fails with it. In a chain all but the failed node keep what they acknowledged.
         let failed = match self.lanes[lane].nodes[..] {
-            [only] => Some(only),
+            [only] => only,
             _ => node,
         };
-        let survivors: Vec<NodeId> = self.nodes().into_iter().filter(|&replica| Some(replica) != failed).collect();
+        let survivors: Vec<NodeId> = self.nodes().into_iter().filter(|&replica| replica != failed).collect();
         let lost = survivors.len() < self.required;
         self.end = Some(End { survivors, lost });
         Settled { failed: self.pieces.drain(..).map(|(id, _)| id).collect(), ended: true, ..Settled::default() }
@@ -261,12 +261,12 @@ mod tests {
         state.handle_ack(0, 200, 0);
         state.handle_ack(1, 200, 0);
         assert_eq!(state.handle_ack(2, 100, 0).acked, [first]);
-        let settled = state.handle_failure(2, Some(C));
+        let settled = state.handle_failure(2, C);
         assert_eq!(settled, Settled { acked: vec![], failed: vec![second], ended: true });
         assert_eq!(state.end(), Some(&End { survivors: vec![A, B], lost: false }));
         assert_eq!(state.acked(), 100);
         assert!(state.place(1).is_none());
-        assert_eq!(state.handle_failure(1, Some(B)), Settled::default(), "a chunk ends once");
+        assert_eq!(state.handle_failure(1, B), Settled::default(), "a chunk ends once");
     }
 
     #[test]
@@ -274,7 +274,7 @@ mod tests {
         let mut state = AppendState::new(vec![vec![A], vec![B]], 2);
         let (piece, _) = state.place(100).unwrap();
         state.handle_ack(0, 100, 0);
-        let settled = state.handle_failure(1, Some(B));
+        let settled = state.handle_failure(1, B);
         assert_eq!(settled.failed, [piece]);
         assert!(state.end().unwrap().lost);
     }
@@ -285,12 +285,8 @@ mod tests {
         let (first, _) = state.place(100).unwrap();
         let (second, _) = state.place(100).unwrap();
         assert_eq!(state.handle_ack(0, 100, 0).acked, [first]);
-        assert_eq!(state.handle_failure(0, Some(B)).failed, [second]);
+        assert_eq!(state.handle_failure(0, B).failed, [second]);
         assert_eq!(state.end().unwrap().survivors, [A, C]);
-        let mut state = chain();
-        state.place(100);
-        state.handle_failure(0, None);
-        assert_eq!(state.end().unwrap().survivors, [A, B, C]);
     }
 
     #[test]

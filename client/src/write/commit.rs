@@ -152,6 +152,7 @@ impl Client {
             let outcome = self.send(&session, &batch).instrument(span).await;
             match outcome {
                 Ok(attrs) => self.committed(batch, attrs),
+                Err(_) if self.stopped.is_cancelled() => return false,
                 Err(error) if error.kind == ErrorKind::SessionExpired => {
                     self.session_expired(session.id());
                     self.refused(batch, &session_lost());
@@ -219,9 +220,16 @@ impl Client {
         let (grant, extents, mtime) = {
             let mut inner = file.inner.lock();
             let wanted = inner.wants_commit() || ended.iter().any(|writer| inner.writes.waits_on(writer.chunk()));
-            // A file with bytes has a grant, unless the session has just changed; then the bytes go too.
-            let Some(grant) = inner.grant(true, session.id()).filter(|_| wanted) else { return };
-            (grant, inner.writes.take_commit(room), inner.writes.mtime())
+            if !wanted {
+                return;
+            }
+            match inner.grant(true, session.id()) {
+                Some(grant) => (grant, inner.writes.take_commit(room), inner.writes.mtime()),
+                None => {
+                    drop(inner);
+                    return self.grant_again(file.clone());
+                }
+            }
         };
         if extents.is_empty() {
             return;
@@ -258,7 +266,7 @@ impl Client {
         let reply = tokio::select! {
             reply = self.mutate_in(session, &ON_BEHALF_OF_GRANTS, op, Deadline::NEVER) => reply?,
             () = self.stopped.cancelled() => {
-                return Err(Error::new(ErrorKind::SessionExpired, "the client has been shut down"));
+                return Err(Error::new(ErrorKind::Unavailable, "the client has been shut down"));
             }
         };
         let OpReply::Committed { files } = reply else { return Err(unexpected_answer("Commit")) };

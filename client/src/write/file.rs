@@ -152,15 +152,21 @@ impl Client {
             self.free(freed);
         }
         self.flush(file, deadline).await?;
-        let grant = if through_handle { Some(self.grant(file, true).await?) } else { None };
-        let op = Op::SetAttr { inode: file.inode, set, grant };
-        match self.mutate(caller, op).await? {
-            OpReply::Attr(attr) => {
-                let mut inner = file.inner.lock();
-                inner.observe(&attr);
-                Ok(inner.merged_attr())
+        loop {
+            let grant = if through_handle { Some(self.grant(file, true).await?) } else { None };
+            match self.mutate(caller, Op::SetAttr { inode: file.inode, set: set.clone(), grant }).await {
+                Ok(OpReply::Attr(attr)) => {
+                    let mut inner = file.inner.lock();
+                    inner.observe(&attr);
+                    return Ok(inner.merged_attr());
+                }
+                Ok(_) => return Err(unexpected_answer("SetAttr")),
+                // Its key has been retired, or its session is over: the file is opened again.
+                Err(error) if through_handle && is_outdated(error.kind) && !deadline.passed() => {
+                    file.inner.lock().drop_grants();
+                }
+                Err(error) => return Err(error),
             }
-            _ => Err(unexpected_answer("SetAttr")),
         }
     }
 
@@ -263,7 +269,11 @@ impl Client {
     /// Writes again what the file has in `chunk`. Another client that overwrites the same bytes at this
     /// very moment may lose to it, as it may to any write of ours.
     async fn rewrite(self: &Arc<Self>, file: &Arc<FileState>, chunk: ChunkId) -> Result<()> {
-        let size = file.inner.lock().attr.size_bytes;
+        let size = {
+            let mut inner = file.inner.lock();
+            inner.allow_own_reads();
+            inner.attr.size_bytes
+        };
         let extents = self.extents(file, 0, size).await?;
         for extent in extents.into_iter().filter(|extent| extent.chunk == chunk) {
             let mut start = extent.file_offset;
@@ -279,6 +289,11 @@ impl Client {
         }
         Ok(())
     }
+}
+
+/// The grant that came along is no longer good; another one may be.
+fn is_outdated(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::CapabilityExpired | ErrorKind::SessionExpired)
 }
 
 fn require_size(offset: u64, len: usize) -> Result<()> {

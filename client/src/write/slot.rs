@@ -78,8 +78,8 @@ impl Client {
         let location = self.new_chunk(replication, lane == Lane::Stream).await?;
         let required = self.required_copies(replication).await?;
         let shape = match lane {
-            Lane::Stream if self.nodes.trusts_chains() => Shape::Chain,
-            _ => Shape::FanOut,
+            Lane::Stream => Shape::Chain,
+            Lane::Pack => Shape::FanOut,
         };
         self.reads.remember(location.clone());
         let writer = ChunkWriter::open(self, location, shape, required);

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_proto::{Caller, ErrorKind};
+use futures::future::join_all;
 use tracing::{debug, warn};
 
 use crate::client::Client;
+use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::open::{FileState, Inner};
 use crate::write::state::{Lane, UploadId};
@@ -130,6 +132,10 @@ impl Client {
             if let Err(error) = appended {
                 self.no_chunk(file, upload.id, error).await;
             }
+            if self.stopped.is_cancelled() {
+                file.inner.lock().uploading = false;
+                break;
+            }
         }
         file.progress.notify_waiters();
     }
@@ -231,18 +237,17 @@ impl Client {
         }
     }
 
-    /// Stores everything, then seals every chunk. Errors that lost bytes are the files' own.
+    /// Stores everything and ends the append streams. What is on datanodes and committed by then needs no
+    /// more of them: the end of the session seals their chunks. Returns the first error that lost bytes.
     pub async fn drain_writes(self: &Arc<Self>) -> Result<()> {
-        let deadline = self.deadline();
-        let mut outcome = Ok(());
-        for file in self.writes.dirty_files() {
-            let flushed = self.flush(&file, deadline).await;
-            outcome = outcome.and(flushed);
-        }
+        // Also of a `hard` client: who stops it wants it to end.
+        let deadline = Deadline::after(self.options.op_deadline);
+        let files = self.writes.dirty_files();
+        let flushed = join_all(files.iter().map(|file| self.flush(file, deadline))).await;
         for writer in self.writes.open_writers() {
-            writer.close().await;
+            writer.halt();
         }
-        outcome
+        flushed.into_iter().collect()
     }
 }
 

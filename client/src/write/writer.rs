@@ -117,9 +117,9 @@ enum LaneItem {
     Finish,
 }
 
-/// Why a lane ended, and whose fault it is where that is known.
+/// Why a lane ended, and whose fault it is.
 struct LaneFailure {
-    node: Option<NodeId>,
+    node: NodeId,
     reason: String,
 }
 
@@ -207,6 +207,11 @@ impl ChunkWriter {
                 lane.owing.notify_one();
             }
         }
+    }
+
+    /// Ends the append streams where they are.
+    pub fn halt(&self) {
+        self.stop.cancel();
     }
 
     /// Waits until enough replicas have synced everything up to `end`. `false` if that cannot be told any
@@ -313,16 +318,12 @@ impl ChunkWriter {
         }
         warn!(
             chunk = %self.chunk(),
-            node = ?failure.node.map(|node| node.0),
+            node = %failure.node,
             reason = failure.reason,
             resent = settled.failed.len(),
             "append failed: seal and switch"
         );
-        match failure.node {
-            Some(node) => client.nodes.suspect(node),
-            // Somebody in the chain: the next chunk fans out, which shows who.
-            None => client.nodes.distrust_chains(),
-        }
+        client.nodes.suspect(failure.node);
         self.settle(client, settled);
     }
 
@@ -368,7 +369,7 @@ async fn run_lane(
     items: mpsc::UnboundedReceiver<LaneItem>,
 ) {
     let work = async {
-        let blame = |error: RpcError| LaneFailure { node: Some(head.node), reason: error.to_string() };
+        let blame = |error: RpcError| LaneFailure { node: head.node, reason: error.to_string() };
         let (send, recv) = start(&client.data, &writer, head, chain.clone()).await.map_err(blame)?;
         let sending = async { send_items(send, items).await.map_err(blame) };
         let receiving = receive_events(&client, &writer, lane, head.node, recv);
@@ -449,13 +450,13 @@ async fn receive_events(
                     Ok(Some(AppendEvent::Ready)) => {}
                     Ok(Some(AppendEvent::Ack { written, synced })) => writer.handle_ack(client, lane, written, synced),
                     Ok(Some(AppendEvent::Failed { node, error })) => {
-                        return Err(LaneFailure { node: Some(node), reason: error.to_string() });
+                        return Err(LaneFailure { node, reason: error.to_string() });
                     }
                     Ok(None) if writer.is_over(lane) => return Ok(()),
                     Ok(None) => {
-                        return Err(LaneFailure { node: Some(head), reason: "append stream ended early".into() });
+                        return Err(LaneFailure { node: head, reason: "append stream ended early".into() });
                     }
-                    Err(error) => return Err(LaneFailure { node: Some(head), reason: error.to_string() }),
+                    Err(error) => return Err(LaneFailure { node: head, reason: error.to_string() }),
                 }
                 last_progress = Instant::now();
                 event = Box::pin(next_event(recv));
@@ -463,8 +464,8 @@ async fn receive_events(
             // The clock starts when the lane begins to owe something.
             () = writer.lanes[lane].owing.notified() => if patience.is_none() { last_progress = Instant::now() },
             () = too_late => {
-                let node = (writer.shape == Shape::FanOut).then_some(head);
-                return Err(LaneFailure { node, reason: "no progress within the deadline".into() });
+                // In a chain, the first node would have named another one by now.
+                return Err(LaneFailure { node: head, reason: "no progress within the deadline".into() });
             }
         }
     }

@@ -16,8 +16,8 @@ use dfs_proto::msg::admin::Liveness;
 use dfs_proto::msg::data::{AppendEvent, DataRequest, FRAME_HEADER_LEN, ReadReply, append_item};
 use dfs_proto::msg::meta::{MetaReply, MetaRequest, Op};
 use dfs_proto::{
-    Access, CapabilityKey, ChunkId, ClusterId, ErrorKind, FrameHeader, NodeId, PeerIdentity, Plane, Role, SessionId,
-    Timestamp, WireError,
+    Access, CapabilityKey, ChunkId, ClusterId, ErrorKind, Extent, FrameHeader, InodeId, NodeId, PeerIdentity, Plane,
+    Role, SessionId, Timestamp, WireError,
 };
 use dfs_rpc::pki::Authority;
 use dfs_rpc::{Endpoint, Handler, RecvStream, RpcError, SendStream, Tls};
@@ -91,6 +91,15 @@ impl Cluster {
         Cluster { namenode, datanodes: nodes, config, stop, _folder: folder }
     }
 
+    /// Whether at least two datanodes have synced these bytes.
+    pub fn is_synced(&self, extent: &Extent) -> bool {
+        let replicas = self.datanodes[0].replicas.lock();
+        let synced = |node: &&Arc<Datanode>| {
+            replicas.get(&(node.id, extent.chunk)).is_some_and(|replica| replica.synced >= extent.chunk_end())
+        };
+        self.datanodes.iter().filter(synced).count() >= 2
+    }
+
     pub async fn client(&self) -> Dfs {
         Dfs::connect(&self.config, Options::default()).await.unwrap()
     }
@@ -141,6 +150,10 @@ impl Namenode {
             namenode.apply(Body::PutDatanode { node, addr }).unwrap();
         }
         namenode
+    }
+
+    pub fn extents(&self, inode: InodeId) -> Vec<Extent> {
+        query::file_info(&*self.rows.lock(), inode, &|_| Liveness::Live).unwrap().unwrap().extents
     }
 
     pub fn expire(&self, session: SessionId) {
@@ -233,6 +246,7 @@ impl Handler for Namenode {
 struct Replica {
     bytes: Vec<u8>,
     frames: Vec<FrameHeader>,
+    synced: u32,
 }
 
 type Replicas = Arc<Mutex<BTreeMap<(NodeId, ChunkId), Replica>>>;
@@ -281,7 +295,11 @@ impl Datanode {
         let mut item = [0];
         while recv.read_exact_or_end(&mut item).await? {
             match item[0] {
-                append_item::SYNC => synced = written,
+                append_item::SYNC => {
+                    synced = written;
+                    let mut replicas = self.replicas.lock();
+                    nodes.iter().for_each(|node| replicas.get_mut(&(*node, chunk)).unwrap().synced = synced);
+                }
                 append_item::FRAME => {
                     let mut head = [0; FRAME_HEADER_LEN];
                     recv.read_exact(&mut head).await?;
