@@ -99,10 +99,6 @@ impl Link {
             return;
         }
         node.outcomes.acknowledged(carried);
-        // Before the scan is over nothing is known about what is absent; the leader repeats its orders.
-        if !node.store.is_scanned() {
-            return;
-        }
         for order in reply.orders {
             node.orders.accept(order);
         }

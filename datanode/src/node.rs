@@ -9,7 +9,7 @@ use dfs_proto::{
 };
 use dfs_rpc::{Pool, Target};
 use parking_lot::RwLock;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
@@ -38,6 +38,8 @@ pub struct Node {
     pub outcomes: Outcomes,
     pub read_memory: Semaphore,
     pub append_streams: Semaphore,
+    /// Turns true when the volumes have been read.
+    pub scanned: watch::Sender<bool>,
     /// Cancelled when the node is about to stop in order.
     pub leaving: CancellationToken,
     leader: RwLock<Leader>,
@@ -63,6 +65,7 @@ impl Node {
             outcomes: Outcomes::default(),
             read_memory: Semaphore::new(READ_MEMORY_BYTES),
             append_streams: Semaphore::new(APPEND_STREAMS_MAX),
+            scanned: watch::channel(false).0,
             leaving: CancellationToken::new(),
             leader: RwLock::default(),
         }

@@ -1,5 +1,5 @@
 //! What the leading namenode orders, carried out. Doing an order twice is the same as doing it once,
-//! and the leader repeats what it does not see done; so an order that finds its queue full is dropped.
+//! and what is not done shows in the digests and is ordered again; so an order that finds its queue full is dropped.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -105,7 +105,7 @@ fn key(order: &Order) -> (Kind, ChunkId) {
     }
 }
 
-/// Starts the workers; they end with `stop`.
+/// Starts the workers. They begin when the volumes have been read, and end with `stop`.
 pub fn start(node: &Arc<Node>, queues: Queues, tasks: &mut JoinSet<()>, stop: &CancellationToken) {
     let Queues { quick, copies, verifications } = queues;
     let parallel = [(quick, QUICK_PARALLEL), (copies, node.config.copy_parallel), (verifications, 1)];
@@ -118,6 +118,12 @@ pub fn start(node: &Arc<Node>, queues: Queues, tasks: &mut JoinSet<()>, stop: &C
 }
 
 async fn work(node: Arc<Node>, queue: Arc<tokio::sync::Mutex<mpsc::Receiver<Order>>>, stop: CancellationToken) {
+    // Before the scan is over nothing is known about what is absent.
+    let mut scanned = node.scanned.subscribe();
+    tokio::select! {
+        () = stop.cancelled() => return,
+        scanned = scanned.wait_for(|scanned| *scanned) => if scanned.is_err() { return },
+    }
     let next = || async { queue.lock().await.recv().await };
     loop {
         let order = tokio::select! {
@@ -180,11 +186,13 @@ async fn delete(node: &Arc<Node>, chunk: ChunkId, epoch: Epoch) -> Option<Outcom
 
 async fn verify(node: &Arc<Node>, chunk: ChunkId, epoch: Epoch, len: u32) -> Option<Outcome> {
     let asked = epoch != ANY_EPOCH;
+    // Bad is said of the epoch that the leader counts: this replica is no good one of that.
+    let bad = |here: Epoch, reason: String| Some(Outcome::Bad { chunk, epoch: here.max(epoch), reason });
     let verdict = match scrub::verify(node, chunk, VERIFY_BYTES_PER_S).await {
         Ok(verdict) => verdict,
         Err(error) if says_something(&error) => {
-            let epoch = node.store.get(chunk).map_or(epoch, |replica| replica.epoch);
-            return Some(Outcome::Bad { chunk, epoch, reason: error.to_string() });
+            let here = node.store.get(chunk).map_or(epoch, |replica| replica.epoch);
+            return bad(here, error.to_string());
         }
         Err(error) => {
             warn!(%error, "cannot verify");
@@ -192,13 +200,16 @@ async fn verify(node: &Arc<Node>, chunk: ChunkId, epoch: Epoch, len: u32) -> Opt
         }
     };
     match verdict {
-        Verdict::Whole { epoch: here, len: found } if asked && here <= epoch && found != len => {
-            Some(Outcome::Bad { chunk, epoch, reason: format!("{found} bytes are here, and it should be {len}") })
+        // One that is not sealed yet may be longer; its seal order cuts it.
+        Verdict::Whole { epoch: here, len: found }
+            if asked && (found < len && here <= epoch || found != len && here == epoch) =>
+        {
+            bad(here, format!("{found} bytes are here, and it should be {len}"))
         }
         Verdict::Whole { epoch, len } => asked.then_some(Outcome::Verified { chunk, epoch, len }),
-        Verdict::Damaged { epoch, reason } => {
+        Verdict::Damaged { epoch: here, reason } => {
             info!(reason, "replica is damaged");
-            Some(Outcome::Bad { chunk, epoch, reason })
+            bad(here, reason)
         }
         Verdict::Changed => None,
     }

@@ -65,7 +65,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let scan = node.clone();
     let scan = tokio::spawn(async move {
         match scan.store.blocking(|store| store.scan()).await {
-            Ok(()) => info!("volumes have been read"),
+            Ok(()) => {
+                info!("volumes have been read");
+                scan.scanned.send_replace(true);
+            }
             Err(error) => error!(%error, "volumes cannot be read"),
         }
     });

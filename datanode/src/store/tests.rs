@@ -314,6 +314,7 @@ fn a_failed_sync_latches_the_volume_for_good() {
     assert!(store.unsealed(10).is_empty());
     assert!(store.volume_status()[0].failed.as_ref().is_some_and(|reason| reason.contains("sync")));
     assert_eq!(read_all(&store, CHUNK).unwrap(), frames[..1]);
+    assert!(matches!(verify(&store, CHUNK), Err(StoreError::VolumeFailed { .. })));
     drop((open, store));
     assert!(Store::open(&rig.config).is_err_and(|error| error.to_string().contains("sync")));
 }

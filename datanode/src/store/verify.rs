@@ -44,6 +44,10 @@ impl Store {
     /// Begins to read a replica again, from the disk and not from the page cache.
     pub fn begin_verification(&self, chunk: ChunkId) -> Result<Verification, StoreError> {
         let examined = self.chunks.get(chunk).ok_or(StoreError::NotHere(chunk))?;
+        // Even if it can be read: nothing on a failed volume counts.
+        if examined.lost {
+            self.volume_of(&examined).check()?;
+        }
         if examined.state == State::Damaged {
             return Err(StoreError::Damaged { chunk, reason: "was found damaged before".into() });
         }
