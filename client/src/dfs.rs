@@ -1,3 +1,5 @@
+//! The handle on a cluster that everything starts from: connect, and shut down in order.
+
 use std::sync::Arc;
 use std::time::Duration;
 

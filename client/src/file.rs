@@ -1,3 +1,5 @@
+//! Open files, as applications of this crate see them.
+
 use std::sync::Arc;
 
 use bytes::Bytes;

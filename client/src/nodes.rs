@@ -42,6 +42,10 @@ impl Nodes {
         }
     }
 
+    pub fn is_suspect(&self, node: NodeId) -> bool {
+        self.seen.lock().get(&node).is_some_and(Seen::is_suspect)
+    }
+
     pub fn suspects(&self) -> Vec<NodeId> {
         let mut suspects: Vec<_> =
             self.seen.lock().iter().filter(|(_, seen)| seen.is_suspect()).map(|(&node, _)| node).collect();

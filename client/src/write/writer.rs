@@ -34,6 +34,12 @@ const PROGRESS_HOP: Duration = Duration::from_secs(1);
 /// A lane that owes only a sync gets longer: a busy disk takes its time.
 const PROGRESS_SYNC: Duration = Duration::from_secs(30);
 
+/// A lane of a node that has just failed another lane gets no more than this, for bytes or a sync.
+const PROGRESS_SUSPECT: Duration = Duration::from_secs(3);
+
+/// How often a waiting lane looks whether its node has come under suspicion.
+const SUSPICION_CHECK: Duration = Duration::from_secs(1);
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Shape {
     Chain,
@@ -438,9 +444,17 @@ async fn receive_events(
             (false, true, _) => Some(PROGRESS_SYNC),
             (false, false, _) => None,
         };
-        let too_late = async {
+        let patience = match patience {
+            Some(patience) if client.nodes.is_suspect(head) => Some(patience.min(PROGRESS_SUSPECT)),
+            patience => patience,
+        };
+        let check = async {
             match patience {
-                Some(patience) => tokio::time::sleep_until(last_progress + patience).await,
+                Some(patience) => {
+                    let too_late = last_progress + patience;
+                    tokio::time::sleep_until(too_late.min(Instant::now() + SUSPICION_CHECK)).await;
+                    Instant::now() >= too_late
+                }
                 None => std::future::pending().await,
             }
         };
@@ -463,7 +477,7 @@ async fn receive_events(
             }
             // The clock starts when the lane begins to owe something.
             () = writer.lanes[lane].owing.notified() => if patience.is_none() { last_progress = Instant::now() },
-            () = too_late => {
+            too_late = check => if too_late {
                 // In a chain, the first node would have named another one by now.
                 return Err(LaneFailure { node: head, reason: "no progress within the deadline".into() });
             }
