@@ -10,10 +10,13 @@ use dfs_cluster::{Cluster, Layout};
 use serde_json::json;
 
 use crate::prerequisites;
-use crate::run::build_dfs;
+use crate::run::program;
 
 #[derive(clap::Args)]
 pub struct Options {
+    /// A dfs program that is built already
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
     /// Where the cluster and the comparison files go; the disk that is measured
     #[arg(long, default_value = "dfs-bench")]
     dir: PathBuf,
@@ -30,7 +33,7 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result<()> {
     prerequisites::install()?;
-    let program = build_dfs()?;
+    let program = program(options.program.as_deref())?;
     ensure!(!options.dir.exists(), "{} exists; remove it or choose another by --dir", options.dir.display());
     fs::create_dir_all(&options.dir)?;
     let dir = options.dir.canonicalize()?;

@@ -11,11 +11,14 @@ use anyhow::{Context, Result, bail, ensure};
 use dfs_cluster::{Cluster, Layout, Tree, copy_file, copy_tree, digest_file};
 
 use crate::prerequisites;
-use crate::run::build_dfs;
+use crate::run::program;
 use input::Input;
 
 #[derive(clap::Args)]
 pub struct Options {
+    /// A dfs program that is built already
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
     /// End after the summary instead of leaving the cluster running
     #[arg(long)]
     once: bool,
@@ -38,8 +41,10 @@ const HEAL_DEADLINE: Duration = Duration::from_secs(180);
 
 pub fn run(options: &Options) -> Result<()> {
     prerequisites::install()?;
-    println!("building dfs (RocksDB's C++ takes ten minutes the first time)");
-    let program = build_dfs()?;
+    if options.program.is_none() {
+        println!("building dfs (RocksDB's C++ takes ten minutes the first time)");
+    }
+    let program = program(options.program.as_deref())?;
     let (interrupt, interrupted) = mpsc::channel();
     ctrlc::set_handler(move || {
         // The receiver is gone only when the demo is over.

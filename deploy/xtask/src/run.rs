@@ -27,6 +27,14 @@ pub fn workspace() -> PathBuf {
     here.ancestors().nth(2).expect("xtask is two folders below the workspace").to_owned()
 }
 
+/// Where the one binary is: `ready` if given, otherwise it is built.
+pub fn program(ready: Option<&Path>) -> Result<PathBuf> {
+    match ready {
+        Some(path) => path.canonicalize().with_context(|| path.display().to_string()),
+        None => build_dfs(),
+    }
+}
+
 /// Builds the one binary and returns where it is.
 pub fn build_dfs() -> Result<PathBuf> {
     must(&mut cargo(["build", "--release", "--package", "dfs"]))?;
