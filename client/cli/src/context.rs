@@ -31,7 +31,10 @@ impl Context {
 
     /// A session with the cluster on behalf of whoever runs the command.
     pub async fn connect(&self) -> Result<Remote> {
-        let dfs = Dfs::connect(&self.config()?, Options::default()).await?;
+        let host = rustix::system::uname();
+        let host = host.nodename().to_string_lossy();
+        let description = format!("command on {host}, process {}", std::process::id());
+        let dfs = Dfs::connect(&self.config()?, Options { description, ..Options::default() }).await?;
         Ok(Remote::new(dfs, users::caller()))
     }
 

@@ -17,7 +17,7 @@ use dfs_client::File;
 use dfs_proto::{ErrorKind, FileKind, Timestamp};
 use futures::stream::BoxStream;
 use futures::{StreamExt, stream};
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,10 @@ pub const READ_BYTES: u64 = 1 << 20;
 
 /// Reads under way at once for one file: covers the latency of a datanode's disk and network.
 const READS_IN_FLIGHT: usize = 4;
+
+/// Files from here on count for several: their time goes into bytes, of which each holds some in memory.
+const LARGE_BYTES: u64 = 1 << 20;
+const LARGE_WEIGHT: u16 = 4;
 
 /// Files that the walker may be ahead of the workers; beyond that it waits. Names and attributes only.
 const QUEUE_FILES: usize = 1024;
@@ -119,8 +123,8 @@ pub struct CopyOptions {
     pub force: bool,
     /// Keep times, owner and all permission bits.
     pub preserve: bool,
-    /// Files copied at once.
-    pub parallel: usize,
+    /// Small files copied at once: each waits for a few syncs, and they share them.
+    pub parallel: u16,
 }
 
 /// What to copy, and the directory and name it gets.
@@ -144,12 +148,14 @@ pub async fn copy<S: Source, T: Target>(
     let progress = Progress::start(&context.out, verb);
     let (queue, jobs) = mpsc::channel(QUEUE_FILES);
     let jobs = Arc::new(Mutex::new(jobs));
+    let weights = Arc::new(Semaphore::new(options.parallel.into()));
     let mut workers = JoinSet::new();
-    for _ in 0..options.parallel.max(1) {
+    for _ in 0..options.parallel {
         workers.spawn(work(
             source.clone(),
             target.clone(),
             Arc::clone(&jobs),
+            Arc::clone(&weights),
             options,
             Arc::clone(&progress),
             context.interrupt.clone(),
@@ -246,6 +252,7 @@ async fn work<S: Source, T: Target>(
     source: S,
     target: T,
     jobs: Arc<Mutex<mpsc::Receiver<Operand<S, T>>>>,
+    weights: Arc<Semaphore>,
     options: CopyOptions,
     progress: Arc<Progress>,
     interrupt: CancellationToken,
@@ -256,6 +263,9 @@ async fn work<S: Source, T: Target>(
             () = interrupt.cancelled() => return,
         };
         let Some(operand) = operand else { return };
+        let weight = if operand.meta.size_bytes < LARGE_BYTES { 1 } else { LARGE_WEIGHT.min(options.parallel) };
+        // Never closed.
+        let Ok(_weight) = weights.acquire_many(weight.into()).await else { return };
         match copy_file(&source, &target, &operand, options, &progress, &interrupt).await {
             Ok(()) => progress.file(),
             Err(failure) => progress.failed(&failure),

@@ -23,8 +23,8 @@ pub struct Args {
     /// Trees are copied whole in any case; accepted for habit
     #[arg(short = 'r', short_alias = 'R', long, hide = true)]
     recursive: bool,
-    /// Files copied at once
-    #[arg(short = 't', long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    /// Files copied at once; a large one counts for four
+    #[arg(short = 't', long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
     /// PATH... [LOCAL]; the last one is local unless it is the only one; `-` is standard output
     #[arg(required = true, num_args = 1.., value_names = ["PATH"])]
@@ -43,7 +43,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
     if sources.len() > 1 && !local.is_dir() {
         return Err(Failure::of(ErrorKind::NotADirectory, "not a directory").at(local.display()));
     }
-    let options = CopyOptions { force: args.force, preserve: args.preserve, parallel: args.threads.into() };
+    let options = CopyOptions { force: args.force, preserve: args.preserve, parallel: args.threads };
     context
         .with_remote(async |remote| {
             let mut tally = Tally::default();

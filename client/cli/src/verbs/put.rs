@@ -24,8 +24,8 @@ pub struct Args {
     /// Trees are copied whole in any case; accepted for habit
     #[arg(short = 'r', short_alias = 'R', long, hide = true)]
     recursive: bool,
-    /// Files copied at once
-    #[arg(short = 't', long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    /// Files copied at once; a large one counts for four
+    #[arg(short = 't', long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
     /// LOCAL... DESTINATION; `-` is standard input
     #[arg(required = true, num_args = 2.., value_names = ["LOCAL", "DESTINATION"])]
@@ -37,7 +37,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
         return Err(Failure::usage("a source and a destination are needed"));
     };
     let destination = DfsPath::parse(destination)?;
-    let options = CopyOptions { force: args.force, preserve: args.preserve, parallel: args.threads.into() };
+    let options = CopyOptions { force: args.force, preserve: args.preserve, parallel: args.threads };
     if locals.iter().any(|local| local == "-") {
         if locals.len() > 1 {
             return Err(Failure::usage("standard input is put alone"));

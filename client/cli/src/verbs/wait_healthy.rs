@@ -45,7 +45,8 @@ pub async fn run(context: &Context, args: Args) -> Result {
             let failure = left.iter().fold(failure, |failure, what| failure.cause(format!("waiting for {what}")));
             return Err(failure.hint("dfs status"));
         }
-        if left != told && (told.is_empty() || told_at.elapsed() > Duration::from_secs(1)) {
+        // Everybody has to be heard once: nothing to tell about in the first second.
+        if left != told && told_at.elapsed() > Duration::from_secs(1) {
             context.out.note(format!("waiting for {}", left.join("; ")));
             told = left;
             told_at = Instant::now();

@@ -95,7 +95,7 @@ fn line(context: &Context, status: &Status, left: &[String], rate: u64, elapsed:
     }
     if let Some((reason, waiting)) = status.repair.waits.first() {
         line.push_str(&format!("  {waiting} wait: {reason}"));
-    } else if let Some(first) = left.first() {
+    } else if let Some(first) = left.first().filter(|_| elapsed >= INTERVAL * 2) {
         line.push_str(&format!("  waiting for {first}"));
     }
     line

@@ -207,7 +207,8 @@ pub fn left_to_do(status: &Status, names: &NodeNames, settled: Duration) -> Vec<
     for node in status.datanodes.iter().filter(|node| node.liveness != Liveness::Dead) {
         let name = names.of(node.node);
         if node.liveness != Liveness::Live || node.silent_ms > settled_ms {
-            left.push(format!("a sign of datanode {name}, silent for {} ms", node.silent_ms));
+            let silence = units::duration(Duration::from_millis(node.silent_ms));
+            left.push(format!("a sign of datanode {name}, silent for {silence}"));
         } else if !node.digest_agrees {
             left.push(format!("datanode {name} to agree on its replicas"));
         }
