@@ -70,7 +70,7 @@ impl Namenode {
     /// # Errors
     /// `NotLeader` or, shortly after an election, `Unavailable`.
     pub fn leading(&self) -> Result<u64, WireError> {
-        self.reign.require(self.config.node, self.consensus.standing().leader)
+        self.reign.require(self.config.node, self.consensus.leader())
     }
 
     /// Reads rows as they are now. A store that cannot be read latches and ends the process.

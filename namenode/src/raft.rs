@@ -11,6 +11,7 @@
 mod barrier;
 mod batcher;
 mod clock;
+mod elections;
 mod links;
 mod log_store;
 mod network;

@@ -31,6 +31,15 @@ impl Sessions {
         *self.0.lock() = Leases { lease, sessions };
     }
 
+    /// Gives a full lease to sessions that have rows and none here: whoever opened one may have gone
+    /// before it was told, and then nobody would ever end it.
+    pub fn adopt(&self, sessions: impl IntoIterator<Item = (SessionId, NodeId)>, now: Instant) {
+        let mut leases = self.0.lock();
+        for (session, holder) in sessions {
+            leases.sessions.entry(session).or_insert(Lease { holder, renewed: now });
+        }
+    }
+
     pub fn opened(&self, session: SessionId, holder: NodeId, now: Instant) {
         self.0.lock().sessions.insert(session, Lease { holder, renewed: now });
     }
@@ -95,6 +104,9 @@ mod tests {
         assert_eq!(kind(sessions.renew(SessionId(2), NodeId(8), later)), Some(ErrorKind::SessionExpired));
         assert_eq!(kind(sessions.renew(SessionId(1), NodeId(8), later)), Some(ErrorKind::Forbidden));
         assert_eq!(kind(sessions.renew(SessionId(3), NodeId(8), later)), Some(ErrorKind::SessionExpired));
+        sessions.adopt([(SessionId(2), NodeId(8)), (SessionId(3), NodeId(8))], later);
+        assert_eq!(sessions.expired(10, later), [SessionId(2)]);
+        assert_eq!(kind(sessions.renew(SessionId(3), NodeId(8), later)), None);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use dfs_rpc::{Connection, Endpoint, Target};
+use dfs_rpc::{Connection, Endpoint, RpcError, Target};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -18,6 +18,9 @@ use tracing::{debug, info};
 /// Pause after a failed dial, doubled up to the second value.
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// A dial to a peer that is down sends its packets ever more rarely; a fresh one finds it sooner once it
+/// is back.
+const DIAL_DEADLINE: Duration = Duration::from_secs(1);
 /// How often a standing connection is looked at.
 const CHECK: Duration = Duration::from_millis(100);
 /// Calls in a row that went unanswered before the connection is replaced. A peer that was killed leaves
@@ -53,13 +56,17 @@ impl Link {
         let mut pause = PAUSE;
         loop {
             if self.needs_dialling() {
-                match endpoint.connect(&self.target).await {
+                let dial = tokio::time::timeout(DIAL_DEADLINE, endpoint.connect(&self.target));
+                let dialled = tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    dialled = dial => dialled,
+                };
+                match dialled.unwrap_or(Err(RpcError::Timeout(DIAL_DEADLINE.as_millis()))) {
                     Ok(connection) => {
                         info!(peer = %self.target.node, addr = %self.target.addr, "namenode reached");
                         self.silences.store(0, Ordering::Relaxed);
-                        if let Some(old) = self.connection.lock().replace(connection) {
-                            old.close();
-                        }
+                        // The old one is not closed but dropped: a snapshot may still be moving on it.
+                        *self.connection.lock() = Some(connection);
                         pause = PAUSE;
                     }
                     Err(error) => {

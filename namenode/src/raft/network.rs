@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dfs_proto::{ErrorKind, PeerIdentity, Plane, Role, WireError};
 use dfs_rpc::{Handler, RecvStream, RpcError, SendStream};
@@ -12,6 +12,7 @@ use openraft::{AnyError, OptionalSend};
 use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
+use super::elections::Ear;
 use super::links::{Attempt, Link, Links};
 use super::snapshot_transfer::{self, SnapshotOffer};
 use super::types::{
@@ -42,11 +43,12 @@ pub enum RaftReply {
 #[derive(Clone)]
 pub struct Network {
     links: Links,
+    ear: Ear,
 }
 
 impl Network {
-    pub fn new(links: Links) -> Network {
-        Network { links }
+    pub fn new(links: Links, ear: Ear) -> Network {
+        Network { links, ear }
     }
 }
 
@@ -54,7 +56,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, _node: &Member) -> Peer {
-        Peer { target, link: self.links.get(target) }
+        Peer { target, link: self.links.get(target), ear: self.ear.clone() }
     }
 }
 
@@ -63,6 +65,7 @@ pub struct Peer {
     target: u64,
     /// `None`: the membership names a node that the configuration does not.
     link: Option<Arc<Link>>,
+    ear: Ear,
 }
 
 type CallError = RPCError<u64, Member, RaftError<u64>>;
@@ -113,8 +116,13 @@ impl RaftNetwork<TypeConfig> for Peer {
     }
 
     async fn vote(&mut self, rpc: VoteRequest, option: RPCOption) -> Result<VoteResponse, CallError> {
+        let (candidate, last) = (rpc.vote, rpc.last_log_id);
+        self.ear.election(Instant::now());
         match self.call(&RaftRequest::Vote(rpc), &option).await? {
-            RaftReply::Vote(response) => Ok(response),
+            RaftReply::Vote(response) => {
+                self.ear.answer(&candidate, last, &response, Instant::now());
+                Ok(response)
+            }
             _ => Err(self.odd_reply().into()),
         }
     }
@@ -151,13 +159,14 @@ impl RaftNetwork<TypeConfig> for Peer {
 /// Answers the other namenodes.
 pub struct RaftServer {
     raft: Raft,
+    ear: Ear,
     /// One snapshot is received at a time; its owner may have gone, but its bytes are still on the disk.
     receiving: tokio::sync::Mutex<()>,
 }
 
 impl RaftServer {
-    pub(super) fn new(raft: Raft) -> RaftServer {
-        RaftServer { raft, receiving: tokio::sync::Mutex::new(()) }
+    pub(super) fn new(raft: Raft, ear: Ear) -> RaftServer {
+        RaftServer { raft, ear, receiving: tokio::sync::Mutex::new(()) }
     }
 
     async fn answer(&self, recv: &mut RecvStream) -> Result<RaftReply, WireError> {
@@ -169,10 +178,17 @@ impl RaftServer {
         match request {
             RaftRequest::Append(rpc) => {
                 let response = self.raft.append_entries(rpc).await.map_err(|e| failed(e.to_string()))?;
+                if !matches!(response, AppendResponse::HigherVote(_)) {
+                    self.ear.leader(Instant::now());
+                }
                 Ok(RaftReply::Append(response))
             }
             RaftRequest::Vote(rpc) => {
+                let candidate = rpc.vote;
                 let response = self.raft.vote(rpc).await.map_err(|e| failed(e.to_string()))?;
+                if response.is_granted_to(&candidate) {
+                    self.ear.election(Instant::now());
+                }
                 Ok(RaftReply::Vote(response))
             }
             RaftRequest::Snapshot(offer) => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use dfs_meta::{Body, Event, Outcome};
@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::barrier::Barrier;
 use super::batcher::Batcher;
 use super::clock::Clock;
+use super::elections::{self, Ear, Timeouts};
 use super::links::Links;
 use super::log_store::LogStore;
 use super::network::{Network, RaftServer};
@@ -30,6 +31,8 @@ use crate::store::state::StateStore;
 const PROPOSE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a snapshot that was asked for may take.
 const SNAPSHOT_DEADLINE: Duration = Duration::from_secs(60);
+/// How often one is asked for again.
+const SNAPSHOT_RETRY: Duration = Duration::from_secs(2);
 /// How long Raft may take to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -140,11 +143,17 @@ impl Consensus {
         let clock = Clock::default();
         let snapshots = Snapshots::open(data_dir)?;
         let machine = StateMachine::new(state, snapshots, clock.clone(), events, fail.clone())?;
-        let network = Network::new(links.clone());
+        let timeouts = Timeouts {
+            min: Duration::from_millis(options.election_timeout_min_ms),
+            max: Duration::from_millis(options.election_timeout_max_ms),
+        };
+        let ear = Ear::new(timeouts, Instant::now());
+        let network = Network::new(links.clone(), ear.clone());
         let raft = Raft::new(options.node, Arc::new(config), network, log, machine)
             .await
             .context("raft cannot start from what is stored")?;
         let standing = follow(&raft, options.snapshot_log_entries, fail);
+        tokio::spawn(elections::run(raft.clone(), ear.clone(), standing.clone()));
         let consensus = Consensus {
             batcher: Batcher::start(raft.clone(), clock.clone()),
             barrier: Barrier::start(raft.clone()),
@@ -153,7 +162,7 @@ impl Consensus {
             standing,
             raft: raft.clone(),
         };
-        Ok((consensus, RaftServer::new(raft)))
+        Ok((consensus, RaftServer::new(raft, ear)))
     }
 
     /// Stamps the time, replicates, applies, and returns what applying answered.
@@ -167,6 +176,11 @@ impl Consensus {
     /// Returns when this node is known to lead and its state holds everything committed before the call.
     pub async fn read_barrier(&self) -> Result<(), ProposeError> {
         self.barrier.pass().await
+    }
+
+    /// Who leads, as far as this node knows.
+    pub fn leader(&self) -> Option<u64> {
+        self.standing.borrow().leader
     }
 
     pub fn standing(&self) -> Standing {
@@ -218,12 +232,20 @@ impl Consensus {
     pub async fn snapshot(&self) -> Result<(), ProposeError> {
         let failed = |error: Fatal<u64>| ProposeError::Unavailable(error.to_string());
         let applied = self.standing().applied_index;
-        self.raft.trigger().snapshot().await.map_err(failed)?;
         let mut standing = self.standing.clone();
-        tokio::time::timeout(SNAPSHOT_DEADLINE, standing.wait_for(|standing| standing.snapshot_index >= applied))
-            .await
-            .map_err(|_| ProposeError::Timeout)?
-            .map_err(|_| ProposeError::Unavailable("this namenode is stopping".into()))?;
+        let taken = async {
+            loop {
+                // Ignored while another one is being taken, which may be of an earlier moment.
+                self.raft.trigger().snapshot().await.map_err(failed)?;
+                let done = standing.wait_for(|standing| standing.snapshot_index >= applied);
+                match tokio::time::timeout(SNAPSHOT_RETRY, done).await {
+                    Ok(Ok(_)) => return Ok(()),
+                    Ok(Err(_)) => return Err(ProposeError::Unavailable("this namenode is stopping".into())),
+                    Err(_) => {}
+                }
+            }
+        };
+        tokio::time::timeout(SNAPSHOT_DEADLINE, taken).await.map_err(|_| ProposeError::Timeout)??;
         self.raft.trigger().purge_log(applied).await.map_err(failed)
     }
 

@@ -10,6 +10,7 @@ use dfs_proto::limits::{DIGEST_SHARDS, ORDERS_MAX, SHARD_PAGE_MAX};
 use dfs_proto::msg::admin::Liveness;
 use dfs_proto::msg::node::{Heartbeat, HeartbeatReply, NodeReply, NodeRequest, Order, Outcome, ReplicaReport};
 use dfs_proto::{ChunkId, Epoch, ErrorKind, NodeId, WireError};
+use futures::StreamExt;
 use tracing::{info, warn};
 
 use crate::namenode::Namenode;
@@ -18,6 +19,9 @@ use crate::namenode::Namenode;
 const ITEMS_MAX: usize = 4096;
 /// Disks of one node.
 const VOLUMES_MAX: usize = 256;
+
+/// Replicas of one report that are proposed at a time.
+const ADOPTIONS: usize = 64;
 
 /// The peer's certificate says which node it is; no message names one.
 pub async fn answer(namenode: &Arc<Namenode>, node: NodeId, request: NodeRequest) -> Result<NodeReply, WireError> {
@@ -188,6 +192,7 @@ async fn report_came(
         })
         .await?;
     info!(%node, shard, replicas = verdicts.len(), missing = missing.len(), "shard compared");
+    let mut whole = Vec::new();
     for (replica, verdict) in verdicts {
         let ReplicaReport { chunk, epoch: own_epoch, len, .. } = replica;
         match verdict {
@@ -199,7 +204,7 @@ async fn report_came(
                 namenode.board.deletion_ordered(chunk, node, Instant::now());
                 namenode.orders.push(node, Order::Delete { chunk, epoch });
             }
-            Verdict::Adopt => adopt(namenode, node, chunk, own_epoch, len).await,
+            Verdict::Adopt => whole.push((chunk, own_epoch, len)),
             Verdict::Short => {
                 warn!(%chunk, %node, len, "a replica is short");
                 namenode.board.found_bad(chunk, node);
@@ -210,6 +215,10 @@ async fn report_came(
     for (chunk, row) in missing {
         namenode.orders.push(node, Order::Verify { chunk, epoch: row.epoch, len: row.len });
     }
+    // Together, so that they share log entries.
+    futures::stream::iter(whole)
+        .for_each_concurrent(ADOPTIONS, |(chunk, epoch, len)| adopt(namenode, node, chunk, epoch, len))
+        .await;
     namenode.repair_wanted.notify_one();
     Ok(())
 }

@@ -113,12 +113,14 @@ async fn carry_out(
     for copy in plan.copies {
         order_copy(namenode, &copy, addrs, key, clock);
     }
-    for DropPlan { chunk, epoch, node } in plan.drops {
-        // The deletion is ordered when this is applied, by its event: never before it is committed.
+    // Together, so that they share log entries. The deletion is ordered when its drop is applied, by the
+    // event: never before it is committed.
+    let drops = plan.drops.into_iter().map(|DropPlan { chunk, epoch, node }| async move {
         namenode.propose(Body::DropReplica { chunk, epoch, node }).await?;
         info!(%chunk, %node, "replica dropped");
-    }
-    Ok(())
+        Ok(())
+    });
+    futures::future::try_join_all(drops).await.map(|_| ())
 }
 
 fn order_copy(

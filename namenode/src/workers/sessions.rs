@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dfs_meta::Body;
+use dfs_meta::{Body, rows};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -13,16 +13,28 @@ const TICK: Duration = Duration::from_millis(500);
 /// Sessions ended by one command: each may have many open chunks to seal.
 const SESSIONS_MAX: usize = 64;
 
+/// Ticks between two looks at the rows.
+const ADOPT_EVERY: u32 = 20;
+
 pub async fn run(namenode: Arc<Namenode>, shutdown: CancellationToken) {
+    let mut tick: u32 = 0;
     loop {
+        tick = tick.wrapping_add(1);
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(TICK) => {}
         }
         namenode.notice_pause();
-        if namenode.leading().is_ok() {
-            expire(&namenode).await;
+        if namenode.leading().is_err() {
+            continue;
         }
+        if tick.is_multiple_of(ADOPT_EVERY)
+            && let Ok(sessions) = namenode.read(rows::sessions)
+        {
+            let sessions = sessions.into_iter().map(|(session, row)| (session, row.holder));
+            namenode.sessions.adopt(sessions, Instant::now());
+        }
+        expire(&namenode).await;
     }
 }
 

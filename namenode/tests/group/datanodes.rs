@@ -178,9 +178,10 @@ fn a_dead_datanodes_replicas_are_copied_and_the_returned_one_loses_what_is_super
 
     let lost = datanodes.iter().position(|node| node.sealed.contains_key(&file.chunk.chunk)).unwrap();
     let mut silent = datanodes.remove(lost);
-    until("three live replicas again", || {
+    until("three live replicas without the silent node", || {
         datanodes.iter_mut().for_each(|node| node.beat(0));
-        (live_replicas(&client, file.inode).len() == 3).then_some(())
+        let live = live_replicas(&client, file.inode);
+        (live.len() == 3 && !live.contains(&NodeId(silent.id))).then_some(())
     });
     assert!(datanodes.iter().any(|node| node.orders.iter().any(|order| matches!(order, Order::Copy { .. }))));
 

@@ -109,6 +109,27 @@ fn a_namenode_away_for_longer_than_the_log_catches_up_by_a_snapshot() {
 }
 
 #[test]
+fn leaders_lost_one_right_after_the_other_take_nothing_acknowledged_with_them() {
+    let mut group = Group::formed(3, |_| {});
+    let session = group.client(Role::Client, 100).open_session();
+    let rounds = 6;
+    for number in 1..=rounds {
+        let leader;
+        {
+            let client = group.client(Role::Client, 100);
+            client.mutate(request(session.session, number), mkdir(&format!("d{number}"))).unwrap();
+            leader = client.leader();
+        }
+        // The one killed the round before may only just be starting, with a log that is behind.
+        group.kill(leader);
+        group.client(Role::Client, 100).leader();
+        group.restart(leader);
+    }
+    let client = group.client(Role::Client, 100);
+    assert_eq!(client.names(session).len(), rounds as usize);
+}
+
+#[test]
 fn a_cluster_is_made_once_and_by_an_administrator() {
     let mut group = Group::start(1, |_| {});
     assert_eq!(kind(group.client(Role::Client, 100).initialize()), Some(ErrorKind::Forbidden));

@@ -188,9 +188,7 @@ impl Client<'_> {
         let mut index = 0;
         until("an answer of the leader", || {
             index = (index + 1) % self.group.nodes.len();
-            if self.group.nodes[index].running.is_none() {
-                return None;
-            }
+            self.group.nodes[index].running.as_ref()?;
             match self.ask(index, request) {
                 Ok(reply) => Some(Ok(reply)),
                 Err(RpcError::Refused(error)) if error.kind.retryable() => None,

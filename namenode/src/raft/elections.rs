@@ -1,0 +1,156 @@
+//! A second election timer, beside openraft's own.
+//!
+//! openraft 0.9 draws a node's election timeout once, when it starts, so two nodes with nearly the same
+//! one split the vote again and again. A node that has lost an election because its log was shorter
+//! waits two `election_timeout_max` longer each time until it has stood again, however long its log is
+//! by then. And two candidates that met in one term, one with the longer log and one with the higher
+//! id, refuse each other. When leaders are lost one after the other, that adds up to many seconds. So
+//! each node also counts by itself how long it has heard from no leader, with a new draw each time, and
+//! stands when it should; unless it knows that its log is the shorter one, because then it would only
+//! be in the way.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rand::Rng;
+use tokio::sync::watch;
+use tracing::info;
+
+use super::node::Standing;
+use super::types::{LogId, Raft, Vote, VoteResponse};
+
+/// How often the time is looked at.
+const TICK: Duration = Duration::from_millis(20);
+/// Pause before standing again after meeting a candidate with a log that is no longer than ours.
+const AGAIN: Range<Duration> = Duration::from_millis(50)..Duration::from_millis(250);
+
+/// The bounds of openraft's own timer; `max` is also the lease of a leader that was heard.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    pub min: Duration,
+    pub max: Duration,
+}
+
+/// What this node has heard from the others that bears on standing for election.
+#[derive(Clone)]
+pub struct Ear(Arc<Mutex<Heard>>);
+
+struct Heard {
+    timeouts: Timeouts,
+    /// When to stand if nothing is heard until then.
+    stand_at: Instant,
+    /// Somebody has a longer log than this node, which cannot win.
+    behind: bool,
+}
+
+impl Ear {
+    pub fn new(timeouts: Timeouts, now: Instant) -> Ear {
+        let ear = Ear(Arc::new(Mutex::new(Heard { timeouts, stand_at: now, behind: false })));
+        ear.leader(now);
+        ear
+    }
+
+    /// A leader was heard (or this node is one): its lease has to run out first.
+    pub fn leader(&self, now: Instant) {
+        let mut heard = self.0.lock();
+        heard.behind = false;
+        heard.stand_at = now + heard.timeouts.max + draw(heard.timeouts.min..heard.timeouts.max);
+    }
+
+    /// This node stands, or has given its vote away: either may succeed if it gets the time.
+    pub fn election(&self, now: Instant) {
+        let mut heard = self.0.lock();
+        heard.stand_at = heard.stand_at.max(now + draw(heard.timeouts.min..heard.timeouts.max));
+    }
+
+    /// What a voter answered to this node as the candidate `vote` with the log up to `last`.
+    pub fn answer(&self, vote: &Vote, last: Option<LogId>, response: &VoteResponse, now: Instant) {
+        let mut heard = self.0.lock();
+        if response.last_log_id > last {
+            heard.behind = true;
+        } else if response.vote > *vote {
+            heard.stand_at = heard.stand_at.min(now + draw(AGAIN));
+        }
+    }
+
+    /// Whether it is time to stand; then the next time is set.
+    fn is_due(&self, now: Instant) -> bool {
+        let due = {
+            let heard = self.0.lock();
+            !heard.behind && now >= heard.stand_at
+        };
+        if due {
+            self.election(now);
+        }
+        due
+    }
+}
+
+fn draw(range: Range<Duration>) -> Duration {
+    rand::rng().random_range(range)
+}
+
+/// Runs until Raft ends.
+pub async fn run(raft: Raft, ear: Ear, mut standing: watch::Receiver<Standing>) {
+    loop {
+        tokio::time::sleep(TICK).await;
+        if standing.has_changed().is_err() {
+            return;
+        }
+        let (leads, node) = {
+            let current = standing.borrow_and_update();
+            // Nobody else could lead, and nobody could hear us.
+            let alone = current.members.len() <= 1 || !current.members.contains_key(&current.node);
+            (current.leads() || alone, current.node)
+        };
+        if leads {
+            ear.leader(Instant::now());
+        } else if ear.is_due(Instant::now()) {
+            info!(node, "no leader is heard: this namenode stands");
+            if raft.trigger().elect().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIN: Duration = Duration::from_millis(500);
+    const MAX: Duration = Duration::from_millis(1000);
+
+    fn log_id(term: u64, index: u64) -> Option<LogId> {
+        Some(LogId::new(openraft::CommittedLeaderId::new(term, 1), index))
+    }
+
+    #[test]
+    fn a_leaders_lease_runs_out_before_anybody_stands() {
+        let start = Instant::now();
+        let ear = Ear::new(Timeouts { min: MIN, max: MAX }, start);
+        assert!(!ear.is_due(start + MAX + MIN - TICK));
+        ear.leader(start + MAX);
+        assert!(!ear.is_due(start + 2 * MAX));
+        assert!(ear.is_due(start + 3 * MAX));
+        assert!(!ear.is_due(start + 3 * MAX + MIN - TICK));
+        assert!(ear.is_due(start + 4 * MAX));
+    }
+
+    #[test]
+    fn a_node_with_a_shorter_log_stands_back_and_one_that_lost_to_a_shorter_log_does_not() {
+        let start = Instant::now();
+        let (mine, theirs) = (Vote::new(8, 1), Vote::new(8, 3));
+        let ear = Ear::new(Timeouts { min: MIN, max: MAX }, start);
+        ear.election(start + 3 * MAX);
+        ear.answer(&mine, log_id(7, 9), &VoteResponse::new(theirs, log_id(6, 9), false), start + 3 * MAX);
+        assert!(ear.is_due(start + 3 * MAX + AGAIN.end));
+
+        ear.answer(&mine, log_id(6, 9), &VoteResponse::new(theirs, log_id(7, 9), false), start + 4 * MAX);
+        assert!(!ear.is_due(start + 100 * MAX));
+        ear.leader(start + 100 * MAX);
+        assert!(ear.is_due(start + 103 * MAX));
+    }
+}
