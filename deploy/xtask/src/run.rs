@@ -35,9 +35,13 @@ pub fn program(ready: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
-/// Builds the one binary and returns where it is.
-pub fn build_dfs() -> Result<PathBuf> {
+fn build_dfs() -> Result<PathBuf> {
     must(&mut cargo(["build", "--release", "--package", "dfs"]))?;
+    built_dfs()
+}
+
+/// Where a build has left the one binary.
+pub fn built_dfs() -> Result<PathBuf> {
     // This program was built by the same cargo into the same folder.
     let program = std::env::current_exe()?.with_file_name("dfs");
     if !program.exists() {

@@ -59,9 +59,19 @@ pub fn create(layout: &Layout, settings: &Settings, ports: &Ports) -> Result<Clu
         };
         let path = layout.config(member);
         fs::write(&path, text).map_err(|error| Failure::local(&path, &error))?;
+        if member.kind == Kind::Datanode {
+            prepare_datanode(&path)?;
+        }
     }
     config.save(&layout.cluster_toml())?;
     Ok(config)
+}
+
+/// Makes the node's data folders now, because `must_exist` has it refuse an empty one from here on: a disk
+/// that is not mounted must not look like a node that has lost everything.
+fn prepare_datanode(config: &Path) -> Result {
+    let failed = |error: anyhow::Error| Failure::failed(format!("cannot make a datanode's folders: {error:#}"));
+    dfs_datanode::Config::load(config).map_err(failed).and_then(|config| dfs_datanode::prepare(&config).map_err(failed))
 }
 
 /// Takes away what `create` left when it failed half way. The folder was empty before.
@@ -205,6 +215,7 @@ fn namenode_toml(config: &ClusterConfig, raft: &[SocketAddr], member: Member) ->
 
 fn datanode_toml(config: &ClusterConfig, member: Member) -> String {
     let mut text = node_head(config, member, config.datanodes[member.index - 1].addr);
+    text.push_str("must_exist = true\n");
     text.push_str(&tls_section(member));
     for NodeAddr { id, name, addr } in &config.namenodes {
         let _ = write!(text, "\n[[namenodes]]\nid = {id}\nname = \"{name}\"\naddr = \"{addr}\"\n");
