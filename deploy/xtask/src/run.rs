@@ -19,6 +19,13 @@ pub fn must(command: &mut Command) -> Result<()> {
 pub fn cargo<const N: usize>(args: [&str; N]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(workspace());
+    // Cargo tells us about ourselves by these. Some build scripts look at them, and would find them
+    // changed, and build again, whenever cargo is run by hand in between.
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|own| name.to_string_lossy().starts_with(own)) {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
