@@ -60,7 +60,8 @@ fn mount_tests(program: &Path) -> Result<()> {
     let result = Cluster::up(program, &dir.join("data"), Layout { mounts, ..Layout::default() })
         .context("start the cluster")
         .and_then(|cluster| {
-            let mut tests = cargo(["test", "--release", "--package", "dfs-fuse", "--test", "mount"]);
+            // Of the whole workspace, as they were built.
+            let mut tests = cargo(["test", "--release", "--workspace", "--test", "mount"]);
             tests.env("DFS_TEST_MOUNT", cluster.mount(0)).env("DFS_TEST_MOUNT2", cluster.mount(1));
             must(&mut tests)
         });
