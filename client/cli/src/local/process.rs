@@ -174,8 +174,12 @@ mod tests {
     async fn a_process_is_found_signalled_and_seen_to_end() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("nn1");
-        let mut child =
-            Command::new("sh").arg("-c").arg("read x").arg(folder.join("x")).stdin(Stdio::piped()).spawn().unwrap();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "echo; read x"]).arg(folder.join("x")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = shell.spawn().unwrap();
+        // `spawn` may return while the kernel is still putting the new program in place, and until then the
+        // command line is empty.
+        std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
         let pid_file = dir.path().join("nn1.pid");
         fs::write(&pid_file, child.id().to_string()).unwrap();
         let process = running(&pid_file, &folder).unwrap();
