@@ -33,9 +33,11 @@ fn main() -> ExitCode {
     };
     let context = Context::new(cli.global);
     let ended = prepare(&context.global, &cli.verb).and_then(|runtime| {
+        // A role's store must be closed before the process ends. Other verbs may hang in a read of a terminal
+        // or a pipe, which cannot be cancelled and is not worth waiting for.
+        let patience = Duration::from_millis(if cli.verb.is_role() { 10_000 } else { 100 });
         let ended = runtime.block_on(run(&context, cli.verb));
-        // Blocking reads of a terminal or a pipe cannot be cancelled: do not wait for them.
-        runtime.shutdown_timeout(Duration::from_millis(100));
+        runtime.shutdown_timeout(patience);
         ended
     });
     let ended = ended.and_then(|()| context.out.flush());

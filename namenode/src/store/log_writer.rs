@@ -26,22 +26,39 @@ struct Job {
     done: Option<Done>,
 }
 
-/// Sends work to the thread. The thread ends when the last handle is dropped, after all that was sent.
+/// Sends work to the thread. Dropping the last handle waits until all that was sent is written and the
+/// thread has let go of the database: a process must not end while a thread is still closing it, because
+/// RocksDB's own globals are taken down at exit.
 #[derive(Clone)]
 pub struct LogWriter {
     jobs: mpsc::Sender<Job>,
     fail: FailStop,
+    /// Dropped after `jobs`, whose last copy tells the thread to end.
+    _thread: Arc<Thread>,
+}
+
+struct Thread(Option<thread::JoinHandle<()>>);
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        // The thread itself drops a handle if a callback held the last one; it cannot wait for itself.
+        if let Some(handle) = self.0.take().filter(|handle| handle.thread().id() != thread::current().id())
+            && handle.join().is_err()
+        {
+            tracing::error!("the log writer's thread panicked");
+        }
+    }
 }
 
 impl LogWriter {
     pub fn start(log: Arc<LogDb>, fail: FailStop) -> Result<LogWriter, StoreError> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let latch = fail.clone();
-        thread::Builder::new()
+        let handle = thread::Builder::new()
             .name("log-writer".into())
             .spawn(move || write_all(&log, queue, &latch))
             .map_err(|source| StoreError::Io { path: "log-writer thread".into(), source })?;
-        Ok(LogWriter { jobs, fail })
+        Ok(LogWriter { jobs, fail, _thread: Arc::new(Thread(Some(handle))) })
     }
 
     /// Queues changes and calls `done` when they are synced.
@@ -131,13 +148,8 @@ mod tests {
             }
             writer.write(vec![LogChange::Truncate { from: 51 }]).await.unwrap();
         }
-        // The thread lets go of the database when the last handle is gone.
-        let log = loop {
-            match LogDb::open(dir.path()) {
-                Ok(log) => break log,
-                Err(_) => tokio::task::yield_now().await,
-            }
-        };
+        // The last handle is gone, and with it the thread's hold on the database.
+        let log = LogDb::open(dir.path()).unwrap();
         assert_eq!(log.last().unwrap().unwrap(), (50, vec![50; 100]));
     }
 }

@@ -102,7 +102,9 @@ impl Group {
     /// Ends a namenode in the middle of whatever it does.
     pub fn kill(&mut self, index: usize) {
         let (runtime, ..) = self.nodes[index].running.take().unwrap();
-        runtime.shutdown_background();
+        // Tasks end at their next await; only what a thread has begun is waited for, as RocksDB must not
+        // be in use when the test process ends.
+        runtime.shutdown_timeout(DEADLINE);
     }
 
     /// Stops a namenode in order.
@@ -127,7 +129,7 @@ impl Drop for Group {
     fn drop(&mut self) {
         for node in &mut self.nodes {
             if let Some((runtime, ..)) = node.running.take() {
-                runtime.shutdown_background();
+                runtime.shutdown_timeout(DEADLINE);
             }
         }
     }
