@@ -1,20 +1,31 @@
 //! Calls to the namenode group: finds the leader, and goes on trying while there is none.
+//!
+//! A namenode that was killed says nothing, and nothing on the network says it either. So a call that is
+//! not answered soon looks round: it puts the same request to the other namenodes, which point at the
+//! leader or serve it. That is safe because a mutation is done once whoever is asked how often. The
+//! first call that finds a new leader takes all others that wait along.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dfs_proto::msg::meta::{MetaReply, MetaRequest};
 use dfs_proto::{ErrorKind, NodeId};
 use dfs_rpc::{Pool, RpcError, Target};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
 
 use crate::deadline::Deadline;
 use crate::error::Error;
 
-/// One attempt at one namenode. A leader that died is left after this; an election takes about as long.
+/// One attempt at one namenode, which may be slow and alive.
 pub(crate) const ATTEMPT: Duration = Duration::from_secs(3);
+
+/// A leader that has not answered for so long may be dead: the others are asked as well, each for at most
+/// `LOOK`, and again after `LOOK_PAUSE` while they know no other leader.
+const QUIET: Duration = Duration::from_millis(400);
+const LOOK: Duration = Duration::from_millis(400);
+const LOOK_PAUSE: Duration = Duration::from_millis(150);
 
 /// Pauses between rounds over the group; each is drawn between half of it and all of it.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -28,7 +39,7 @@ pub(crate) struct Group {
     pool: Pool,
     namenodes: Vec<Namenode>,
     /// Index of the one that answered last.
-    leader: AtomicUsize,
+    leader: watch::Sender<usize>,
 }
 
 struct Namenode {
@@ -54,7 +65,7 @@ impl From<CallError> for Error {
 impl Group {
     pub fn new(pool: Pool, targets: Vec<Target>) -> Group {
         let namenodes = targets.into_iter().map(|target| Namenode { target, silent: Mutex::new(None) }).collect();
-        Group { pool, namenodes, leader: AtomicUsize::new(0) }
+        Group { pool, namenodes, leader: watch::channel(0).0 }
     }
 
     pub fn len(&self) -> usize {
@@ -72,18 +83,34 @@ impl Group {
         attempt: Duration,
         deadline: Deadline,
     ) -> Result<MetaReply, CallError> {
-        let mut route = Route::new(self.namenodes.len(), self.leader.load(Ordering::Relaxed));
+        let mut route = Route::new(self.namenodes.len(), *self.leader.borrow());
         let mut unknown = false;
         loop {
             let at = route.at();
-            let error = match self.ask(at, request, deadline.cap(attempt)).await {
-                Ok(reply) => {
-                    self.leader.store(at, Ordering::Relaxed);
+            let found = tokio::select! {
+                biased;
+                answer = self.ask(at, request, deadline.cap(attempt)) => Found::Answer(at, answer),
+                found = self.look_round(at, request, deadline) => {
+                    // The attempt that is given up may yet be carried out.
+                    unknown = true;
+                    found
+                }
+            };
+            let (at, error) = match found {
+                Found::Answer(at, Ok(reply)) => {
+                    self.found(at);
                     return Ok(reply);
                 }
-                Err(error) => error,
+                Found::Answer(at, Err(error)) => (at, error),
+                Found::Leader(index) => {
+                    debug!(silent = %self.node(at), next = %self.node(index), "another namenode leads");
+                    self.silent(at);
+                    route.go(index);
+                    continue;
+                }
             };
-            let turn = match Turn::after(&error, |id| self.namenodes.iter().position(|n| n.target.node.0 == id)) {
+            route.go(at);
+            let turn = match Turn::after(&error, |id| self.index_of(id)) {
                 Some(turn) => turn,
                 None => return Err(CallError { error: error.into(), unknown }),
             };
@@ -96,7 +123,7 @@ impl Group {
             if !pause.is_zero() {
                 tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..=1.0))).await;
                 // Somebody else may have found the leader meanwhile.
-                let leader = self.leader.load(Ordering::Relaxed);
+                let leader = *self.leader.borrow();
                 if !self.is_silent(leader) && self.is_silent(route.at()) {
                     route.go(leader);
                 }
@@ -104,30 +131,96 @@ impl Group {
         }
     }
 
-    /// Asks one namenode once, leader or not.
-    pub async fn ask(&self, index: usize, request: &MetaRequest, attempt: Duration) -> Result<MetaReply, RpcError> {
-        let namenode = &self.namenodes[index];
-        let answer = tokio::time::timeout(attempt, async {
-            let connection = self.pool.get(&namenode.target).await?;
-            dfs_rpc::call(&connection, request, attempt).await
-        })
-        .await
-        .unwrap_or(Err(RpcError::Timeout(attempt.as_millis())));
-        match &answer {
-            Err(RpcError::Timeout(_)) => {
-                // A connection to a process that is gone would go on swallowing requests.
-                self.pool.forget(&namenode.target);
-                *namenode.silent.lock() = Some(Instant::now());
+    /// Returns when somebody other than the namenode at `at`, which is being asked, serves the request or
+    /// is known to lead. Waits for ever if that does not happen: the attempt has its own deadline.
+    async fn look_round(&self, at: usize, request: &MetaRequest, deadline: Deadline) -> Found {
+        tokio::select! {
+            found = self.ask_others(at, request, deadline) => found,
+            leader = self.other_leader(at) => Found::Leader(leader),
+        }
+    }
+
+    async fn ask_others(&self, at: usize, request: &MetaRequest, deadline: Deadline) -> Found {
+        tokio::time::sleep(QUIET).await;
+        loop {
+            for index in (1..self.len()).map(|step| (at + step) % self.len()) {
+                // Its silence would say little in so short a time, and is not remembered.
+                let answer = self.attempt(index, request, deadline.cap(LOOK)).await;
+                if let Err(error) = &answer {
+                    match Turn::after(error, |id| self.index_of(id)) {
+                        Some(Turn::Leader(named)) if named != at => return Found::Leader(named),
+                        Some(Turn::Leader(_) | Turn::Elsewhere) => continue,
+                        // It leads or is about to, or the request cannot be served.
+                        Some(Turn::Later) | None => {}
+                    }
+                }
+                return Found::Answer(index, answer);
             }
-            Err(RpcError::Unreachable { .. } | RpcError::Closed(_)) => *namenode.silent.lock() = Some(Instant::now()),
-            _ => *namenode.silent.lock() = None,
+            tokio::time::sleep(LOOK_PAUSE.mul_f64(rand::random_range(0.5..=1.0))).await;
+        }
+    }
+
+    /// Returns when another call has been served by somebody else than the namenode at `at`.
+    async fn other_leader(&self, at: usize) -> usize {
+        let mut leader = self.leader.subscribe();
+        loop {
+            if leader.changed().await.is_err() {
+                // The sender lives in `self`.
+                std::future::pending::<()>().await;
+            }
+            let leader = *leader.borrow_and_update();
+            if leader != at {
+                return leader;
+            }
+        }
+    }
+
+    fn found(&self, leader: usize) {
+        self.leader.send_if_modified(|known| std::mem::replace(known, leader) != leader);
+    }
+
+    fn index_of(&self, id: u64) -> Option<usize> {
+        self.namenodes.iter().position(|namenode| namenode.target.node.0 == id)
+    }
+
+    /// Asks one namenode once, leader or not.
+    pub async fn ask(&self, index: usize, request: &MetaRequest, within: Duration) -> Result<MetaReply, RpcError> {
+        let answer = self.attempt(index, request, within).await;
+        match &answer {
+            Err(RpcError::Timeout(_) | RpcError::Unreachable { .. } | RpcError::Closed(_)) => self.silent(index),
+            _ => *self.namenodes[index].silent.lock() = None,
         }
         answer
+    }
+
+    async fn attempt(&self, index: usize, request: &MetaRequest, within: Duration) -> Result<MetaReply, RpcError> {
+        tokio::time::timeout(within, async {
+            let connection = self.pool.get(&self.namenodes[index].target).await?;
+            dfs_rpc::call(&connection, request, within).await
+        })
+        .await
+        .unwrap_or(Err(RpcError::Timeout(within.as_millis())))
+    }
+
+    /// Remembers that a namenode did not answer. A connection to a process that is gone would go on
+    /// swallowing requests, so the next one dials anew.
+    fn silent(&self, index: usize) {
+        let namenode = &self.namenodes[index];
+        self.pool.forget(&namenode.target);
+        *namenode.silent.lock() = Some(Instant::now());
     }
 
     fn is_silent(&self, index: usize) -> bool {
         self.namenodes[index].silent.lock().is_some_and(|since| since.elapsed() < SUSPICION)
     }
+}
+
+/// How an attempt ended.
+enum Found {
+    /// This namenode answered, or did not in time.
+    Answer(usize, Result<MetaReply, RpcError>),
+    /// This one leads, rather than the one that was asked.
+    Leader(usize),
 }
 
 fn may_have_arrived(error: &RpcError) -> bool {

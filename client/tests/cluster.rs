@@ -259,6 +259,24 @@ async fn a_lost_answer_does_not_do_a_mutation_twice() {
 }
 
 #[tokio::test]
+async fn a_leader_that_dies_without_a_word_is_left_before_the_attempt_at_it_ends() {
+    let cluster = Cluster::start(3).await;
+    let dfs = cluster.client().await;
+    // A session is open, and the leader is known.
+    create(&dfs, "before").await;
+    {
+        let mut group = cluster.namenode.group.lock();
+        group.silent = Some(1);
+        // The follower believes in the dead leader when it is first asked.
+        group.elect_when_asked = Some(2);
+    }
+    let options = MakeOptions { exclusive: true, ..MakeOptions::default() };
+    let made = dfs.make(&ROOT, InodeId::ROOT, &name("dir"), NewNode::Directory, 0o755, options).await;
+    assert!(made.unwrap().created);
+    assert!(*cluster.namenode.held_while_serving.lock() > 0, "the dead leader's silence was waited out");
+}
+
+#[tokio::test]
 async fn appends_of_two_clients_never_overwrite_each_other() {
     let cluster = Cluster::start(3).await;
     let (a, b) = (cluster.client().await, cluster.client().await);

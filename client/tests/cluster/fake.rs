@@ -36,7 +36,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// One leading namenode, a second one that only points at it, and so many datanodes.
+    /// Two namenodes, of which the first leads and the second points at it until a test decides otherwise,
+    /// and so many datanodes.
     pub async fn start(datanodes: u64) -> Cluster {
         let folder = tempfile::tempdir().unwrap();
         let authority = Authority::create(CLUSTER).unwrap();
@@ -68,17 +69,14 @@ impl Cluster {
         }
 
         let namenode = Arc::new(Namenode::new(&addrs));
-        let leader = serve(&identity(Role::Namenode, 1), Plane::Meta);
-        let follower = serve(&identity(Role::Namenode, 2), Plane::Meta);
-        let namenodes = [(2, &follower), (1, &leader)]
-            .map(|(id, endpoint)| NodeAddr {
-                id: NodeId(id),
-                name: format!("nn{id}"),
-                addr: endpoint.local_addr().unwrap(),
-            })
-            .to_vec();
-        tokio::spawn(dfs_rpc::serve(leader, namenode.clone(), stop.clone(), Duration::ZERO));
-        tokio::spawn(dfs_rpc::serve(follower, Arc::new(Follower), stop.clone(), Duration::ZERO));
+        let mut namenodes = Vec::new();
+        for id in [2, 1] {
+            let endpoint = serve(&identity(Role::Namenode, id), Plane::Meta);
+            let addr = endpoint.local_addr().unwrap();
+            namenodes.push(NodeAddr { id: NodeId(id), name: format!("nn{id}"), addr });
+            let seat = Arc::new(Seat { id, namenode: namenode.clone() });
+            tokio::spawn(dfs_rpc::serve(endpoint, seat, stop.clone(), Duration::ZERO));
+        }
 
         let config = ClusterConfig {
             cluster: CLUSTER,
@@ -111,15 +109,61 @@ impl Drop for Cluster {
     }
 }
 
-/// Sends every request on to the leader.
-struct Follower;
+/// Where a namenode listens. Both have the same rows, as if every command had reached them.
+struct Seat {
+    id: u64,
+    namenode: Arc<Namenode>,
+}
 
-impl Handler for Follower {
-    async fn handle(&self, _peer: PeerIdentity, _plane: Plane, mut send: SendStream, mut recv: RecvStream) {
-        if recv.recv::<MetaRequest>().await.is_ok() {
-            let error = WireError { leader: Some(1), ..WireError::new(ErrorKind::NotLeader, "a follower") };
-            let _ = send.send(&Err::<MetaReply, _>(error)).await;
+impl Handler for Seat {
+    async fn handle(&self, peer: PeerIdentity, _plane: Plane, mut send: SendStream, mut recv: RecvStream) {
+        let Ok(request) = recv.recv::<MetaRequest>().await else { return };
+        let group = self.namenode.group.lock().clone();
+        if group.silent == Some(self.id) {
+            let held = Held::new(&self.namenode);
+            send.abandoned().await;
+            drop(held);
+            return;
         }
+        if group.leader != self.id {
+            let error = WireError { leader: Some(group.leader), ..WireError::new(ErrorKind::NotLeader, "a follower") };
+            drop(send.send(&Err::<MetaReply, _>(error)).await);
+            // Whoever was asked instead of a silent leader knows the next one.
+            if let Some(next) = group.elect_when_asked {
+                self.namenode.group.lock().leader = next;
+            }
+            return;
+        }
+        match self.namenode.answer(peer, request) {
+            Ok(Some(reply)) => drop(send.send(&Ok::<_, WireError>(reply)).await),
+            Ok(None) => send.reset(),
+            Err(error) => drop(send.send(&Err::<MetaReply, _>(error)).await),
+        }
+    }
+}
+
+/// Who leads, and who has died without a word.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub leader: u64,
+    pub silent: Option<u64>,
+    /// Elected as soon as a follower has been asked.
+    pub elect_when_asked: Option<u64>,
+}
+
+/// A request that a silent namenode has got and does not answer.
+struct Held<'a>(&'a Namenode);
+
+impl<'a> Held<'a> {
+    fn new(namenode: &'a Namenode) -> Held<'a> {
+        *namenode.held.lock() += 1;
+        Held(namenode)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        *self.0.held.lock() -= 1;
     }
 }
 
@@ -131,6 +175,11 @@ pub struct Namenode {
     pub reports: Mutex<Vec<(ChunkId, NodeId)>>,
     /// Mutations carried out, by kind.
     pub done: Mutex<BTreeMap<&'static str, u32>>,
+    pub group: Mutex<Group>,
+    /// Requests that wait at a silent namenode now.
+    held: Mutex<u32>,
+    /// The most that waited there while another one carried out a mutation.
+    pub held_while_serving: Mutex<u32>,
 }
 
 impl Namenode {
@@ -141,6 +190,9 @@ impl Namenode {
             swallow: Mutex::new(0),
             reports: Mutex::default(),
             done: Mutex::default(),
+            group: Mutex::new(Group { leader: 1, silent: None, elect_when_asked: None }),
+            held: Mutex::default(),
+            held_while_serving: Mutex::default(),
         };
         let key = CapabilityKey { number: 1, secret: [7; 32] };
         namenode
@@ -188,6 +240,10 @@ impl Namenode {
                     query::check_grants(&*rows, id.session, &op).unwrap()?;
                 }
                 *self.done.lock().entry(kind_of(&op)).or_default() += 1;
+                let held = *self.held.lock();
+                let mut most = self.held_while_serving.lock();
+                *most = held.max(*most);
+                drop(most);
                 let placement = self.place(&op);
                 let body = Body::Client { id, acked_below, caller: caller.clone(), op, placement };
                 let Reply::Op(mut reply) = self.apply(body)? else { panic!("no reply") };
@@ -228,17 +284,6 @@ fn kind_of(op: &Op) -> &'static str {
         Op::Commit { .. } => "commit",
         Op::Release { .. } => "release",
         _ => "other",
-    }
-}
-
-impl Handler for Namenode {
-    async fn handle(&self, peer: PeerIdentity, _plane: Plane, mut send: SendStream, mut recv: RecvStream) {
-        let Ok(request) = recv.recv::<MetaRequest>().await else { return };
-        match self.answer(peer, request) {
-            Ok(Some(reply)) => drop(send.send(&Ok::<_, WireError>(reply)).await),
-            Ok(None) => send.reset(),
-            Err(error) => drop(send.send(&Err::<MetaReply, _>(error)).await),
-        }
     }
 }
 

@@ -44,6 +44,12 @@ impl SendStream {
         let _ = self.inner.finish();
     }
 
+    /// Returns when the peer does not want to read any more, or is gone.
+    pub async fn abandoned(&mut self) {
+        // However it ended, nobody reads.
+        let _ = self.inner.stopped().await;
+    }
+
     /// Gives the stream up: what is under way is dropped, and the peer sees an error.
     pub fn reset(&mut self) {
         let _ = self.inner.reset(VarInt::from_u32(1));
