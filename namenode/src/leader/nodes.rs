@@ -154,6 +154,15 @@ impl Nodes {
         nodes.iter().map(view).collect()
     }
 
+    /// Whether each of these nodes has had the time to say that it is there. Before that nothing can be
+    /// concluded from silence: after a start of the whole cluster the first datanode to be heard would
+    /// seem to be the last one alive.
+    pub fn have_had_their_say(&self, nodes: &[NodeId], now: Instant) -> bool {
+        let table = self.table.lock();
+        now.saturating_duration_since(table.listening_since) >= self.suspect_after
+            || nodes.iter().all(|node| table.seen.contains_key(node))
+    }
+
     /// Counts a chunk that was just placed on a node.
     pub fn placed(&self, node: NodeId) {
         if let Some(seen) = self.table.lock().seen.get_mut(&node) {
@@ -208,6 +217,19 @@ mod tests {
         assert_eq!(at(DEAD), Liveness::Live);
         assert!(nodes.heard(NodeId(1), &heartbeat(2, false), start + DEAD, clock));
         assert_eq!(nodes.seen(NodeId(1)).unwrap().skew_ms, 1500);
+    }
+
+    #[test]
+    fn nothing_is_concluded_before_every_node_had_the_time_to_be_heard() {
+        let start = Instant::now();
+        let nodes = Nodes::new(SUSPECT, DEAD, start);
+        let all = [NodeId(1), NodeId(2)];
+        let clock = Timestamp { secs: 100, nanos: 0 };
+        nodes.heard(NodeId(1), &heartbeat(1, false), start, clock);
+        assert!(!nodes.have_had_their_say(&all, start));
+        assert!(nodes.have_had_their_say(&all, start + SUSPECT));
+        nodes.heard(NodeId(2), &heartbeat(1, false), start, clock);
+        assert!(nodes.have_had_their_say(&all, start));
     }
 
     #[test]

@@ -75,13 +75,17 @@ async fn pass(namenode: &Arc<Namenode>, next_health: &mut Instant) -> Result<(),
     carry_out(namenode, plan, &addrs, &key).await
 }
 
-/// Collects what the planner needs; `None` before genesis.
+/// Collects what the planner needs; `None` before genesis, and while datanodes may be there that were not
+/// heard yet.
 fn look(namenode: &Namenode, view: &dyn View, count: bool) -> Result<Option<Sight>, Fault> {
     let (Some(config), Some(key)) = (rows::config(view)?, rows::capability_keys(view)?.0.pop()) else {
         return Ok(None);
     };
     let datanodes = rows::datanodes(view)?;
     let ids: Vec<NodeId> = datanodes.iter().map(|(node, _)| *node).collect();
+    if !namenode.nodes.have_had_their_say(&ids, Instant::now()) {
+        return Ok(None);
+    }
     let nodes = namenode.nodes.for_repair(&ids, Instant::now());
     let unwell: Vec<NodeId> =
         nodes.iter().filter(|node| node.liveness != Liveness::Live).map(|node| node.node).collect();
