@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,6 +15,8 @@ use anyhow::{Context, Result, bail};
 /// write down each only after the system call has returned.
 pub struct Ledger {
     stop: Arc<AtomicBool>,
+    /// System calls that have returned success so far, of all writers.
+    acknowledged: Arc<AtomicU64>,
     writers: Vec<JoinHandle<(Book, Result<()>)>>,
 }
 
@@ -25,15 +27,15 @@ struct Book {
     present: BTreeMap<PathBuf, Vec<u8>>,
     /// Names that must not exist.
     absent: Vec<PathBuf>,
-    operations: u64,
-    longest_stall: Duration,
+    /// How long each system call took.
+    calls: Vec<Duration>,
 }
 
 /// The whole of what was acknowledged.
 #[derive(Debug)]
 pub struct LedgerReport {
-    pub operations: u64,
-    pub longest_stall: Duration,
+    /// How long each system call took, the longest last.
+    pub calls: Vec<Duration>,
     present: BTreeMap<PathBuf, Vec<u8>>,
     absent: Vec<PathBuf>,
 }
@@ -41,21 +43,40 @@ pub struct LedgerReport {
 impl Ledger {
     /// Starts `writers` threads, each in a folder of its own below `dir`. Bytes come from `seed`.
     pub fn start(dir: &Path, writers: usize, seed: u64) -> Result<Ledger> {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, acknowledged) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let writers = (0..writers)
             .map(|writer| {
                 let folder = dir.join(format!("writer{writer}"));
                 fs::create_dir_all(&folder)?;
-                let stop = stop.clone();
-                Ok(std::thread::spawn(move || write_until(&folder, seed.wrapping_add(writer as u64), &stop)))
+                let (stop, acknowledged) = (stop.clone(), acknowledged.clone());
+                let seed = seed.wrapping_add(writer as u64);
+                Ok(std::thread::spawn(move || write_until(&folder, seed, &stop, &acknowledged)))
             })
             .collect::<Result<_>>()?;
-        Ok(Ledger { stop, writers })
+        Ok(Ledger { stop, acknowledged, writers })
     }
 
     /// Whether a writer has ended, which it does by itself only on an error.
     pub fn has_failed(&self) -> bool {
         self.writers.iter().any(JoinHandle::is_finished)
+    }
+
+    /// Waits until so many more system calls have returned success.
+    ///
+    /// # Errors
+    /// When a writer has met an error, or it takes longer than `deadline`.
+    pub fn go_on(&self, calls: u64, deadline: Duration) -> Result<()> {
+        let (goal, end) = (self.acknowledged.load(Ordering::Relaxed) + calls, Instant::now() + deadline);
+        while self.acknowledged.load(Ordering::Relaxed) < goal {
+            if self.has_failed() {
+                bail!("a writer met an error");
+            }
+            if Instant::now() >= end {
+                bail!("the writers do not get on");
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// Ends the writers. An error that any of them met is this error.
@@ -74,21 +95,26 @@ impl Ledger {
     fn close(self) -> Result<(LedgerReport, Vec<Result<()>>)> {
         self.stop.store(true, Ordering::Relaxed);
         let mut outcomes = Vec::new();
-        let mut report =
-            LedgerReport { operations: 0, longest_stall: Duration::ZERO, present: BTreeMap::new(), absent: Vec::new() };
+        let mut report = LedgerReport { calls: Vec::new(), present: BTreeMap::new(), absent: Vec::new() };
         for writer in self.writers {
             let (book, outcome) = writer.join().map_err(|_| anyhow::anyhow!("a writer panicked"))?;
             outcomes.push(outcome);
-            report.operations += book.operations;
-            report.longest_stall = report.longest_stall.max(book.longest_stall);
+            report.calls.extend(book.calls);
             report.present.extend(book.present);
             report.absent.extend(book.absent);
         }
+        report.calls.sort_unstable();
         Ok((report, outcomes))
     }
 }
 
 impl LedgerReport {
+    /// The time that so many of a thousand calls did not exceed: 1000 for the longest stall.
+    pub fn within(&self, thousandths: usize) -> Duration {
+        let last = self.calls.len().saturating_sub(1);
+        self.calls.get(last * thousandths.min(1000) / 1000).copied().unwrap_or_default()
+    }
+
     /// Reads everything back. Fails with the first acknowledged operation that was lost.
     pub fn verify(&self) -> Result<()> {
         for (path, bytes) in &self.present {
@@ -109,13 +135,20 @@ impl LedgerReport {
 /// Most files a writer keeps; beyond it the oldest is removed, so that unlink is part of the mix.
 const FILES_KEPT: usize = 200;
 
-fn write_until(folder: &Path, seed: u64, stop: &AtomicBool) -> (Book, Result<()>) {
+fn write_until(folder: &Path, seed: u64, stop: &AtomicBool, acknowledged: &AtomicU64) -> (Book, Result<()>) {
     let mut book = Book::default();
-    let outcome = write_into(&mut book, folder, seed, stop);
+    let outcome = write_into(&mut book, folder, seed, stop, acknowledged);
     (book, outcome)
 }
 
-fn write_into(book: &mut Book, folder: &Path, seed: u64, stop: &AtomicBool) -> Result<()> {
+fn write_into(
+    book: &mut Book,
+    folder: &Path,
+    seed: u64,
+    stop: &AtomicBool,
+    acknowledged: &AtomicU64,
+) -> Result<()> {
+    let mut calls = Vec::new();
     for number in 0u64.. {
         if stop.load(Ordering::Relaxed) {
             break;
@@ -123,24 +156,34 @@ fn write_into(book: &mut Book, folder: &Path, seed: u64, stop: &AtomicBool) -> R
         let mut bytes = vec![0; (number as usize * 7919) % 60_000 + 1];
         blake3::Hasher::new().update(&seed.to_le_bytes()).update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
         let (temporary, path) = (folder.join(format!(".{number}.new")), folder.join(number.to_string()));
-        let started = Instant::now();
-        let mut file = File::create(&temporary).with_context(|| format!("create {}", temporary.display()))?;
-        file.write_all(&bytes).with_context(|| format!("write {}", temporary.display()))?;
-        file.sync_all().with_context(|| format!("fsync {}", temporary.display()))?;
+        let mut file = timed(&mut calls, "create", &temporary, || File::create(&temporary))?;
+        timed(&mut calls, "write", &temporary, || file.write_all(&bytes))?;
+        timed(&mut calls, "fsync", &temporary, || file.sync_all())?;
         drop(file);
-        fs::rename(&temporary, &path).with_context(|| format!("rename to {}", path.display()))?;
-        book.longest_stall = book.longest_stall.max(started.elapsed());
-        book.operations += 3;
+        timed(&mut calls, "rename", &temporary, || fs::rename(&temporary, &path))?;
         book.present.insert(path, bytes);
         book.absent.push(temporary);
         if book.present.len() > FILES_KEPT {
             let oldest = folder.join((number - FILES_KEPT as u64).to_string());
             // An unlink whose answer is awaited may have happened or not: until then it is in neither list.
             book.present.remove(&oldest);
-            fs::remove_file(&oldest).with_context(|| format!("unlink {}", oldest.display()))?;
-            book.operations += 1;
+            timed(&mut calls, "unlink", &oldest, || fs::remove_file(&oldest))?;
             book.absent.push(oldest);
         }
+        acknowledged.fetch_add(calls.len() as u64, Ordering::Relaxed);
+        book.calls.append(&mut calls);
     }
     Ok(())
+}
+
+fn timed<T>(
+    calls: &mut Vec<Duration>,
+    what: &str,
+    path: &Path,
+    call: impl FnOnce() -> std::io::Result<T>,
+) -> Result<T> {
+    let started = Instant::now();
+    let done = call().with_context(|| format!("{what} {}", path.display()))?;
+    calls.push(started.elapsed());
+    Ok(done)
 }

@@ -54,11 +54,17 @@ fn a_killed_datanode_is_healed_and_its_return_leaves_no_superfluous_replica() {
     written.expect_same(&Tree::read(&bed.mount().join("files")).unwrap()).unwrap();
 }
 
+/// Leaders killed one after the other; the promise in CONSISTENCY.md was shown with 20.
+const LEADER_KILLS: &str = "DFS_TEST_LEADER_KILLS";
+
 #[test]
 fn killing_leader_after_leader_under_load_loses_nothing_and_shows_no_error() {
     let bed = Bed::start(3, 3, &[]);
     let ledger = Ledger::start(&bed.mount(), 3, 1).unwrap();
-    for round in 0..3 {
+    let kills = std::env::var(LEADER_KILLS).map_or(4, |kills| kills.parse().unwrap());
+    for round in 0..kills {
+        // Under load, and with something acknowledged by each leader.
+        ledger.go_on(100, DEADLINE).unwrap();
         let leader = bed.cluster.leader(DEADLINE).unwrap();
         bed.cluster.kill(&leader).unwrap();
         let next = bed.cluster.leader(DEADLINE).unwrap();
@@ -68,7 +74,13 @@ fn killing_leader_after_leader_under_load_loses_nothing_and_shows_no_error() {
         bed.cluster.wait_caught_up(DEADLINE).unwrap();
     }
     let report = ledger.finish().unwrap();
-    eprintln!("{} operations, longest stall {:?}", report.operations, report.longest_stall);
+    eprintln!(
+        "{kills} leaders killed: {} calls acknowledged; median {:.1?}, 99 of 100 within {:.1?}, the longest {:.1?}",
+        report.calls.len(),
+        report.within(500),
+        report.within(990),
+        report.within(1000),
+    );
     report.verify().unwrap();
     assert!(bed.cluster.run(["fsck", "/"]).unwrap().contains("is HEALTHY"));
 }
@@ -83,7 +95,7 @@ fn after_sigkill_of_every_process_all_that_was_acknowledged_is_there() {
         bed.cluster.signal(name, rustix::process::Signal::KILL).unwrap();
     }
     let report = ledger.abandon().unwrap();
-    assert!(report.operations > 0);
+    assert!(!report.calls.is_empty());
     bed.cluster.start_all().unwrap();
     bed.cluster.wait_healthy(DEADLINE).unwrap();
     report.verify().unwrap();
