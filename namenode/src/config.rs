@@ -59,6 +59,7 @@ pub struct Timers {
     /// exceed the transfer of one payload and a follower's flush.
     pub heartbeat_interval_ms: u64,
     /// A follower stands for election after `election_timeout_max_ms` plus a time it draws between the two.
+    /// Must be the same on all namenodes: the leader's lease is half of the followers' maximum.
     pub election_timeout_min_ms: u64,
     pub election_timeout_max_ms: u64,
     /// A session ends when it was not renewed for so long. Goes into the cluster's state at genesis.
@@ -73,8 +74,8 @@ impl Default for Timers {
     fn default() -> Self {
         Timers {
             heartbeat_interval_ms: 150,
-            election_timeout_min_ms: 500,
-            election_timeout_max_ms: 1000,
+            election_timeout_min_ms: 400,
+            election_timeout_max_ms: 800,
             session_lease_ms: 15_000,
             datanode_suspect_ms: 3_000,
             datanode_dead_ms: 10_000,

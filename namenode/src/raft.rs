@@ -12,6 +12,7 @@ mod barrier;
 mod batcher;
 mod clock;
 mod elections;
+mod lease;
 mod links;
 mod log_store;
 mod network;

@@ -41,13 +41,15 @@ struct Heard {
     timeouts: Timeouts,
     /// When to stand if nothing is heard until then.
     stand_at: Instant,
+    /// A leader that was heard counts on this node until then.
+    promised_until: Instant,
     /// Somebody has a longer log than this node, which cannot win.
     behind: bool,
 }
 
 impl Ear {
     pub fn new(timeouts: Timeouts, now: Instant) -> Ear {
-        let ear = Ear(Arc::new(Mutex::new(Heard { timeouts, stand_at: now, behind: false })));
+        let ear = Ear(Arc::new(Mutex::new(Heard { timeouts, stand_at: now, promised_until: now, behind: false })));
         ear.leader(now);
         ear
     }
@@ -56,6 +58,7 @@ impl Ear {
     pub fn leader(&self, now: Instant) {
         let mut heard = self.0.lock();
         heard.behind = false;
+        heard.promised_until = now + heard.timeouts.max;
         heard.stand_at = now + heard.timeouts.max + draw(heard.timeouts.min..heard.timeouts.max);
     }
 
@@ -71,7 +74,8 @@ impl Ear {
         if response.last_log_id > last {
             heard.behind = true;
         } else if response.vote > *vote {
-            heard.stand_at = heard.stand_at.min(now + draw(AGAIN));
+            // The answer may be old, and a leader may have been heard since.
+            heard.stand_at = heard.stand_at.min(heard.promised_until.max(now + draw(AGAIN)));
         }
     }
 
@@ -137,6 +141,17 @@ mod tests {
         assert!(ear.is_due(start + 3 * MAX));
         assert!(!ear.is_due(start + 3 * MAX + MIN - TICK));
         assert!(ear.is_due(start + 4 * MAX));
+    }
+
+    #[test]
+    fn a_late_answer_to_an_old_candidature_does_not_break_the_promise_to_a_leader() {
+        let start = Instant::now();
+        let ear = Ear::new(Timeouts { min: MIN, max: MAX }, start);
+        ear.leader(start + 3 * MAX);
+        let theirs = VoteResponse::new(Vote::new(8, 3), log_id(6, 9), false);
+        ear.answer(&Vote::new(8, 1), log_id(7, 9), &theirs, start + 3 * MAX);
+        assert!(!ear.is_due(start + 4 * MAX - TICK));
+        assert!(ear.is_due(start + 4 * MAX + AGAIN.end));
     }
 
     #[test]

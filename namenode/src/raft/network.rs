@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
 use super::elections::Ear;
+use super::lease::{Lease, Moment};
 use super::links::{Attempt, Link, Links};
 use super::snapshot_transfer::{self, SnapshotOffer};
 use super::types::{
@@ -44,11 +45,12 @@ pub enum RaftReply {
 pub struct Network {
     links: Links,
     ear: Ear,
+    lease: Lease,
 }
 
 impl Network {
-    pub fn new(links: Links, ear: Ear) -> Network {
-        Network { links, ear }
+    pub fn new(links: Links, ear: Ear, lease: Lease) -> Network {
+        Network { links, ear, lease }
     }
 }
 
@@ -56,7 +58,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, _node: &Member) -> Peer {
-        Peer { target, link: self.links.get(target), ear: self.ear.clone() }
+        Peer { target, link: self.links.get(target), ear: self.ear.clone(), lease: self.lease.clone() }
     }
 }
 
@@ -66,6 +68,7 @@ pub struct Peer {
     /// `None`: the membership names a node that the configuration does not.
     link: Option<Arc<Link>>,
     ear: Ear,
+    lease: Lease,
 }
 
 type CallError = RPCError<u64, Member, RaftError<u64>>;
@@ -109,8 +112,14 @@ fn unreachable(error: impl ToString) -> Unreachable {
 
 impl RaftNetwork<TypeConfig> for Peer {
     async fn append_entries(&mut self, rpc: AppendRequest, option: RPCOption) -> Result<AppendResponse, CallError> {
+        let (vote, sent) = (rpc.vote, Moment::now());
         match self.call(&RaftRequest::Append(rpc), &option).await? {
-            RaftReply::Append(response) => Ok(response),
+            RaftReply::Append(response) => {
+                if matches!(response, AppendResponse::Success | AppendResponse::PartialSuccess(_)) {
+                    self.lease.accepted(vote, self.target, sent);
+                }
+                Ok(response)
+            }
             _ => Err(self.odd_reply().into()),
         }
     }
@@ -160,13 +169,16 @@ impl RaftNetwork<TypeConfig> for Peer {
 pub struct RaftServer {
     raft: Raft,
     ear: Ear,
+    lease: Lease,
+    /// Until then no vote is granted: what this node promised a leader before it was restarted is forgotten.
+    silent_until: Instant,
     /// One snapshot is received at a time; its owner may have gone, but its bytes are still on the disk.
     receiving: tokio::sync::Mutex<()>,
 }
 
 impl RaftServer {
-    pub(super) fn new(raft: Raft, ear: Ear) -> RaftServer {
-        RaftServer { raft, ear, receiving: tokio::sync::Mutex::new(()) }
+    pub(super) fn new(raft: Raft, ear: Ear, lease: Lease, silent_until: Instant) -> RaftServer {
+        RaftServer { raft, ear, lease, silent_until, receiving: tokio::sync::Mutex::new(()) }
     }
 
     async fn answer(&self, recv: &mut RecvStream) -> Result<RaftReply, WireError> {
@@ -184,9 +196,13 @@ impl RaftServer {
                 Ok(RaftReply::Append(response))
             }
             RaftRequest::Vote(rpc) => {
+                if Instant::now() < self.silent_until {
+                    return Err(failed("just started: a leader may still count on this namenode".into()));
+                }
                 let candidate = rpc.vote;
                 let response = self.raft.vote(rpc).await.map_err(|e| failed(e.to_string()))?;
                 if response.is_granted_to(&candidate) {
+                    self.lease.granted(candidate);
                     self.ear.election(Instant::now());
                 }
                 Ok(RaftReply::Vote(response))

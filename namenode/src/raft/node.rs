@@ -1,6 +1,6 @@
 //! `Consensus`: what the rest of the namenode sees of Raft.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use super::barrier::Barrier;
 use super::batcher::Batcher;
 use super::clock::Clock;
 use super::elections::{self, Ear, Timeouts};
+use super::lease::{Lease, Moment};
 use super::links::Links;
 use super::log_store::LogStore;
 use super::network::{Network, RaftServer};
@@ -85,6 +86,8 @@ pub struct Standing {
     pub snapshot_index: u64,
     pub purged_index: u64,
     pub members: BTreeMap<u64, Member>,
+    /// The sets of which a decision needs a majority each: one, or two while the membership changes.
+    pub voters: Vec<BTreeSet<u64>>,
     /// Where this node leads: the last log index known to be on each other one.
     pub matched: BTreeMap<u64, u64>,
 }
@@ -107,6 +110,7 @@ impl Standing {
             snapshot_index: metrics.snapshot.map_or(0, |id| id.index),
             purged_index: metrics.purged.map_or(0, |id| id.index),
             members: metrics.membership_config.nodes().map(|(id, member)| (*id, member.clone())).collect(),
+            voters: metrics.membership_config.membership().get_joint_config().clone(),
             matched: matched.filter_map(|(id, matched)| Some((*id, (*matched)?.index))).collect(),
         }
     }
@@ -118,6 +122,7 @@ pub struct Consensus {
     raft: Raft,
     batcher: Batcher,
     barrier: Barrier,
+    lease: Lease,
     clock: Clock,
     links: Links,
     standing: watch::Receiver<Standing>,
@@ -148,13 +153,18 @@ impl Consensus {
             max: Duration::from_millis(options.election_timeout_max_ms),
         };
         let ear = Ear::new(timeouts, Instant::now());
-        let network = Network::new(links.clone(), ear.clone());
+        let lease = Lease::new(timeouts.max);
+        let network = Network::new(links.clone(), ear.clone(), lease.clone());
         let raft = Raft::new(options.node, Arc::new(config), network, log, machine)
             .await
             .context("raft cannot start from what is stored")?;
+        // A node that never took part has promised nothing to anybody.
+        let promise = if raft.is_initialized().await? { timeouts.max } else { Duration::ZERO };
+        tokio::spawn(allow_elections(raft.clone(), promise));
         let standing = follow(&raft, options.snapshot_log_entries, fail);
         tokio::spawn(elections::run(raft.clone(), ear.clone(), standing.clone()));
         let consensus = Consensus {
+            lease: lease.clone(),
             batcher: Batcher::start(raft.clone(), clock.clone()),
             barrier: Barrier::start(raft.clone()),
             clock,
@@ -162,7 +172,7 @@ impl Consensus {
             standing,
             raft: raft.clone(),
         };
-        Ok((consensus, RaftServer::new(raft, ear)))
+        Ok((consensus, RaftServer::new(raft, ear, lease, Instant::now() + promise)))
     }
 
     /// Stamps the time, replicates, applies, and returns what applying answered.
@@ -176,6 +186,13 @@ impl Consensus {
     /// Returns when this node is known to lead and its state holds everything committed before the call.
     pub async fn read_barrier(&self) -> Result<(), ProposeError> {
         self.barrier.pass().await
+    }
+
+    /// Whether this node, whose state holds everything committed before its term, certainly leads in it
+    /// now: then its state holds everything acknowledged so far, and a read needs no round.
+    pub fn has_lease(&self, term: u64) -> bool {
+        let standing = self.standing.borrow();
+        self.lease.holds(standing.node, term, &standing.voters, Moment::now())
     }
 
     /// Who leads, as far as this node knows.
@@ -259,12 +276,21 @@ impl Consensus {
     }
 }
 
+/// openraft lets a node that has just started stand at once. It must not vote for itself either while a
+/// leader may still count on a promise that it made before.
+async fn allow_elections(raft: Raft, promise: Duration) {
+    tokio::time::sleep(promise).await;
+    raft.runtime_config().elect(true);
+}
+
 fn config(options: &Options) -> anyhow::Result<Config> {
     let config = Config {
         cluster_name: options.cluster.clone(),
         heartbeat_interval: options.heartbeat_interval_ms,
         election_timeout_min: options.election_timeout_min_ms,
         election_timeout_max: options.election_timeout_max_ms,
+        // Until `allow_elections`.
+        enable_elect: false,
         // Only reaches us as a hint; a transfer is bounded by its progress instead.
         install_snapshot_timeout: 60_000,
         // A payload is bounded by bytes as well: see `LogStore::limited_get_log_entries`.

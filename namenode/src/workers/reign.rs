@@ -42,7 +42,7 @@ pub async fn run(namenode: Arc<Namenode>, shutdown: CancellationToken) {
 /// Gets ready to lead: applies what was committed before, gives each session a full lease, and forgets
 /// what belonged to an earlier reign. Returns false if there is no cluster yet, or the term has passed.
 async fn begin(namenode: &Arc<Namenode>, term: u64) -> Result<bool, WireError> {
-    namenode.read_barrier().await?;
+    namenode.consensus.read_barrier().await?;
     let (config, sessions) = namenode.read(|view| Ok((rows::config(view)?, rows::sessions(view)?)))?;
     let Some(config) = config else {
         return Ok(false);
