@@ -17,6 +17,7 @@ use crate::nodes::Nodes;
 use crate::open::Files;
 use crate::read::Reads;
 use crate::session::{Session, Sessions, session_lost};
+use crate::watch::Watch;
 use crate::write::Writes;
 
 pub(crate) struct Client {
@@ -33,6 +34,7 @@ pub(crate) struct Client {
     pub files: Files,
     pub writes: Writes,
     pub reads: Reads,
+    pub watch: Arc<Watch>,
     /// Cancelled by `shutdown`.
     pub stopped: CancellationToken,
 }
@@ -58,6 +60,7 @@ impl Client {
             files: Files::default(),
             writes: Writes::new(&options),
             reads: Reads::new(&options),
+            watch: Arc::new(Watch::new()),
             config: config.clone(),
             options,
             meta,
@@ -67,6 +70,7 @@ impl Client {
         });
         client.start_committer();
         client.start_writeback_clock();
+        client.start_watching();
         Ok(client)
     }
 
@@ -115,8 +119,22 @@ impl Client {
         let ticket = session.begin();
         let request =
             MetaRequest::Mutate { id: ticket.id(), acked_below: ticket.acked_below(), caller: caller.clone(), op };
-        match self.group.call(&request, ATTEMPT, deadline).await? {
+        let answered = self.group.call_noting(&request, ATTEMPT, deadline).await;
+        let answered = answered.inspect_err(|failed| {
+            if failed.unknown {
+                self.watch.anything_may_have_changed();
+            }
+        })?;
+        if answered.repeated {
+            // What the first attempt changed is not told again.
+            self.watch.anything_may_have_changed();
+        }
+        match answered.reply {
             MetaReply::Mutated(reply) => Ok(reply),
+            MetaReply::MutatedWatched { reply, changed } => {
+                self.watch.changed(&changed);
+                Ok(reply)
+            }
             _ => Err(CallError { error: unexpected_answer("Mutate"), unknown: true }),
         }
     }
@@ -152,6 +170,7 @@ impl Client {
     /// files get new grants when they need them.
     pub fn session_expired(self: &Arc<Self>, session: SessionId) {
         if self.sessions.forget(session) {
+            self.watch.session_over();
             self.abandon_writes(&session_lost());
         }
     }

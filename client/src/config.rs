@@ -142,6 +142,9 @@ pub struct Options {
     pub dirty_max_bytes: usize,
     /// Bytes read ahead of sequential readers, over all files. 128 MiB.
     pub readahead_max_bytes: usize,
+    /// Answer look-ups from memory while the namenode promises to tell of changes. Whoever asks then has to
+    /// check by itself that the caller may search the directory, as the kernel does under a mount.
+    pub remember: bool,
     /// Who this is, for people: host, process, mount point. Cut at 255 bytes.
     pub description: String,
 }
@@ -153,6 +156,7 @@ impl Default for Options {
             hard: false,
             dirty_max_bytes: 256 << 20,
             readahead_max_bytes: 128 << 20,
+            remember: false,
             description: format!("process {}", std::process::id()),
         }
     }

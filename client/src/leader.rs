@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dfs_proto::msg::meta::{MetaReply, MetaRequest};
 use dfs_proto::{ErrorKind, NodeId};
-use dfs_rpc::{Pool, RpcError, Target};
+use dfs_rpc::{Connection, Pool, RpcError, Target};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -48,6 +48,13 @@ struct Namenode {
     silent: Mutex<Option<Instant>>,
 }
 
+/// A call that was served.
+pub(crate) struct Answered {
+    pub reply: MetaReply,
+    /// An earlier attempt went out whose fate is not known.
+    pub repeated: bool,
+}
+
 /// A call that failed.
 #[derive(Debug)]
 pub(crate) struct CallError {
@@ -83,6 +90,16 @@ impl Group {
         attempt: Duration,
         deadline: Deadline,
     ) -> Result<MetaReply, CallError> {
+        Ok(self.call_noting(request, attempt, deadline).await?.reply)
+    }
+
+    /// As `call`, and says whether the request may have been carried out by an earlier attempt.
+    pub async fn call_noting(
+        &self,
+        request: &MetaRequest,
+        attempt: Duration,
+        deadline: Deadline,
+    ) -> Result<Answered, CallError> {
         let mut route = Route::new(self.namenodes.len(), *self.leader.borrow());
         let mut unknown = false;
         loop {
@@ -99,7 +116,7 @@ impl Group {
             let (at, error) = match found {
                 Found::Answer(at, Ok(reply)) => {
                     self.found(at);
-                    return Ok(reply);
+                    return Ok(Answered { reply, repeated: unknown });
                 }
                 Found::Answer(at, Err(error)) => (at, error),
                 Found::Leader(index) => {
@@ -160,8 +177,15 @@ impl Group {
         }
     }
 
+    /// A connection to whoever led when it was asked last, and its index.
+    pub async fn leader_connection(&self) -> Result<(usize, Connection), RpcError> {
+        let leader = *self.leader.borrow();
+        let dialled = tokio::time::timeout(ATTEMPT, self.pool.get(&self.namenodes[leader].target)).await;
+        Ok((leader, dialled.unwrap_or(Err(RpcError::Timeout(ATTEMPT.as_millis())))?))
+    }
+
     /// Returns when another call has been served by somebody else than the namenode at `at`.
-    async fn other_leader(&self, at: usize) -> usize {
+    pub async fn other_leader(&self, at: usize) -> usize {
         let mut leader = self.leader.subscribe();
         loop {
             if leader.changed().await.is_err() {

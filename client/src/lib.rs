@@ -18,6 +18,7 @@ mod paths;
 mod ranges;
 mod read;
 mod session;
+mod watch;
 mod write;
 
 pub use config::{ClusterConfig, MountDir, NodeAddr, Options};

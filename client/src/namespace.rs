@@ -26,12 +26,11 @@ pub struct Made {
 
 impl Dfs {
     pub async fn lookup(&self, caller: &Caller, parent: InodeId, name: &Name) -> Result<Attr> {
-        let query = Query::Lookup { parent, name: name.clone() };
-        self.attr_answer(caller, query).await
+        Ok(self.client.files.merge(self.client.lookup(caller, parent, name).await?))
     }
 
     pub async fn getattr(&self, caller: &Caller, inode: InodeId) -> Result<Attr> {
-        self.attr_answer(caller, Query::GetAttr { inode }).await
+        Ok(self.client.files.merge(self.client.getattr(caller, inode).await?))
     }
 
     /// Changes attributes. `handle` is the open file through which the caller asks, which carries the
@@ -133,7 +132,7 @@ impl Dfs {
         attrs: bool,
     ) -> Result<DirPage> {
         let query = Query::ReadDir { inode, after, limit, attrs };
-        let Answer::Page(mut page) = self.client.query(caller, query).await? else {
+        let Answer::Page(mut page) = self.client.watched(caller, query).await? else {
             return Err(unexpected_answer("ReadDir"));
         };
         for entry in &mut page.entries {

@@ -7,6 +7,7 @@ mod orders;
 mod reign;
 mod reports;
 mod sessions;
+mod watches;
 
 pub use board::{Board, CopyInFlight};
 pub use nodes::Nodes;
@@ -14,3 +15,4 @@ pub use orders::Orders;
 pub use reign::Reign;
 pub use reports::Reports;
 pub use sessions::Sessions;
+pub use watches::{Changed, Watches};

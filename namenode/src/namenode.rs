@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use dfs_meta::{Body, Fault, Outcome, Reply, View, rows};
 use dfs_proto::msg::admin::Liveness;
 use dfs_proto::{ClusterId, ErrorKind, NodeId, WireError};
+use dfs_rpc::Moment;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::fail_stop::FailStop;
-use crate::leader::{Board, Nodes, Orders, Reign, Reports, Sessions};
+use crate::leader::{Board, Nodes, Orders, Reign, Reports, Sessions, Watches};
 use crate::raft::Consensus;
 use crate::store::state::StateStore;
 
@@ -27,6 +28,7 @@ pub struct Namenode {
     pub fail: FailStop,
     pub reign: Reign,
     pub sessions: Sessions,
+    pub watches: Arc<Watches>,
     pub nodes: Nodes,
     pub orders: Orders,
     pub reports: Reports,
@@ -44,6 +46,7 @@ impl Namenode {
         cluster: ClusterId,
         consensus: Consensus,
         state: Arc<StateStore>,
+        watches: Arc<Watches>,
         fail: FailStop,
     ) -> Self {
         let nodes = Nodes::new(config.timers.suspect_after(), config.timers.dead_after(), Instant::now());
@@ -55,6 +58,7 @@ impl Namenode {
             fail,
             reign: Reign::default(),
             sessions: Sessions::default(),
+            watches,
             nodes,
             orders: Orders::default(),
             reports: Reports::default(),
@@ -96,10 +100,15 @@ impl Namenode {
 
     /// Waits until the rows of this node, which leads, hold everything committed before the call.
     pub async fn read_barrier(&self) -> Result<(), WireError> {
-        if self.reign.term().is_some_and(|term| self.consensus.has_lease(term)) {
+        if !self.lease(Moment::now()).is_zero() {
             return Ok(());
         }
         Ok(self.consensus.read_barrier().await?)
+    }
+
+    /// For how long from `now` on this node certainly leads, with all that was acknowledged in its rows.
+    pub fn lease(&self, now: Moment) -> Duration {
+        self.reign.term().map_or(Duration::ZERO, |term| self.consensus.lease(term, now))
     }
 
     /// Replicates a command and returns what it answered; refusals by the state become errors too.

@@ -15,6 +15,7 @@ use tracing::info;
 
 use crate::config::Config;
 use crate::fail_stop::FailStop;
+use crate::leader::Watches;
 use crate::namenode::Namenode;
 use crate::raft::{Consensus, Links, Options, RaftServer};
 use crate::server::Server;
@@ -82,9 +83,12 @@ async fn build(
     let targets = peers.map(|peer| target(peer.id, peer.raft_addr));
     let links = Links::start(endpoint, targets, tasks);
     let (hints, events) = mpsc::channel(EVENTS);
+    let watches = Arc::new(Watches::default());
+    let options = options(&config);
     let (consensus, raft_server) =
-        Consensus::start(options(&config), &config.data_dir, state.clone(), links, hints, fail.clone()).await?;
-    Ok((Arc::new(Namenode::new(config, cluster, consensus, state, fail.clone())), raft_server, events))
+        Consensus::start(options, &config.data_dir, state.clone(), links, hints, watches.clone(), fail.clone()).await?;
+    let namenode = Namenode::new(config, cluster, consensus, state, watches, fail.clone());
+    Ok((Arc::new(namenode), raft_server, events))
 }
 
 fn target(id: u64, addr: SocketAddr) -> Target {
@@ -114,6 +118,7 @@ async fn stop(
     info!("namenode stops");
     // 1. Nothing new comes in; workers end after their step, requests get the time to finish.
     tasks.cancel();
+    namenode.watches.break_streams();
     while servers.join_next().await.is_some() {}
     // A worker may be waiting for a quorum that is gone; what it proposes can be proposed again.
     let _ = tokio::time::timeout(DRAIN, async { while workers.join_next().await.is_some() {} }).await;

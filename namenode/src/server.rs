@@ -30,11 +30,14 @@ impl Server {
         Server { namenode }
     }
 
-    async fn answer(&self, peer: PeerIdentity, recv: &mut RecvStream) -> Result<MetaReply, WireError> {
-        let request = tokio::time::timeout(REQUEST_DEADLINE, recv.recv::<MetaRequest>())
+    async fn receive(&self, recv: &mut RecvStream) -> Result<MetaRequest, WireError> {
+        tokio::time::timeout(REQUEST_DEADLINE, recv.recv::<MetaRequest>())
             .await
             .map_err(|_| WireError::new(ErrorKind::Timeout, "the request did not arrive in time"))?
-            .map_err(|error| error.to_wire())?;
+            .map_err(|error| error.to_wire())
+    }
+
+    async fn answer(&self, peer: PeerIdentity, request: MetaRequest) -> Result<MetaReply, WireError> {
         let span = span_of(&request);
         async {
             self.check_peer(peer, &request)?;
@@ -70,6 +73,12 @@ impl Server {
             MetaRequest::Query { session, caller, query } => {
                 client::query(namenode, peer.id, session, caller, query).await
             }
+            MetaRequest::WatchedQuery { session, caller, query, life } => {
+                client::watched_query(namenode, peer.id, session, caller, query, life).await
+            }
+            MetaRequest::Watch { .. } => {
+                Err(WireError::new(ErrorKind::Internal, "a watch stream is not answered like a request"))
+            }
             MetaRequest::ReportBad { chunk, epoch, node, reason } => {
                 client::report_bad(namenode, chunk, epoch, node, &reason).await
             }
@@ -83,7 +92,17 @@ impl Server {
 
 impl Handler for Server {
     async fn handle(&self, peer: PeerIdentity, _plane: Plane, mut send: SendStream, mut recv: RecvStream) {
-        let reply = self.answer(peer, &mut recv).await;
+        let reply = match self.receive(&mut recv).await {
+            Ok(request @ MetaRequest::Watch { session }) => match self.check_peer(peer, &request) {
+                Ok(()) => {
+                    let span = span_of(&request);
+                    return client::watch(&self.namenode, peer.id, session, send, recv).instrument(span).await;
+                }
+                Err(error) => Err(error),
+            },
+            Ok(request) => self.answer(peer, request).await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = &reply {
             debug!(peer = %peer.id, kind = ?error.kind, %error, "request refused");
         }
@@ -101,6 +120,8 @@ fn permitted(role: Role, request: &MetaRequest) -> bool {
         | MetaRequest::Renew { .. }
         | MetaRequest::Mutate { .. }
         | MetaRequest::Query { .. }
+        | MetaRequest::WatchedQuery { .. }
+        | MetaRequest::Watch { .. }
         | MetaRequest::ReportBad { .. } => matches!(role, Role::Client | Role::Admin),
         MetaRequest::Node(_) => role == Role::Datanode,
         MetaRequest::Admin(AdminRequest::Status) => matches!(role, Role::Client | Role::Admin | Role::Namenode),
@@ -127,12 +148,16 @@ fn span_of(request: &MetaRequest) -> Span {
             }
             client::op_name(op)
         }
-        MetaRequest::Query { session, query, .. } => {
+        MetaRequest::Query { session, query, .. } | MetaRequest::WatchedQuery { session, query, .. } => {
             span.record("session", session.0);
             if let Some(inode) = inode_of_query(query) {
                 span.record("inode", inode);
             }
             "query"
+        }
+        MetaRequest::Watch { session } => {
+            span.record("session", session.0);
+            "watch"
         }
         MetaRequest::ReportBad { .. } => "report bad replica",
         MetaRequest::Node(_) => "datanode",

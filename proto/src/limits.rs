@@ -60,3 +60,6 @@ pub const ORDERS_MAX: usize = 512;
 
 /// Chunks allocated by one request: a writer asks for the next one ahead of need.
 pub const ALLOCATE_MAX: u8 = 8;
+
+/// Inodes that one revocation names.
+pub const REVOKED_MAX: usize = 4096;

@@ -141,13 +141,7 @@ fn write_until(folder: &Path, seed: u64, stop: &AtomicBool, acknowledged: &Atomi
     (book, outcome)
 }
 
-fn write_into(
-    book: &mut Book,
-    folder: &Path,
-    seed: u64,
-    stop: &AtomicBool,
-    acknowledged: &AtomicU64,
-) -> Result<()> {
+fn write_into(book: &mut Book, folder: &Path, seed: u64, stop: &AtomicBool, acknowledged: &AtomicU64) -> Result<()> {
     let mut calls = Vec::new();
     for number in 0u64.. {
         if stop.load(Ordering::Relaxed) {

@@ -25,12 +25,13 @@ pub(crate) struct Client<'a> {
 pub fn apply(view: &dyn View, commands: &[Command]) -> Result<Applied, Fault> {
     let mut tx = Tx::open(view)?;
     let mut outcomes = Vec::with_capacity(commands.len());
+    let mut changed = Vec::with_capacity(commands.len());
     for command in commands {
         outcomes.push(apply_one(&mut tx, command)?);
-        tx.keep();
+        changed.push(tx.keep());
     }
     let (changes, events) = tx.finish()?;
-    Ok(Applied { outcomes, changes, events })
+    Ok(Applied { outcomes, changes, events, changed })
 }
 
 fn apply_one(tx: &mut Tx<'_>, command: &Command) -> Result<Outcome, Fault> {

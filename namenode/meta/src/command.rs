@@ -73,6 +73,9 @@ pub struct Applied {
     /// The net result of the batch: one per key, by table and key.
     pub changes: Vec<Change>,
     pub events: Vec<Event>,
+    /// One per command, in order: the inodes whose rows it has changed, made or removed. A name that comes
+    /// or goes changes its directory's row.
+    pub changed: Vec<Vec<InodeId>>,
 }
 
 /// A hint for the leader's workers, so that they act at once. Nothing depends on one arriving: what

@@ -1,10 +1,10 @@
 //! One batch being applied: typed rows over an overlay, the totals, the events, and a way back.
 
-use dfs_proto::{ErrorKind, WireError};
+use dfs_proto::{ErrorKind, InodeId, WireError};
 
 use crate::command::Event;
-use crate::rows::{self, Config, Key, Row, Totals};
-use crate::view::{Change, Fault, Mark, Overlay, View};
+use crate::rows::{self, Config, InodeRow, Key, Row, Totals};
+use crate::view::{Change, Fault, Mark, Overlay, Table, View};
 
 /// Why a command was not done.
 #[derive(Debug)]
@@ -100,9 +100,13 @@ impl<'v> Tx<'v> {
         }
     }
 
-    /// The commands so far stand: there is no way back behind this moment.
-    pub fn keep(&mut self) {
+    /// The command stands: there is no way back behind this moment. Returns the inodes whose rows it wrote.
+    pub fn keep(&mut self) -> Vec<InodeId> {
+        let mut changed: Vec<_> = self.rows.written(Table::Inodes).filter_map(InodeRow::inode_of_key).collect();
+        changed.sort_unstable();
+        changed.dedup();
         self.rows.forget_undo();
+        changed
     }
 
     pub fn finish(mut self) -> Result<(Vec<Change>, Vec<Event>), Fault> {

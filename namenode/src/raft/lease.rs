@@ -10,26 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dfs_rpc::Moment;
 use parking_lot::Mutex;
-use rustix::time::{ClockId, clock_gettime};
 
 use super::types::Vote;
-
-/// A moment of the clock that goes on while the machine is suspended: `Instant` stands still then, and
-/// a leader that woke up would believe in a lease that its followers have long seen end.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Moment(Duration);
-
-impl Moment {
-    pub fn now() -> Moment {
-        let time = clock_gettime(ClockId::Boottime);
-        Moment(Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0)))
-    }
-
-    fn since(self, earlier: Moment) -> Duration {
-        self.0.saturating_sub(earlier.0)
-    }
-}
 
 /// What this node knows of the votes of others. Cheap to clone.
 #[derive(Clone)]
@@ -74,20 +58,27 @@ impl Lease {
         }
     }
 
-    /// Whether nobody but node `me`, leading in `term`, can have been elected by `now`. `voters` are the
-    /// sets of which each must have a majority: one, or two while the membership changes.
-    pub fn holds(&self, me: u64, term: u64, voters: &[BTreeSet<u64>], now: Moment) -> bool {
+    /// For how long from `now` on nobody but node `me`, leading in `term`, can have been elected; zero if
+    /// somebody may have been already. `voters` are the sets of which each must have a majority: one, or
+    /// two while the membership changes.
+    pub fn remaining(&self, me: u64, term: u64, voters: &[BTreeSet<u64>], now: Moment) -> Duration {
         let votes = self.votes.lock();
-        let Some(vote) = votes.highest else {
-            return false;
-        };
-        if vote.leader_id().term != term || vote.leader_id().node_id != me {
-            return false;
+        let leads = |vote: &Vote| vote.leader_id().term == term && vote.leader_id().node_id == me;
+        if !votes.highest.as_ref().is_some_and(leads) {
+            return Duration::ZERO;
         }
-        let bound = |node: &u64| {
-            *node == me || votes.accepted.get(node).is_some_and(|sent| now.since(*sent) < self.duration)
+        let bound = |node: &u64| match votes.accepted.get(node) {
+            _ if *node == me => self.duration,
+            Some(sent) => self.duration.saturating_sub(now.since(*sent)),
+            None => Duration::ZERO,
         };
-        !voters.is_empty() && voters.iter().all(|set| set.iter().filter(|node| bound(node)).count() > set.len() / 2)
+        // The longest time for which more than half of the set is bound.
+        let majority = |set: &BTreeSet<u64>| {
+            let mut times: Vec<Duration> = set.iter().map(bound).collect();
+            times.sort_unstable_by(|a, b| b.cmp(a));
+            times.get(set.len() / 2).copied().unwrap_or_default()
+        };
+        voters.iter().map(majority).min().unwrap_or_default()
     }
 }
 
@@ -98,11 +89,15 @@ mod tests {
     const PROMISE: Duration = Duration::from_millis(1000);
 
     fn at(ms: u64) -> Moment {
-        Moment(Duration::from_millis(10_000 + ms))
+        Moment::from_boot(Duration::from_millis(10_000 + ms))
     }
 
     fn vote(term: u64, node: u64) -> Vote {
         Vote::new_committed(term, node)
+    }
+
+    fn holds(lease: &Lease, me: u64, term: u64, voters: &[BTreeSet<u64>], now: Moment) -> bool {
+        !lease.remaining(me, term, voters, now).is_zero()
     }
 
     fn three() -> Vec<BTreeSet<u64>> {
@@ -112,15 +107,15 @@ mod tests {
     #[test]
     fn a_majority_that_has_lately_accepted_is_a_lease_and_it_runs_out() {
         let lease = Lease::new(PROMISE);
-        assert!(!lease.holds(1, 5, &three(), at(0)));
+        assert!(!holds(&lease, 1, 5, &three(), at(0)));
         lease.accepted(vote(5, 1), 2, at(0));
-        assert!(lease.holds(1, 5, &three(), at(499)));
-        assert!(!lease.holds(1, 5, &three(), at(500)));
+        assert!(holds(&lease, 1, 5, &three(), at(499)));
+        assert!(!holds(&lease, 1, 5, &three(), at(500)));
         // Answers may arrive in any order; what counts is when the request was sent.
         lease.accepted(vote(5, 1), 2, at(300));
         lease.accepted(vote(5, 1), 2, at(100));
-        assert!(lease.holds(1, 5, &three(), at(799)));
-        assert!(!lease.holds(1, 5, &three(), at(800)));
+        assert!(holds(&lease, 1, 5, &three(), at(799)));
+        assert!(!holds(&lease, 1, 5, &three(), at(800)));
     }
 
     #[test]
@@ -128,9 +123,9 @@ mod tests {
         let lease = Lease::new(PROMISE);
         lease.accepted(vote(5, 1), 2, at(0));
         lease.granted(Vote::new(6, 3));
-        assert!(!lease.holds(1, 5, &three(), at(1)));
+        assert!(!holds(&lease, 1, 5, &three(), at(1)));
         lease.accepted(vote(5, 1), 2, at(2));
-        assert!(!lease.holds(1, 5, &three(), at(3)));
+        assert!(!holds(&lease, 1, 5, &three(), at(3)));
     }
 
     #[test]
@@ -139,10 +134,10 @@ mod tests {
         lease.accepted(vote(5, 1), 2, at(0));
         lease.accepted(vote(7, 1), 3, at(1));
         // What was read into the state for term 5 may lack what a leader of term 6 acknowledged.
-        assert!(!lease.holds(1, 5, &three(), at(2)));
-        assert!(lease.holds(1, 7, &three(), at(2)));
+        assert!(!holds(&lease, 1, 5, &three(), at(2)));
+        assert!(holds(&lease, 1, 7, &three(), at(2)));
         lease.accepted(vote(5, 1), 2, at(3));
-        assert!(lease.holds(1, 7, &three(), at(4)));
+        assert!(holds(&lease, 1, 7, &three(), at(4)));
     }
 
     #[test]
@@ -150,15 +145,9 @@ mod tests {
         let lease = Lease::new(PROMISE);
         let joint = vec![BTreeSet::from([1, 2, 3]), BTreeSet::from([1, 4, 5])];
         lease.accepted(vote(5, 1), 2, at(0));
-        assert!(!lease.holds(1, 5, &joint, at(1)));
+        assert!(!holds(&lease, 1, 5, &joint, at(1)));
         lease.accepted(vote(5, 1), 4, at(0));
-        assert!(lease.holds(1, 5, &joint, at(1)));
-        assert!(!lease.holds(1, 5, &[], at(1)));
-    }
-
-    #[test]
-    fn the_clock_goes_forward() {
-        let (first, second) = (Moment::now(), Moment::now());
-        assert!(second >= first && first.0 > Duration::ZERO);
+        assert!(holds(&lease, 1, 5, &joint, at(1)));
+        assert!(!holds(&lease, 1, 5, &[], at(1)));
     }
 }

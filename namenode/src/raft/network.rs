@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dfs_proto::{ErrorKind, PeerIdentity, Plane, Role, WireError};
-use dfs_rpc::{Handler, RecvStream, RpcError, SendStream};
+use dfs_rpc::{Handler, Moment, RecvStream, RpcError, SendStream};
 use openraft::error::{NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::{AnyError, OptionalSend};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, warn};
 
 use super::elections::Ear;
-use super::lease::{Lease, Moment};
+use super::lease::Lease;
 use super::links::{Attempt, Link, Links};
 use super::snapshot_transfer::{self, SnapshotOffer};
 use super::types::{

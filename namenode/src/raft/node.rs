@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use dfs_meta::{Body, Event, Outcome};
 use dfs_proto::{ErrorKind, Timestamp, WireError};
+use dfs_rpc::Moment;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, Fatal, RaftError};
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::{mpsc, watch};
@@ -17,7 +18,7 @@ use super::barrier::Barrier;
 use super::batcher::Batcher;
 use super::clock::Clock;
 use super::elections::{self, Ear, Timeouts};
-use super::lease::{Lease, Moment};
+use super::lease::Lease;
 use super::links::Links;
 use super::log_store::LogStore;
 use super::network::{Network, RaftServer};
@@ -25,6 +26,7 @@ use super::snapshot::Snapshots;
 use super::state_machine::StateMachine;
 use super::types::{Member, Metrics, Raft};
 use crate::fail_stop::FailStop;
+use crate::leader::Watches;
 use crate::store::log::LogDb;
 use crate::store::state::StateStore;
 
@@ -140,6 +142,7 @@ impl Consensus {
         state: Arc<StateStore>,
         links: Links,
         events: mpsc::Sender<Event>,
+        watches: Arc<Watches>,
         fail: FailStop,
     ) -> anyhow::Result<(Consensus, RaftServer)> {
         let config = config(&options)?;
@@ -147,7 +150,7 @@ impl Consensus {
         let log = LogStore::open(log, fail.clone())?;
         let clock = Clock::default();
         let snapshots = Snapshots::open(data_dir)?;
-        let machine = StateMachine::new(state, snapshots, clock.clone(), events, fail.clone())?;
+        let machine = StateMachine::new(state, snapshots, clock.clone(), events, watches, fail.clone())?;
         let timeouts = Timeouts {
             min: Duration::from_millis(options.election_timeout_min_ms),
             max: Duration::from_millis(options.election_timeout_max_ms),
@@ -188,11 +191,12 @@ impl Consensus {
         self.barrier.pass().await
     }
 
-    /// Whether this node, whose state holds everything committed before its term, certainly leads in it
-    /// now: then its state holds everything acknowledged so far, and a read needs no round.
-    pub fn has_lease(&self, term: u64) -> bool {
+    /// For how long from `now` on this node certainly leads in `term`. If its state holds everything that
+    /// was committed before that term, it then holds everything acknowledged so far, and a read needs no
+    /// round.
+    pub fn lease(&self, term: u64, now: Moment) -> Duration {
         let standing = self.standing.borrow();
-        self.lease.holds(standing.node, term, &standing.voters, Moment::now())
+        self.lease.remaining(standing.node, term, &standing.voters, now)
     }
 
     /// Who leads, as far as this node knows.

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use dfs_meta::{Command, Event};
+use dfs_meta::{Body, Command, Event};
 use dfs_proto::codec;
+use dfs_rpc::Moment;
 use openraft::storage::RaftStateMachine;
 use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, StorageIOError};
 use parking_lot::Mutex;
@@ -15,6 +16,7 @@ use super::types::{
     AppliedMark, Entry, LogId, Outcomes, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig,
 };
 use crate::fail_stop::FailStop;
+use crate::leader::{Changed, Watches};
 use crate::store::StoreError;
 use crate::store::state::StateStore;
 
@@ -32,6 +34,7 @@ struct Inner {
     clock: Clock,
     /// Hints for the leader's workers. Dropped when nobody keeps up: workers also look for themselves.
     events: mpsc::Sender<Event>,
+    watches: Arc<Watches>,
     fail: FailStop,
     mark: Mutex<AppliedMark>,
 }
@@ -42,11 +45,12 @@ impl StateMachine {
         snapshots: Snapshots,
         clock: Clock,
         events: mpsc::Sender<Event>,
+        watches: Arc<Watches>,
         fail: FailStop,
     ) -> Result<StateMachine, StoreError> {
         let mark = decode_mark(state.mark()?)?;
         clock.observe(mark.now);
-        Ok(StateMachine(Arc::new(Inner { state, snapshots, clock, events, fail, mark: Mutex::new(mark) })))
+        Ok(StateMachine(Arc::new(Inner { state, snapshots, clock, events, watches, fail, mark: Mutex::new(mark) })))
     }
 
     /// Runs disk work beside the runtime's threads; a failure latches and stops the node.
@@ -113,7 +117,17 @@ impl Inner {
         }
         next.now = group.commands.iter().map(|command| command.now).fold(next.now, Ord::max);
         let bytes = codec::encode(&next).map_err(|e| StoreError::Damaged(e.to_string()))?;
+        // Whoever remembers what changes is noted before anybody can read the new rows.
+        let changed = group.commands.iter().zip(&applied.changed).map(|(command, inodes)| {
+            let request = match &command.body {
+                Body::Client { id, .. } => Some(*id),
+                _ => None,
+            };
+            Changed { request, inodes }
+        });
+        let notices = self.watches.about_to_change(changed, Moment::now());
         self.state.write(&applied.changes, &bytes)?;
+        self.watches.tell(notices);
         self.clock.observe(next.now);
         *mark = next;
         drop(mark);

@@ -23,7 +23,8 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Bui
         let log = LogStore::open(LogDb::open(&dir.path().join("log")).unwrap(), fail.clone()).unwrap();
         let state = Arc::new(StateStore::open(&dir.path().join("state")).unwrap());
         let snapshots = Snapshots::open(dir.path()).unwrap();
-        let machine = StateMachine::new(state, snapshots, Clock::default(), mpsc::channel(1).0, fail).unwrap();
+        let machine =
+            StateMachine::new(state, snapshots, Clock::default(), mpsc::channel(1).0, Arc::default(), fail).unwrap();
         Ok((dir, log, machine))
     }
 }

@@ -7,9 +7,10 @@ use dfs_meta::query::{self, Asker};
 use dfs_meta::{Body, Reply, placement, rows};
 use dfs_proto::limits::{ALLOCATE_MAX, GROUPS_MAX, REPLICATION_MAX};
 use dfs_proto::msg::admin::Liveness;
-use dfs_proto::msg::meta::{Answer, MetaReply, Op, OpReply, Query};
+use dfs_proto::msg::meta::{Answer, MetaReply, Op, OpReply, Query, RevocationDone};
 use dfs_proto::msg::node::Order;
-use dfs_proto::{Caller, ChunkId, Epoch, ErrorKind, NodeId, RequestId, SessionId, WireError};
+use dfs_proto::{Caller, ChunkId, Epoch, ErrorKind, InodeId, NodeId, RequestId, SessionId, WireError};
+use dfs_rpc::{Moment, RecvStream, RpcError, SendStream};
 use tracing::{debug, info};
 
 use crate::namenode::Namenode;
@@ -78,11 +79,15 @@ pub async fn mutate(
         namenode.sessions.closed(id.session);
     }
     debug!(target: "audit", request = id.number, session = %id.session, uid = caller.uid, op = name, "mutation done");
+    let changed = namenode.watches.consequences(id).await;
     if matches!(reply, OpReply::Chunks(_)) {
         let asker = Asker { caller: &caller, session: id.session, holder, now: namenode.consensus.now() };
         namenode.read(|view| query::sign_reply(view, &asker, &mut reply, &|node| namenode.liveness(node)))?;
     }
-    Ok(MetaReply::Mutated(reply))
+    Ok(match changed.is_empty() {
+        true => MetaReply::Mutated(reply),
+        false => MetaReply::MutatedWatched { reply, changed },
+    })
 }
 
 /// Chooses the nodes of new chunks; empty for other operations.
@@ -125,27 +130,149 @@ pub async fn query(
     caller: Caller,
     query: Query,
 ) -> Result<MetaReply, WireError> {
+    admit_query(namenode, holder, session, &caller).await?;
+    let answer = read(namenode, holder, session, &caller, &query).await?;
+    settled(namenode, &query, &answer).await;
+    answer.map(MetaReply::Answer)
+}
+
+/// As `query`, and notes that the session remembers the answer.
+pub async fn watched_query(
+    namenode: &Arc<Namenode>,
+    holder: NodeId,
+    session: SessionId,
+    caller: Caller,
+    query: Query,
+    life: u64,
+) -> Result<MetaReply, WireError> {
+    admit_query(namenode, holder, session, &caller).await?;
+    let mut answer = read(namenode, holder, session, &caller, &query).await?;
+    let mut valid = None;
+    if let Some(inodes) = remembered(&query, &answer) {
+        let now = Moment::now();
+        valid = namenode.watches.watch(session, life, &inodes, namenode.lease(now), now);
+        if valid.is_some() {
+            // What was read before the session was noted may have changed in between unseen.
+            answer = read(namenode, holder, session, &caller, &query).await?;
+            valid = valid.filter(|_| remembered(&query, &answer).is_some_and(|again| again == inodes));
+        }
+    }
+    settled(namenode, &query, &answer).await;
+    let valid_ms = valid.map_or(0, |valid| u32::try_from(valid.as_millis()).unwrap_or(0));
+    Ok(MetaReply::Watched { answer, valid_ms })
+}
+
+/// The inodes that somebody who remembers the answer has to hear of; `None` if it cannot be remembered.
+fn remembered(query: &Query, answer: &Result<Answer, WireError>) -> Option<Vec<InodeId>> {
+    match (query, answer) {
+        (Query::Lookup { parent, .. }, Ok(Answer::Attr(attr))) => Some(vec![*parent, attr.inode]),
+        (Query::Lookup { parent, .. }, Err(error)) if error.kind == ErrorKind::NotFound => Some(vec![*parent]),
+        (Query::GetAttr { inode }, Ok(Answer::Attr(_))) => Some(vec![*inode]),
+        (Query::ReadDir { inode, attrs: true, .. }, Ok(Answer::Page(page))) => {
+            Some([*inode].into_iter().chain(page.entries.iter().map(|entry| entry.inode)).collect())
+        }
+        _ => None,
+    }
+}
+
+/// Waits until nobody believes anything older than this answer.
+async fn settled(namenode: &Namenode, query: &Query, answer: &Result<Answer, WireError>) {
+    let asked = match query {
+        Query::Lookup { parent, .. } => Some(*parent),
+        Query::GetAttr { inode }
+        | Query::ReadLink { inode }
+        | Query::ReadDir { inode, .. }
+        | Query::Open { inode, .. }
+        | Query::Locate { inode, .. }
+        | Query::LocateChunks { inode, .. }
+        | Query::Access { inode, .. } => Some(*inode),
+        Query::StatFs => None,
+    };
+    let mut inodes: Vec<InodeId> = asked.into_iter().collect();
+    match answer {
+        Ok(Answer::Attr(attr)) => inodes.push(attr.inode),
+        Ok(Answer::Page(page)) => inodes.extend(page.entries.iter().map(|entry| entry.inode)),
+        _ => {}
+    }
+    namenode.watches.settled(&inodes).await;
+}
+
+/// Whether the session may ask, and everything committed so far is in the rows.
+async fn admit_query(
+    namenode: &Namenode,
+    holder: NodeId,
+    session: SessionId,
+    caller: &Caller,
+) -> Result<(), WireError> {
     namenode.leading()?;
-    check_caller(&caller)?;
+    check_caller(caller)?;
     namenode.sessions.renew(session, holder, Instant::now())?;
-    namenode.read_barrier().await?;
+    namenode.read_barrier().await
+}
+
+async fn read(
+    namenode: &Arc<Namenode>,
+    holder: NodeId,
+    session: SessionId,
+    caller: &Caller,
+    query: &Query,
+) -> Result<Result<Answer, WireError>, WireError> {
     // Most answers are a few rows that are in memory: less work than a hop to another thread.
     let long = matches!(query, Query::ReadDir { .. } | Query::Locate { .. } | Query::StatFs);
-    let me = namenode.clone();
-    let answer = move |view: &dyn dfs_meta::View| {
-        let asker = Asker { caller: &caller, session, holder, now: me.consensus.now() };
-        let answer = query::answer(view, &asker, &query, &|node| me.liveness(node))?;
-        if let (Query::StatFs, Ok(_)) = (&query, &answer) {
-            let nodes = me.nodes.for_placement(&me.datanodes(view)?, Instant::now());
-            return Ok(Ok(Answer::StatFs(query::stat_fs(view, &nodes)?)));
+    let answer = {
+        let (me, caller, query) = (namenode.clone(), caller.clone(), query.clone());
+        move |view: &dyn dfs_meta::View| {
+            let asker = Asker { caller: &caller, session, holder, now: me.consensus.now() };
+            let answer = query::answer(view, &asker, &query, &|node| me.liveness(node))?;
+            if let (Query::StatFs, Ok(_)) = (&query, &answer) {
+                let nodes = me.nodes.for_placement(&me.datanodes(view)?, Instant::now());
+                return Ok(Ok(Answer::StatFs(query::stat_fs(view, &nodes)?)));
+            }
+            Ok(answer)
         }
-        Ok(answer)
     };
-    let answer = match long {
-        true => namenode.read_long(answer).await??,
-        false => namenode.read(answer)??,
+    match long {
+        true => namenode.read_long(answer).await,
+        false => namenode.read(answer),
+    }
+}
+
+/// Tells a session what it has to forget, until either side ends the stream.
+pub async fn watch(
+    namenode: &Arc<Namenode>,
+    holder: NodeId,
+    session: SessionId,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) {
+    let admitted = namenode.leading().and_then(|_| namenode.sessions.renew(session, holder, Instant::now()));
+    if let Err(error) = admitted {
+        // A client that has gone meanwhile asks again.
+        let _ = send.send(&Err::<MetaReply, _>(error)).await;
+        return send.finish();
+    }
+    let (life, mut revocations) = namenode.watches.begin(session, Moment::now());
+    let tell = async {
+        send.send(&Ok::<_, WireError>(MetaReply::Watching { life })).await?;
+        while let Some(revocation) = revocations.recv().await {
+            send.send(&revocation).await?;
+        }
+        // Another stream took this one's place, or it did not keep up.
+        Ok::<_, RpcError>(())
     };
-    Ok(MetaReply::Answer(answer))
+    let hear = async {
+        while let Some(RevocationDone { number }) = recv.recv_optional().await? {
+            namenode.watches.done(session, life, number);
+        }
+        Ok::<_, RpcError>(())
+    };
+    let ended = tokio::select! {
+        ended = tell => ended,
+        ended = hear => ended,
+    };
+    debug!(%session, life, ?ended, "watch stream ended");
+    namenode.watches.end(session, life);
+    send.reset();
 }
 
 /// A client could not read a replica. What it says is not believed but looked into: the node reads the

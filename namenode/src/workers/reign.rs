@@ -21,6 +21,7 @@ pub async fn run(namenode: Arc<Namenode>, shutdown: CancellationToken) {
         let elected = current.leads() && reigning != Some(current.term);
         if elected || (reigning.is_some() && !current.leads()) {
             namenode.reign.end();
+            namenode.watches.clear();
         }
         if elected {
             match begin(&namenode, current.term).await {

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 /// Longer than anything here takes on a machine that is busy with other tests.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-const CLUSTER: ClusterId = ClusterId([5; 16]);
+pub const CLUSTER: ClusterId = ClusterId([5; 16]);
 
 pub struct Group {
     dir: tempfile::TempDir,
@@ -32,6 +32,13 @@ pub struct Node {
     pub id: u64,
     config: Config,
     running: Option<(Runtime, CancellationToken, tokio::task::JoinHandle<anyhow::Result<()>>)>,
+}
+
+impl Node {
+    /// Where clients reach it.
+    pub fn addr(&self) -> SocketAddr {
+        self.config.listen
+    }
 }
 
 impl Group {
@@ -114,12 +121,17 @@ impl Group {
         runtime.block_on(task).unwrap()
     }
 
+    /// The files of a new certificate.
+    pub fn certificate(&self, role: Role, id: u64) -> TlsFiles {
+        files(&self.authority, self.dir.path(), role, id)
+    }
+
     pub fn admin(&self) -> Client<'_> {
         self.client(Role::Admin, 900)
     }
 
     pub fn client(&self, role: Role, id: u64) -> Client<'_> {
-        let tls = Tls::load(&files(&self.authority, self.dir.path(), role, id)).unwrap();
+        let tls = Tls::load(&self.certificate(role, id)).unwrap();
         let pool = self.runtime.block_on(async { Pool::new(Endpoint::client(&tls).unwrap()) });
         Client { group: self, pool }
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::attr::{Attr, Caller, FileKind, SetAttr, Timestamp};
 use crate::capability::{Capability, Grant};
 use crate::chunk::Extent;
+use crate::error::WireError;
 use crate::ids::{ChunkId, Epoch, InodeId, NodeId, RequestId, SessionId};
 use crate::msg::{admin, node};
 use crate::name::Name;
@@ -46,6 +47,21 @@ pub enum MetaRequest {
     },
     Node(node::NodeRequest),
     Admin(admin::AdminRequest),
+    /// As `Query`, and tell the session on the stream `life` when the answer is no longer true. Answered
+    /// with `MetaReply::Watched`.
+    WatchedQuery {
+        session: SessionId,
+        caller: Caller,
+        query: Query,
+        life: u64,
+    },
+    /// Opens the stream on which the session is told what has changed: answered with `MetaReply::Watching`,
+    /// then with one `Revocation` after the other, each of which the client answers with a
+    /// `RevocationDone` once it has forgotten what is named. A session has one such stream; a new one
+    /// ends the old.
+    Watch {
+        session: SessionId,
+    },
 }
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -56,6 +72,38 @@ pub enum MetaReply {
     Answer(Answer),
     Node(node::NodeReply),
     Admin(Box<admin::AdminReply>),
+    Watched {
+        /// A refusal with `NotFound` may be remembered like any other answer.
+        answer: Result<Answer, WireError>,
+        /// For how long from the sending of the request on everything may be believed that was learned in
+        /// this life of the stream and not revoked. 0: this answer must not be remembered.
+        valid_ms: u32,
+    },
+    /// As `Mutated`, of a session that watches inodes which this has changed: it hears of them only here.
+    MutatedWatched {
+        reply: OpReply,
+        changed: Vec<InodeId>,
+    },
+    Watching {
+        /// Number of this stream among all that there ever were in this reign of this leader.
+        life: u64,
+    },
+}
+
+/// Leader to client on a watch stream: forget the attributes of these inodes, and the names in those that
+/// are directories.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Revocation {
+    /// From 1 on, one after the other.
+    pub number: u64,
+    /// At most `limits::REVOKED_MAX`.
+    pub inodes: Vec<InodeId>,
+}
+
+/// Client to leader: everything up to this revocation is forgotten.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct RevocationDone {
+    pub number: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]

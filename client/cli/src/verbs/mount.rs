@@ -60,6 +60,8 @@ pub async fn run(context: &Context, args: Args) -> Result {
     let options = Options {
         op_deadline: wishes.deadline.unwrap_or(Options::default().op_deadline),
         hard: wishes.hard,
+        // The kernel checks permissions itself (default_permissions).
+        remember: true,
         description: format!("mount {} of process {}", args.dir.display(), std::process::id()),
         ..Options::default()
     };

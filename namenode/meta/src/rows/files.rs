@@ -75,6 +75,11 @@ impl InodeRow {
         Key::new(inode.0.to_be_bytes().to_vec())
     }
 
+    /// The inode whose row has this key; `None` for bytes that are no key.
+    pub fn inode_of_key(key: &[u8]) -> Option<InodeId> {
+        key.try_into().ok().map(|bytes| InodeId(u64::from_be_bytes(bytes)))
+    }
+
     pub fn kind(&self) -> FileKind {
         self.content.kind()
     }

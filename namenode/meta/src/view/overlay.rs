@@ -55,6 +55,11 @@ impl<'v> Overlay<'v> {
         }
     }
 
+    /// The keys of a table that were written since the last `forget_undo`, in order of time.
+    pub fn written(&self, table: Table) -> impl Iterator<Item = &[u8]> {
+        self.undo.iter().filter(move |undo| undo.table == table).map(|undo| undo.key.as_slice())
+    }
+
     /// Makes everything so far permanent: earlier marks may no longer be rolled back to.
     pub fn forget_undo(&mut self) {
         self.undo.clear();

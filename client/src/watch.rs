@@ -1,0 +1,220 @@
+//! Names and attributes from memory, kept true by the leader: it tells this session what to forget, on a
+//! stream of its own, before anybody can see the change. Silence is safe as well, because what is
+//! remembered is believed for a fraction of a second after the last answer.
+
+mod memory;
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, Query, Revocation, RevocationDone};
+use dfs_proto::{Attr, Caller, ErrorKind, InodeId, Name, SessionId, WireError};
+use dfs_rpc::{Moment, RecvStream, RpcError, SendStream};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::client::Client;
+use crate::error::{Error, Result, unexpected_answer};
+use crate::leader::{ATTEMPT, Group};
+use memory::Memory;
+
+/// Pause before the stream is opened again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+pub(crate) struct Watch {
+    memory: Mutex<Memory>,
+    /// The stream on which the session hears of changes, if there is one.
+    life: Mutex<Option<Life>>,
+    /// Somebody would like to remember something.
+    wanted: Notify,
+    /// The session of the stream is over.
+    broken: Notify,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Life {
+    session: SessionId,
+    number: u64,
+}
+
+impl Watch {
+    pub fn new() -> Watch {
+        Watch {
+            memory: Mutex::new(Memory::new()),
+            life: Mutex::new(None),
+            wanted: Notify::new(),
+            broken: Notify::new(),
+        }
+    }
+
+    /// An own change has been done, and has touched these inodes.
+    pub fn changed(&self, inodes: &[InodeId]) {
+        self.memory.lock().forget(inodes);
+    }
+
+    /// An own change may have been done, or its answer may not have said everything.
+    pub fn anything_may_have_changed(&self) {
+        self.memory.lock().clear();
+    }
+
+    /// The session has ended, and nobody tells it anything any more.
+    pub fn session_over(&self) {
+        self.over();
+        self.broken.notify_one();
+    }
+
+    /// In this order: whoever has read the number of this life has sent its question before the clear,
+    /// after which the answer is not learned.
+    fn over(&self) {
+        *self.life.lock() = None;
+        self.memory.lock().clear();
+    }
+
+    /// The number under which the namenode knows the session's stream.
+    fn life(&self, session: SessionId) -> Option<u64> {
+        let number = self.life.lock().filter(|life| life.session == session).map(|life| life.number);
+        if number.is_none() {
+            self.wanted.notify_one();
+        }
+        number
+    }
+}
+
+impl Client {
+    /// What a name leads to.
+    pub async fn lookup(self: &Arc<Self>, caller: &Caller, parent: InodeId, name: &Name) -> Result<Attr> {
+        if let Some(known) = self.watch.memory.lock().name(parent, name, Moment::now()) {
+            return known.cloned().ok_or_else(|| Error::new(ErrorKind::NotFound, "there is nothing of this name"));
+        }
+        attr_in(self.watched(caller, Query::Lookup { parent, name: name.clone() }).await)
+    }
+
+    pub async fn getattr(self: &Arc<Self>, caller: &Caller, inode: InodeId) -> Result<Attr> {
+        if let Some(known) = self.watch.memory.lock().attr(inode, Moment::now()) {
+            return Ok(known.clone());
+        }
+        attr_in(self.watched(caller, Query::GetAttr { inode }).await)
+    }
+
+    /// Asks, and remembers the answer where that is allowed.
+    pub async fn watched(self: &Arc<Self>, caller: &Caller, query: Query) -> Result<Answer> {
+        if !self.options.remember {
+            return self.query(caller, query).await;
+        }
+        let deadline = self.deadline();
+        loop {
+            let session = self.session(deadline).await?;
+            // Before the life is looked at: see `Watch::over`.
+            let asked = self.watch.memory.lock().ask(Moment::now());
+            let Some(life) = self.watch.life(session.id()) else {
+                return self.query(caller, query).await;
+            };
+            let request =
+                MetaRequest::WatchedQuery { session: session.id(), caller: caller.clone(), query: query.clone(), life };
+            let (answer, valid_ms) = match self.group.call(&request, ATTEMPT, deadline).await {
+                Ok(MetaReply::Watched { answer, valid_ms }) => (answer, valid_ms),
+                Ok(_) => return Err(unexpected_answer("WatchedQuery")),
+                Err(failed) if failed.error.kind == ErrorKind::SessionExpired => {
+                    self.session_expired(session.id());
+                    continue;
+                }
+                Err(failed) => return Err(failed.error),
+            };
+            if valid_ms > 0 {
+                let until = asked.at() + Duration::from_millis(valid_ms.into());
+                let mut memory = self.watch.memory.lock();
+                match (&query, &answer) {
+                    (Query::Lookup { parent, name }, Ok(Answer::Attr(attr))) => {
+                        memory.learn_name(asked, *parent, name, Some(attr), until);
+                    }
+                    (Query::Lookup { parent, name }, Err(error)) if error.kind == ErrorKind::NotFound => {
+                        memory.learn_name(asked, *parent, name, None, until);
+                    }
+                    (Query::ReadDir { inode, .. }, Ok(Answer::Page(page))) => {
+                        for entry in &page.entries {
+                            if entry.attr.is_some() {
+                                memory.learn_name(asked, *inode, &entry.name, entry.attr.as_ref(), until);
+                            }
+                        }
+                    }
+                    (_, Ok(Answer::Attr(attr))) => memory.learn_attr(asked, attr, until),
+                    _ => {}
+                }
+            }
+            return answer.map_err(Error::from);
+        }
+    }
+
+    /// Keeps the stream open from when it is first wanted, until the client is shut down or dropped.
+    pub fn start_watching(self: &Arc<Self>) {
+        if self.options.remember {
+            let (group, watch, stopped) = (self.group.clone(), self.watch.clone(), self.stopped.clone());
+            tokio::spawn(keep_watching(Arc::downgrade(self), group, watch, stopped));
+        }
+    }
+}
+
+fn attr_in(answer: Result<Answer>) -> Result<Attr> {
+    match answer? {
+        Answer::Attr(attr) => Ok(attr),
+        _ => Err(unexpected_answer("a question about attributes")),
+    }
+}
+
+async fn keep_watching(client: Weak<Client>, group: Arc<Group>, watch: Arc<Watch>, stopped: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            () = watch.wanted.notified() => {}
+        }
+        // Not held while the stream lives: that would keep the client from being dropped.
+        let session = match client.upgrade() {
+            Some(client) => client.sessions.current(),
+            None => return,
+        };
+        if let Some(session) = session {
+            let ended = tokio::select! {
+                () = stopped.cancelled() => return,
+                ended = watch_once(&group, &watch, session.id()) => ended,
+            };
+            debug!(session = %session.id(), ?ended, "not told of changes any more");
+            watch.over();
+        }
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            () = tokio::time::sleep(PAUSE) => {}
+        }
+    }
+}
+
+/// Hears what to forget until the stream ends for whatever reason.
+async fn watch_once(group: &Group, watch: &Watch, session: SessionId) -> std::result::Result<(), RpcError> {
+    let (leader, connection) = group.leader_connection().await?;
+    let (mut send, mut recv) = connection.open().await?;
+    send.send(&MetaRequest::Watch { session }).await?;
+    let opened = tokio::time::timeout(ATTEMPT, recv.recv::<std::result::Result<MetaReply, WireError>>());
+    let opened = opened.await.unwrap_or(Err(RpcError::Timeout(ATTEMPT.as_millis())))?;
+    let MetaReply::Watching { life } = opened.map_err(RpcError::Refused)? else {
+        return Err(RpcError::Malformed("the answer to Watch is of another kind".into()));
+    };
+    *watch.life.lock() = Some(Life { session, number: life });
+    tokio::select! {
+        ended = hear(watch, &mut send, &mut recv) => ended,
+        // A dead leader's stream says nothing, not even that it has ended.
+        next = group.other_leader(leader) => {
+            debug!(next, "another namenode leads");
+            Ok(())
+        }
+        () = watch.broken.notified() => Ok(()),
+    }
+}
+
+async fn hear(watch: &Watch, send: &mut SendStream, recv: &mut RecvStream) -> std::result::Result<(), RpcError> {
+    while let Some(Revocation { number, inodes }) = recv.recv_optional().await? {
+        watch.memory.lock().forget(&inodes);
+        send.send(&RevocationDone { number }).await?;
+    }
+    Ok(())
+}

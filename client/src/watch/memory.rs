@@ -1,0 +1,227 @@
+//! What may be answered without asking: names and attributes that the namenode said are true until it
+//! says otherwise, or until it has not been heard for too long.
+
+use std::collections::HashMap;
+
+use dfs_proto::{Attr, InodeId, Name};
+use dfs_rpc::Moment;
+
+/// Names and attributes kept; when there are more all are forgotten. About 40 MiB.
+const ENTRIES_MAX: usize = 128 << 10;
+
+/// Inodes share so many marks of the last time they were forgotten.
+const MARKS: usize = 4096;
+
+pub(crate) struct Memory {
+    attrs: HashMap<InodeId, Attr>,
+    /// By directory. `None`: there is nothing of that name.
+    names: HashMap<InodeId, HashMap<Name, Option<InodeId>>>,
+    entries: usize,
+    /// Goes up with everything that is forgotten.
+    clock: u64,
+    /// Of inodes that share a mark: when one of them was forgotten last.
+    marks: Vec<u64>,
+    /// When everything was.
+    cleared: u64,
+    valid_until: Moment,
+}
+
+/// The moment at which a question was sent. What was forgotten after it must not be learned from its
+/// answer, which may be older.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    clock: u64,
+    at: Moment,
+}
+
+impl Asked {
+    pub fn at(self) -> Moment {
+        self.at
+    }
+}
+
+impl Memory {
+    pub fn new() -> Memory {
+        Memory {
+            attrs: HashMap::new(),
+            names: HashMap::new(),
+            entries: 0,
+            clock: 0,
+            marks: vec![0; MARKS],
+            cleared: 0,
+            valid_until: Moment::from_boot(std::time::Duration::ZERO),
+        }
+    }
+
+    /// To be called before a question is sent.
+    pub fn ask(&self, now: Moment) -> Asked {
+        Asked { clock: self.clock, at: now }
+    }
+
+    pub fn attr(&self, inode: InodeId, now: Moment) -> Option<&Attr> {
+        self.attrs.get(&inode).filter(|_| now < self.valid_until)
+    }
+
+    /// What the name leads to; `Some(None)` if it is known to lead nowhere.
+    pub fn name(&self, parent: InodeId, name: &Name, now: Moment) -> Option<Option<&Attr>> {
+        match self.names.get(&parent)?.get(name)? {
+            _ if now >= self.valid_until => None,
+            None => Some(None),
+            Some(inode) => self.attrs.get(inode).map(Some),
+        }
+    }
+
+    pub fn learn_attr(&mut self, asked: Asked, attr: &Attr, valid_until: Moment) {
+        if self.may_learn(asked, &[attr.inode]) {
+            self.make_room();
+            self.entries += usize::from(self.attrs.insert(attr.inode, attr.clone()).is_none());
+            self.valid_until = self.valid_until.max(valid_until);
+        }
+    }
+
+    pub fn learn_name(&mut self, asked: Asked, parent: InodeId, name: &Name, to: Option<&Attr>, valid_until: Moment) {
+        let inode = to.map(|attr| attr.inode);
+        if !self.may_learn(asked, &[parent, inode.unwrap_or(parent)]) {
+            return;
+        }
+        if let Some(attr) = to {
+            self.learn_attr(asked, attr, valid_until);
+        }
+        self.make_room();
+        let names = self.names.entry(parent).or_default();
+        self.entries += usize::from(names.insert(name.clone(), inode).is_none());
+        self.valid_until = self.valid_until.max(valid_until);
+    }
+
+    pub fn forget(&mut self, inodes: &[InodeId]) {
+        self.clock += 1;
+        for inode in inodes {
+            self.marks[mark_of(*inode)] = self.clock;
+            self.entries -= usize::from(self.attrs.remove(inode).is_some());
+            self.entries -= self.names.remove(inode).map_or(0, |names| names.len());
+        }
+    }
+
+    /// Forgets everything, and what is being asked now.
+    pub fn clear(&mut self) {
+        self.clock += 1;
+        self.cleared = self.clock;
+        self.attrs.clear();
+        self.names.clear();
+        self.entries = 0;
+        self.valid_until = Moment::from_boot(std::time::Duration::ZERO);
+    }
+
+    fn may_learn(&self, asked: Asked, inodes: &[InodeId]) -> bool {
+        asked.clock >= self.cleared && inodes.iter().all(|inode| self.marks[mark_of(*inode)] <= asked.clock)
+    }
+
+    fn make_room(&mut self) {
+        if self.entries >= ENTRIES_MAX {
+            self.attrs.clear();
+            self.names.clear();
+            self.entries = 0;
+        }
+    }
+}
+
+fn mark_of(inode: InodeId) -> usize {
+    (inode.0 % MARKS as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use dfs_proto::{FileKind, Timestamp};
+
+    const DIR: InodeId = InodeId(1);
+    const FILE: InodeId = InodeId(2);
+
+    fn attr(inode: InodeId) -> Attr {
+        let epoch = Timestamp::default();
+        Attr {
+            inode,
+            kind: FileKind::File,
+            mode: 0o644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size_bytes: 0,
+            mapped_bytes: 0,
+            atime: epoch,
+            mtime: epoch,
+            ctime: epoch,
+            crtime: epoch,
+            version: 1,
+            replication: 3,
+        }
+    }
+
+    fn at(ms: u64) -> Moment {
+        Moment::from_boot(Duration::from_millis(ms))
+    }
+
+    fn name(text: &str) -> Name {
+        Name::new(text.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn what_was_learned_is_believed_until_its_time_is_over_and_again_when_the_namenode_answers_again() {
+        let mut memory = Memory::new();
+        let asked = memory.ask(at(0));
+        memory.learn_name(asked, DIR, &name("file"), Some(&attr(FILE)), at(400));
+        memory.learn_name(asked, DIR, &name("nothing"), None, at(400));
+        assert_eq!(memory.name(DIR, &name("file"), at(399)), Some(Some(&attr(FILE))));
+        assert_eq!(memory.name(DIR, &name("nothing"), at(399)), Some(None));
+        assert_eq!(memory.name(DIR, &name("other"), at(399)), None);
+        assert!(memory.attr(FILE, at(399)).is_some());
+        assert_eq!(memory.name(DIR, &name("file"), at(400)), None);
+        assert_eq!(memory.attr(FILE, at(400)), None);
+        let asked = memory.ask(at(500));
+        memory.learn_attr(asked, &attr(InodeId(9)), at(900));
+        assert_eq!(memory.name(DIR, &name("file"), at(899)), Some(Some(&attr(FILE))));
+    }
+
+    #[test]
+    fn an_answer_that_was_overtaken_by_a_revocation_is_not_learned() {
+        let mut memory = Memory::new();
+        let asked = memory.ask(at(0));
+        memory.forget(&[FILE]);
+        memory.learn_name(asked, DIR, &name("file"), Some(&attr(FILE)), at(400));
+        memory.learn_attr(asked, &attr(FILE), at(400));
+        assert_eq!(memory.name(DIR, &name("file"), at(1)), None);
+        assert_eq!(memory.attr(FILE, at(1)), None);
+        // Another inode's answer is not concerned; a clear concerns all.
+        memory.learn_attr(asked, &attr(InodeId(3)), at(400));
+        assert!(memory.attr(InodeId(3), at(1)).is_some());
+        memory.clear();
+        memory.learn_attr(asked, &attr(InodeId(4)), at(400));
+        assert_eq!(memory.attr(InodeId(4), at(1)), None);
+    }
+
+    #[test]
+    fn a_directory_that_is_forgotten_takes_its_names_along() {
+        let mut memory = Memory::new();
+        let asked = memory.ask(at(0));
+        memory.learn_name(asked, DIR, &name("file"), Some(&attr(FILE)), at(400));
+        memory.learn_name(asked, DIR, &name("nothing"), None, at(400));
+        memory.forget(&[DIR]);
+        assert_eq!(memory.name(DIR, &name("file"), at(1)), None);
+        assert_eq!(memory.name(DIR, &name("nothing"), at(1)), None);
+        assert!(memory.attr(FILE, at(1)).is_some());
+        assert_eq!(memory.entries, 1);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut memory = Memory::new();
+        let asked = memory.ask(at(0));
+        for number in 0..2 * ENTRIES_MAX as u64 {
+            memory.learn_attr(asked, &attr(InodeId(number)), at(400));
+            assert!(memory.attrs.len() <= ENTRIES_MAX);
+        }
+    }
+}

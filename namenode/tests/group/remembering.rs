@@ -1,0 +1,101 @@
+//! Clients that answer look-ups from memory, over a group whose leaders die.
+
+use std::collections::BTreeMap;
+
+use dfs_client::{ClusterConfig, Dfs, MakeOptions, NodeAddr, Options};
+use dfs_proto::msg::meta::NewNode;
+use dfs_proto::{Caller, ErrorKind, InodeId, Name, NodeId, Role, SetAttr};
+
+use crate::support::{CLUSTER, Group, Node};
+
+const STEPS: u64 = 600;
+const NAMES: u64 = 6;
+
+fn client(group: &Group, id: u64) -> Dfs {
+    let addr = |node: &Node| NodeAddr { id: NodeId(node.id), name: format!("nn{}", node.id), addr: node.addr() };
+    let config = ClusterConfig {
+        cluster: CLUSTER,
+        replication: 3,
+        tls: group.certificate(Role::Client, id),
+        namenodes: group.nodes.iter().map(addr).collect(),
+        datanodes: Vec::new(),
+        mounts: Vec::new(),
+    };
+    let options = Options { remember: true, ..Options::default() };
+    group.runtime.block_on(Dfs::connect(&config, options)).unwrap()
+}
+
+/// A number that looks random, and is the same each time.
+fn draw(step: u64, what: u64, below: u64) -> u64 {
+    let mut bits = (step * 31 + what).wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    bits ^= bits >> 29;
+    (bits.wrapping_mul(0xBF58_476D_1CE4_E5B9) >> 33) % below
+}
+
+#[test]
+fn what_one_client_changes_no_other_sees_as_it_was_whoever_leads() {
+    let mut group = Group::formed(3, |_| {});
+    let clients = [client(&group, 501), client(&group, 502), client(&group, 503)];
+    let names: Vec<Name> = (0..NAMES).map(|n| Name::new(format!("n{n}")).unwrap()).collect();
+    // Mode bits by name.
+    let mut model: BTreeMap<u64, u16> = BTreeMap::new();
+    let mut killed = None;
+    for step in 0..STEPS {
+        if step % 200 == 100 {
+            let leader = group.admin().leader();
+            group.kill(leader);
+            killed = Some(leader);
+        }
+        if step % 200 == 150
+            && let Some(index) = killed.take()
+        {
+            group.restart(index);
+        }
+        let (author, which) = (&clients[draw(step, 1, 3) as usize], draw(step, 2, NAMES));
+        let (name, mode) = (&names[which as usize], 0o700 | draw(step, 3, 8) as u16);
+        group.runtime.block_on(async {
+            match model.get(&which) {
+                None => {
+                    let options = MakeOptions { exclusive: true, ..MakeOptions::default() };
+                    let made =
+                        author.make(&Caller::ROOT, InodeId::ROOT, name, NewNode::Directory, mode, options).await;
+                    assert!(made.unwrap().created);
+                    model.insert(which, mode);
+                }
+                Some(_) if draw(step, 4, 2) == 0 => {
+                    author.rmdir(&Caller::ROOT, InodeId::ROOT, name).await.unwrap();
+                    model.remove(&which);
+                }
+                Some(_) => {
+                    let attr = author.lookup(&Caller::ROOT, InodeId::ROOT, name).await.unwrap();
+                    let set = SetAttr { mode: Some(mode), ..SetAttr::default() };
+                    author.setattr(&Caller::ROOT, attr.inode, set, None).await.unwrap();
+                    model.insert(which, mode);
+                }
+            }
+            // Everybody looks at everything, so that all of it is remembered everywhere.
+            for (reader, dfs) in clients.iter().enumerate() {
+                for (which, name) in names.iter().enumerate() {
+                    let found = dfs.lookup(&Caller::ROOT, InodeId::ROOT, name).await;
+                    let expected = model.get(&(which as u64));
+                    match (found, expected) {
+                        (Ok(attr), Some(mode)) => {
+                            assert_eq!(attr.mode, *mode, "step {step}, client {reader}, {name}");
+                            let again = dfs.getattr(&Caller::ROOT, attr.inode).await.unwrap();
+                            assert_eq!(again.mode, *mode, "step {step}, client {reader}, {name} by inode");
+                        }
+                        (Err(error), None) if error.kind == ErrorKind::NotFound => {}
+                        (found, expected) => {
+                            panic!("step {step}, client {reader}, {name}: {found:?} and not {expected:?}")
+                        }
+                    }
+                }
+            }
+        });
+    }
+    group.runtime.block_on(async {
+        for dfs in clients {
+            dfs.shutdown().await.unwrap();
+        }
+    });
+}
