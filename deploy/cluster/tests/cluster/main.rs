@@ -3,4 +3,5 @@
 mod bad_input;
 mod bed;
 mod command_line;
+mod disks;
 mod faults;

@@ -1,0 +1,62 @@
+//! Disks that are really full.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use dfs_cluster::digest_file;
+
+use crate::bed::{Bed, DEADLINE};
+
+const FILE_BYTES: usize = 16 << 20;
+/// More than three disks of 400 MiB hold at three copies.
+const FILES_MAX: u64 = 64;
+
+fn bytes_of(number: u64) -> Vec<u8> {
+    let mut bytes = vec![0; FILE_BYTES];
+    blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+fn store(path: &Path, number: u64) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(&bytes_of(number))?;
+    file.sync_all()
+}
+
+fn expect_stored(path: &Path, number: u64) {
+    let (digest, len) = digest_file(path).unwrap();
+    assert_eq!((digest, len), (blake3::hash(&bytes_of(number)), FILE_BYTES as u64), "{}", path.display());
+}
+
+#[test]
+fn a_full_cluster_says_so_keeps_what_it_has_and_takes_writes_again_once_something_is_deleted() {
+    let bed = Bed::start(1, 3, &["--fs", "xfs:400M"]);
+    let path = |number: u64| bed.mount().join(format!("file{number}"));
+    let mut stored = 0;
+    let refused = loop {
+        match store(&path(stored), stored) {
+            Ok(()) => stored += 1,
+            Err(error) => break error,
+        }
+        assert!(stored < FILES_MAX, "the disks take more than they have room for");
+    };
+    assert_eq!(refused.kind(), ErrorKind::StorageFull, "{refused}");
+    assert!(stored > 4, "only {stored} files of 16 MiB on disks of 400 MiB");
+    (0..stored).for_each(|number| expect_stored(&path(number), number));
+
+    // Names need no room on a datanode's disk, and deleting makes some.
+    fs::create_dir(bed.mount().join("dir")).unwrap();
+    fs::remove_file(path(stored)).unwrap();
+    (0..stored / 2).for_each(|number| fs::remove_file(path(number)).unwrap());
+    let end = Instant::now() + DEADLINE;
+    while let Err(error) = store(&bed.mount().join("again"), 1000) {
+        assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+        assert!(Instant::now() < end, "no room although half of the files are deleted");
+        std::thread::park_timeout(Duration::from_millis(200));
+    }
+    expect_stored(&bed.mount().join("again"), 1000);
+    (stored / 2..stored).for_each(|number| expect_stored(&path(number), number));
+    assert!(bed.cluster.run(["fsck", "/"]).unwrap().contains("is HEALTHY"));
+}
