@@ -4,8 +4,10 @@
 //! (`Tx::attempt`).
 
 pub(crate) mod allocate;
+pub(crate) mod clone;
 pub(crate) mod commit;
 pub(crate) mod datanode;
+pub(crate) mod fallocate;
 pub(crate) mod genesis;
 pub(crate) mod link;
 pub(crate) mod make;

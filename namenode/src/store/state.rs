@@ -242,6 +242,20 @@ impl View for LatestView<'_> {
         let mode = IteratorMode::From(start, Direction::Forward);
         visit_rows(self.0.db.iterator_cf_opt(table, up_to(end), mode), visit)
     }
+
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Fault> {
+        if start >= end {
+            return Ok(());
+        }
+        let table = self.0.table(table).map_err(fault)?;
+        visit_rows(self.0.db.iterator_cf_opt(table, between(start, end), IteratorMode::End), visit)
+    }
 }
 
 struct SnapshotView<'a> {
@@ -268,11 +282,31 @@ impl View for SnapshotView<'_> {
         let mode = IteratorMode::From(start, Direction::Forward);
         visit_rows(self.snapshot.iterator_cf_opt(table, up_to(end), mode), visit)
     }
+
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Fault> {
+        if start >= end {
+            return Ok(());
+        }
+        let table = self.generation.table(table).map_err(fault)?;
+        visit_rows(self.snapshot.iterator_cf_opt(table, between(start, end), IteratorMode::End), visit)
+    }
 }
 
 fn up_to(end: &[u8]) -> ReadOptions {
     let mut read = ReadOptions::default();
     read.set_iterate_upper_bound(end);
+    read
+}
+
+fn between(start: &[u8], end: &[u8]) -> ReadOptions {
+    let mut read = up_to(end);
+    read.set_iterate_lower_bound(start);
     read
 }
 
