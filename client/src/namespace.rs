@@ -6,6 +6,7 @@ use dfs_proto::{Attr, Caller, ErrorKind, InodeId, Name, SetAttr};
 use crate::dfs::Dfs;
 use crate::error::{Result, unexpected_answer};
 use crate::file::{File, OpenMode};
+use crate::write::file::is_part;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MakeOptions {
@@ -43,7 +44,12 @@ impl Dfs {
             let through_handle = set.size_bytes.is_some() && handle.is_some_and(|handle| handle.mode().write);
             return self.client.set_size(caller, &file, set, through_handle).await;
         }
-        self.attr_reply(caller, Op::SetAttr { inode, set, grant: None }).await
+        loop {
+            let attr = self.attr_reply(caller, Op::SetAttr { inode, set: set.clone(), grant: None }).await?;
+            if !is_part(&set, &attr) {
+                return Ok(attr);
+            }
+        }
     }
 
     /// Whether `caller` may access with these bits (4 read, 2 write, 1 execute).

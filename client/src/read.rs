@@ -5,6 +5,7 @@ pub(crate) mod blocks;
 mod fetch;
 mod locate;
 pub(crate) mod map;
+mod seek;
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -8,7 +8,8 @@ use crate::dedup::{self, Request};
 use crate::ops::make::Make;
 use crate::ops::rename::Rename;
 use crate::ops::{
-    allocate, clone, commit, datanode, fallocate, genesis, link, reclaim, release, replica, rmdir, session, set_attr, unlink,
+    allocate, clone, commit, datanode, fallocate, genesis, link, reclaim, release, replica, rmdir, session, set_attr,
+    unlink,
 };
 use crate::tx::{Failure, Tx};
 use crate::view::{Fault, View};

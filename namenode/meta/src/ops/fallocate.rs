@@ -98,10 +98,10 @@ mod tests {
         assert_eq!(attr.version, before.version + 1);
         assert!(attr.mtime > before.mtime && attr.ctime > before.ctime);
         let extents = rig.extents(file);
-        assert_eq!(extents.iter().map(|e| (e.file_offset, e.chunk_offset, e.len)).collect::<Vec<_>>(), [
-            (0, 0, 100),
-            (400, 400, 600)
-        ]);
+        assert_eq!(
+            extents.iter().map(|e| (e.file_offset, e.chunk_offset, e.len)).collect::<Vec<_>>(),
+            [(0, 0, 100), (400, 400, 600)]
+        );
         // All of it, and beyond the end.
         let (attr, _) = fallocate(&mut rig, file, (0, 5000), true, true).unwrap();
         assert_eq!((attr.size_bytes, attr.mapped_bytes), (1000, 0));
