@@ -2,6 +2,8 @@
 
 #[path = "cluster/fake.rs"]
 mod fake;
+#[path = "cluster/ranges.rs"]
+mod ranges;
 
 use bytes::Bytes;
 use dfs_client::{Dfs, File, MakeOptions, OpenMode, Options};

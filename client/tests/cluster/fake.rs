@@ -227,6 +227,9 @@ fn kind_of(op: &Op) -> &'static str {
         Op::AllocateChunks { .. } => "allocate",
         Op::Commit { .. } => "commit",
         Op::Release { .. } => "release",
+        Op::SetAttr { .. } => "set attributes",
+        Op::Fallocate { .. } => "fallocate",
+        Op::CloneRange { .. } => "clone",
         _ => "other",
     }
 }

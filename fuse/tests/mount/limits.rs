@@ -3,10 +3,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
-use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags, fallocate, seek,
-    setxattr, statvfs, utimensat,
-};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags, setxattr, statvfs, utimensat};
 use rustix::io::Errno;
 
 use crate::on_mount;
@@ -60,52 +57,9 @@ fn statfs_shows_a_sane_size() {
 }
 
 #[test]
-fn preallocation_extends_and_nothing_else() {
-    let Some(dir) = on_mount(
-        "`posix_fallocate` extends the size and reserves no space; punching holes, collapsing and zeroing ranges fail \
-         with `EOPNOTSUPP`.",
-    ) else {
-        return;
-    };
-    let path = dir.path().join("file");
-    fs::write(&path, b"12345").unwrap();
-    let file = File::options().write(true).open(&path).unwrap();
-    fallocate(&file, FallocateFlags::empty(), 0, 3).unwrap();
-    assert_eq!(file.metadata().unwrap().len(), 5);
-    fallocate(&file, FallocateFlags::empty(), 3, 100_000).unwrap();
-    assert_eq!(file.metadata().unwrap().len(), 100_003);
-    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    for mode in [punch, FallocateFlags::ZERO_RANGE] {
-        assert_eq!(fallocate(&file, mode, 0, 3), Err(Errno::OPNOTSUPP));
-    }
-    drop(file);
-    let bytes = fs::read(&path).unwrap();
-    assert!(bytes[..5] == *b"12345" && bytes[5..].iter().all(|&byte| byte == 0));
-}
-
-#[test]
-fn a_file_has_no_holes_for_seek() {
-    let Some(dir) = on_mount("`SEEK_HOLE` and `SEEK_DATA` treat a file as without holes.") else { return };
-    let path = dir.path().join("file");
-    let file = File::create(&path).unwrap();
-    file.set_len(1 << 20).unwrap();
-    assert_eq!(seek(&file, SeekFrom::Hole(10)), Ok(1 << 20));
-    assert_eq!(seek(&file, SeekFrom::Data(10)), Ok(10));
-}
-
-#[test]
 fn extended_attributes_are_refused() {
     let Some(dir) = on_mount("Extended attributes and ACLs fail with `EOPNOTSUPP`.") else { return };
     let path = dir.path().join("file");
     File::create(&path).unwrap();
     assert_eq!(setxattr(&path, "user.x", b"y", XattrFlags::empty()), Err(Errno::OPNOTSUPP));
-}
-
-#[test]
-fn a_copy_has_the_same_bytes() {
-    let Some(dir) = on_mount("`copy_file_range` copies through the client.") else { return };
-    let bytes = crate::noise(9, 3_000_001);
-    fs::write(dir.path().join("from"), &bytes).unwrap();
-    fs::copy(dir.path().join("from"), dir.path().join("to")).unwrap();
-    assert!(fs::read(dir.path().join("to")).unwrap() == bytes);
 }
