@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -131,6 +132,9 @@ pub struct Namenode {
     pub reports: Mutex<Vec<(ChunkId, NodeId)>>,
     /// Mutations carried out, by kind.
     pub done: Mutex<BTreeMap<&'static str, u32>>,
+    /// While it is held, commits that arrive wait.
+    pub commits: tokio::sync::RwLock<()>,
+    pub commits_waiting: AtomicU32,
 }
 
 impl Namenode {
@@ -141,6 +145,8 @@ impl Namenode {
             swallow: Mutex::new(0),
             reports: Mutex::default(),
             done: Mutex::default(),
+            commits: tokio::sync::RwLock::new(()),
+            commits_waiting: AtomicU32::new(0),
         };
         let key = CapabilityKey { number: 1, secret: [7; 32] };
         namenode
@@ -237,6 +243,11 @@ fn kind_of(op: &Op) -> &'static str {
 impl Handler for Namenode {
     async fn handle(&self, peer: PeerIdentity, _plane: Plane, mut send: SendStream, mut recv: RecvStream) {
         let Ok(request) = recv.recv::<MetaRequest>().await else { return };
+        if matches!(request, MetaRequest::Mutate { op: Op::Commit { .. }, .. }) {
+            self.commits_waiting.fetch_add(1, Ordering::SeqCst);
+            drop(self.commits.read().await);
+            self.commits_waiting.fetch_sub(1, Ordering::SeqCst);
+        }
         match self.answer(peer, request) {
             Ok(Some(reply)) => drop(send.send(&Ok::<_, WireError>(reply)).await),
             Ok(None) => send.reset(),

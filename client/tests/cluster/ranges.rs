@@ -1,5 +1,8 @@
 //! Ranges of files: holes, and bytes that files share.
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
 use bytes::Bytes;
 use dfs_client::{Fallocate, File, OpenMode};
 use dfs_proto::limits::{FILE_MAX, RANGE_EXTENTS_MAX};
@@ -159,6 +162,37 @@ async fn what_was_written_before_a_punch_does_not_come_back_and_what_is_written_
     let mut expected = vec![0; 3 << 20];
     expected[200_000..201_000].copy_from_slice(&pattern(4, 1000));
     assert!(read_elsewhere(&cluster, "/file").await == expected);
+}
+
+#[tokio::test]
+async fn a_commit_under_way_does_not_bring_back_what_is_punched() {
+    let cluster = Cluster::start(3).await;
+    let dfs = cluster.client().await;
+    let file = create(&dfs, "file").await;
+    let held = cluster.namenode.commits.write().await;
+    file.write(0, pattern(1, 50_000)).await.unwrap();
+    let flush = tokio::spawn({
+        let file = file.clone();
+        async move { file.flush().await }
+    });
+    while cluster.namenode.commits_waiting.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let punch = tokio::spawn({
+        let file = file.clone();
+        async move { file.fallocate(&ROOT, 0, 50_000, PUNCH).await }
+    });
+    // Were it not to wait for the commit, it would be done soon.
+    let _ = tokio::time::timeout(Duration::from_millis(300), async {
+        while !cluster.namenode.done.lock().contains_key("fallocate") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(held);
+    flush.await.unwrap().unwrap();
+    punch.await.unwrap().unwrap();
+    assert_eq!(cluster.namenode.extents(file.inode()), []);
 }
 
 #[tokio::test]
