@@ -142,6 +142,8 @@ pub struct Options {
     pub dirty_max_bytes: usize,
     /// Bytes read ahead of sequential readers, over all files. 128 MiB.
     pub readahead_max_bytes: usize,
+    /// Reading sets atime. Off, but for mounts.
+    pub atime: bool,
     /// Who this is, for people: host, process, mount point. Cut at 255 bytes.
     pub description: String,
 }
@@ -153,6 +155,7 @@ impl Default for Options {
             hard: false,
             dirty_max_bytes: 256 << 20,
             readahead_max_bytes: 128 << 20,
+            atime: false,
             description: format!("process {}", std::process::id()),
         }
     }

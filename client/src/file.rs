@@ -16,13 +16,16 @@ pub struct OpenMode {
     pub write: bool,
     /// O_APPEND: every write goes to the end of the file as it is when it is committed, across mounts.
     pub append: bool,
+    /// O_NOATIME: reading leaves the file's atime alone.
+    pub no_atime: bool,
 }
 
 impl OpenMode {
-    pub const READ: OpenMode = OpenMode { read: true, write: false, append: false };
-    pub const WRITE: OpenMode = OpenMode { read: false, write: true, append: false };
-    pub const READ_WRITE: OpenMode = OpenMode { read: true, write: true, append: false };
-    pub const APPEND: OpenMode = OpenMode { read: false, write: true, append: true };
+    const NOTHING: OpenMode = OpenMode { read: false, write: false, append: false, no_atime: false };
+    pub const READ: OpenMode = OpenMode { read: true, ..OpenMode::NOTHING };
+    pub const WRITE: OpenMode = OpenMode { write: true, ..OpenMode::NOTHING };
+    pub const READ_WRITE: OpenMode = OpenMode { read: true, write: true, ..OpenMode::NOTHING };
+    pub const APPEND: OpenMode = OpenMode { write: true, append: true, ..OpenMode::NOTHING };
 }
 
 /// What becomes of a range of a file.

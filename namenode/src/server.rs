@@ -151,7 +151,7 @@ fn inode_of_op(op: &Op) -> Option<u64> {
         | Op::Fallocate { inode, .. }
         | Op::CloneRange { inode, .. } => Some(inode.0),
         Op::Commit { files, .. } => files.first().map(|file| file.inode.0),
-        Op::Release { .. } | Op::AllocateChunks { .. } | Op::CloseSession => None,
+        Op::Release { .. } | Op::AllocateChunks { .. } | Op::CloseSession | Op::NoteReads { .. } => None,
     }
 }
 

@@ -47,6 +47,9 @@ pub const LOCATE_EXTENTS_MAX: u32 = 2048;
 /// milliseconds of `apply`.
 pub const RANGE_EXTENTS_MAX: usize = 2048;
 
+/// Files in one `NoteReads`: about 100 bytes each.
+pub const READS_MAX: usize = 1024;
+
 /// Copies of a chunk.
 pub const REPLICATION_MAX: u8 = 8;
 

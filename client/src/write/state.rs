@@ -183,6 +183,11 @@ impl WriteState {
         !self.due.is_empty()
     }
 
+    /// All uncommitted bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     pub fn acked_bytes(&self) -> u64 {
         self.acked_bytes
     }

@@ -189,10 +189,11 @@ impl Drop for OpenFile {
 
 fn open_mode(flags: i32) -> Result<OpenMode, Errno> {
     let append = flags & libc::O_APPEND != 0;
+    let no_atime = flags & libc::O_NOATIME != 0;
     match flags & libc::O_ACCMODE {
-        libc::O_RDONLY => Ok(OpenMode::READ),
+        libc::O_RDONLY => Ok(OpenMode { no_atime, ..OpenMode::READ }),
         libc::O_WRONLY => Ok(OpenMode { append, ..OpenMode::WRITE }),
-        libc::O_RDWR => Ok(OpenMode { append, ..OpenMode::READ_WRITE }),
+        libc::O_RDWR => Ok(OpenMode { append, no_atime, ..OpenMode::READ_WRITE }),
         _ => Err(Errno::INVALID),
     }
 }

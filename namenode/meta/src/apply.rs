@@ -8,8 +8,8 @@ use crate::dedup::{self, Request};
 use crate::ops::make::Make;
 use crate::ops::rename::Rename;
 use crate::ops::{
-    allocate, clone, commit, datanode, fallocate, genesis, link, reclaim, release, replica, rmdir, session, set_attr,
-    unlink,
+    allocate, clone, commit, datanode, fallocate, genesis, link, note_reads, reclaim, release, replica, rmdir, session,
+    set_attr, unlink,
 };
 use crate::tx::{Failure, Tx};
 use crate::view::{Fault, View};
@@ -96,6 +96,7 @@ fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeI
             let source = clone::Place { inode: *source, offset: *source_offset };
             clone::apply(tx, client, source, clone::Place { inode: *inode, offset: *offset }, *len)
         }
+        Op::NoteReads { reads } => note_reads::apply(tx, reads),
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod fallocate;
 pub(crate) mod genesis;
 pub(crate) mod link;
 pub(crate) mod make;
+pub(crate) mod note_reads;
 pub(crate) mod reclaim;
 pub(crate) mod release;
 pub(crate) mod rename;

@@ -73,6 +73,7 @@ pub fn check_grants(view: &dyn View, session: SessionId, op: &Op) -> Result<Resu
         Op::CloneRange { source, source_grant, inode, grant, .. } => {
             check_for(source_grant, *source, false).and_then(|()| check(grant, *inode))
         }
+        Op::NoteReads { reads } => reads.iter().try_for_each(|read| check_for(&read.grant, read.inode, false)),
         _ => Ok(()),
     })
 }

@@ -191,5 +191,6 @@ pub fn op_name(op: &Op) -> &'static str {
         Op::CloseSession => "close session",
         Op::Fallocate { .. } => "fallocate",
         Op::CloneRange { .. } => "clone range",
+        Op::NoteReads { .. } => "note reads",
     }
 }

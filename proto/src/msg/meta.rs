@@ -148,6 +148,21 @@ pub enum Op {
         offset: u64,
         len: u64,
     },
+    /// Files were read: their atime moves on. Files that are gone or have changed since are passed over.
+    /// Reply: `Done`.
+    NoteReads { reads: Vec<FileRead> },
+}
+
+/// That a file was read.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct FileRead {
+    pub inode: InodeId,
+    /// A read grant of this session.
+    pub grant: Grant,
+    /// The file's ctime as the reader knew it.
+    pub seen_ctime: Timestamp,
+    /// When, by the client's clock.
+    pub at: Timestamp,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
