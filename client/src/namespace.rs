@@ -45,9 +45,10 @@ impl Dfs {
             return self.client.set_size(caller, &file, set, through_handle).await;
         }
         loop {
-            let attr = self.attr_reply(caller, Op::SetAttr { inode, set: set.clone(), grant: None }).await?;
-            if !is_part(&set, &attr) {
-                return Ok(attr);
+            match self.client.mutate(caller, Op::SetAttr { inode, set: set.clone(), grant: None }).await? {
+                OpReply::Attr(attr) if is_part(&set, &attr) => {}
+                OpReply::Attr(attr) => return Ok(self.client.files.merge(attr)),
+                _ => return Err(unexpected_answer("SetAttr")),
             }
         }
     }

@@ -55,7 +55,7 @@ pub struct Attr {
 }
 
 /// How old an atime may become before a read renews it.
-const ATIME_SECS: i64 = 24 * 60 * 60;
+pub const ATIME_SECS: i64 = 24 * 60 * 60;
 
 impl Attr {
     /// Whether a read at `now` sets atime, by the rule of `relatime`: at the first read after a change, and once a day.

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use dfs_proto::attr::ATIME_SECS;
 use dfs_proto::limits::READS_MAX;
 use dfs_proto::msg::meta::{FileRead, Op};
 use dfs_proto::{Caller, InodeId, Timestamp};
@@ -28,15 +29,6 @@ impl Inner {
     pub fn read_at(&self) -> Option<Timestamp> {
         self.read_note.filter(|note| note.seen_ctime == self.attr.ctime).map(|note| note.at)
     }
-
-    /// Notes a read, if it is to set atime. `false` if there is nothing new to tell.
-    fn note_read(&mut self, at: Timestamp) -> bool {
-        if !self.merged_attr().wants_atime(at) {
-            return false;
-        }
-        self.read_note = Some(ReadNote { seen_ctime: self.attr.ctime, at });
-        true
-    }
 }
 
 impl Client {
@@ -44,9 +36,17 @@ impl Client {
         if !self.options.atime {
             return;
         }
+        let at = now();
         let mut inner = file.inner.lock();
+        let attr = inner.merged_attr();
+        // The cluster's clock may be ahead of ours; a ctime from there does not call for a note at every read.
+        let noted_since = inner.read_at().is_some_and(|read| read > attr.mtime && at.secs - read.secs < ATIME_SECS);
+        if noted_since || !attr.wants_atime(at) {
+            return;
+        }
         let mut noted = self.reads.noted.lock();
-        if (noted.len() < NOTED_MAX || noted.contains_key(&file.inode)) && inner.note_read(now()) {
+        if noted.len() < NOTED_MAX || noted.contains_key(&file.inode) {
+            inner.read_note = Some(ReadNote { seen_ctime: inner.attr.ctime, at });
             noted.insert(file.inode, file.clone());
         }
     }

@@ -358,6 +358,25 @@ mod tests {
     }
 
     #[test]
+    fn a_scan_backwards_stays_within_its_range() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = StateStore::open(dir.path()).unwrap();
+        store.write(&[put(b"a", b"1"), put(b"b", b"2"), put(b"c", b"3"), put(b"d", b"4")], b"mark").unwrap();
+        let back = |view: &dyn View| {
+            let mut keys = Vec::new();
+            view.scan_back(Table::Inodes, b"b", b"d", &mut |key, _| {
+                keys.push(key.to_vec());
+                true
+            })
+            .unwrap();
+            view.scan_back(Table::Inodes, b"d", b"b", &mut |_, _| panic!("an empty range")).unwrap();
+            keys
+        };
+        assert_eq!(store.read(back), [b"c", b"b"]);
+        assert_eq!(store.read_latest(back), [b"c", b"b"]);
+    }
+
+    #[test]
     fn a_checkpoint_keeps_its_moment_and_can_take_the_place_of_another_state() {
         let dir = tempfile::tempdir().unwrap();
         let checkpoint = dir.path().join("checkpoint");
