@@ -145,6 +145,8 @@ pub struct Options {
     /// Answer look-ups from memory while the namenode promises to tell of changes. Whoever asks then has to
     /// check by itself that the caller may search the directory, as the kernel does under a mount.
     pub remember: bool,
+    /// Reading sets atime. Off, but for mounts.
+    pub atime: bool,
     /// Who this is, for people: host, process, mount point. Cut at 255 bytes.
     pub description: String,
 }
@@ -157,6 +159,7 @@ impl Default for Options {
             dirty_max_bytes: 256 << 20,
             readahead_max_bytes: 128 << 20,
             remember: false,
+            atime: false,
             description: format!("process {}", std::process::id()),
         }
     }

@@ -37,6 +37,7 @@ impl Dfs {
     /// is returned.
     pub async fn shutdown(self) -> Result<()> {
         let outcome = self.client.drain_writes().await;
+        let _ = Deadline::after(CLOSE_SESSION).bound("reads are told", self.client.tell_reads()).await;
         // Chunks that are not sealed by now are sealed with the session, at the same length.
         self.client.stopped.cancel();
         if let Some(session) = self.client.sessions.take() {

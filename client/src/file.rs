@@ -16,13 +16,25 @@ pub struct OpenMode {
     pub write: bool,
     /// O_APPEND: every write goes to the end of the file as it is when it is committed, across mounts.
     pub append: bool,
+    /// O_NOATIME: reading leaves the file's atime alone.
+    pub no_atime: bool,
 }
 
 impl OpenMode {
-    pub const READ: OpenMode = OpenMode { read: true, write: false, append: false };
-    pub const WRITE: OpenMode = OpenMode { read: false, write: true, append: false };
-    pub const READ_WRITE: OpenMode = OpenMode { read: true, write: true, append: false };
-    pub const APPEND: OpenMode = OpenMode { read: false, write: true, append: true };
+    const NOTHING: OpenMode = OpenMode { read: false, write: false, append: false, no_atime: false };
+    pub const READ: OpenMode = OpenMode { read: true, ..OpenMode::NOTHING };
+    pub const WRITE: OpenMode = OpenMode { write: true, ..OpenMode::NOTHING };
+    pub const READ_WRITE: OpenMode = OpenMode { read: true, write: true, ..OpenMode::NOTHING };
+    pub const APPEND: OpenMode = OpenMode { write: true, append: true, ..OpenMode::NOTHING };
+}
+
+/// What becomes of a range of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Fallocate {
+    /// Its bytes go: it reads as zeros.
+    pub zero: bool,
+    /// The file does not grow to the end of the range.
+    pub keep_size: bool,
 }
 
 /// An open file. Clones are the same handle; it ends when the last one is closed or dropped. What a
@@ -93,6 +105,43 @@ impl File {
         self.require(self.handle.mode.write, "writing")?;
         let set = SetAttr { size_bytes: Some(size_bytes), ..SetAttr::default() };
         self.handle.client.set_size(&Caller::ROOT, &self.handle.file, set, true).await
+    }
+
+    /// Makes `[offset, offset + len)` part of the file, or a hole of it. On behalf of `caller`, who if not
+    /// root takes set-id bits away.
+    pub async fn fallocate(&self, caller: &Caller, offset: u64, len: u64, how: Fallocate) -> Result<()> {
+        self.require(self.handle.mode.write, "writing")?;
+        let span = debug_span!("fallocate", inode = %self.inode(), offset, len, ?how);
+        self.handle.client.fallocate(caller, &self.handle.file, offset, len, how).instrument(span).await
+    }
+
+    /// The first byte at or behind `offset` that is no hole; `None` if only holes follow.
+    pub async fn seek_data(&self, offset: u64) -> Result<Option<u64>> {
+        let span = debug_span!("seek data", inode = %self.inode(), offset);
+        self.handle.client.seek_data(&self.handle.file, offset).instrument(span).await
+    }
+
+    /// The first hole at or behind `offset`, where the end of the file counts as one; `None` behind the end.
+    pub async fn seek_hole(&self, offset: u64) -> Result<Option<u64>> {
+        let span = debug_span!("seek hole", inode = %self.inode(), offset);
+        self.handle.client.seek_hole(&self.handle.file, offset).instrument(span).await
+    }
+
+    /// Lets `[offset, offset + len)` have the bytes of `source` from `source_offset` on: shared where that
+    /// can be, copied where not. How many bytes are done: some, or 0 at the end of the source.
+    pub async fn copy_from(
+        &self,
+        caller: &Caller,
+        source: &File,
+        source_offset: u64,
+        offset: u64,
+        len: u64,
+    ) -> Result<u64> {
+        source.require(source.handle.mode.read, "reading")?;
+        self.require(self.handle.mode.write, "writing")?;
+        let span = debug_span!("copy range", from = %source.inode(), source_offset, to = %self.inode(), offset, len);
+        let (from, to) = (&source.handle, &self.handle.file);
+        self.handle.client.copy_range(caller, from, source_offset, to, offset, len).instrument(span).await
     }
 
     /// `flush`, and the handle is given back.

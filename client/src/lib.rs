@@ -25,6 +25,6 @@ pub use config::{ClusterConfig, MountDir, NodeAddr, Options};
 pub use dfs::Dfs;
 pub use dfs_rpc::TlsFiles;
 pub use error::{Error, Result};
-pub use file::{File, OpenMode};
+pub use file::{Fallocate, File, OpenMode};
 pub use namespace::{Made, MakeOptions};
 pub use paths::{Walk, WalkEntry};

@@ -6,6 +6,7 @@ use dfs_proto::{Attr, Caller, ErrorKind, InodeId, Name, SetAttr};
 use crate::dfs::Dfs;
 use crate::error::{Result, unexpected_answer};
 use crate::file::{File, OpenMode};
+use crate::write::file::is_part;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct MakeOptions {
@@ -42,7 +43,13 @@ impl Dfs {
             let through_handle = set.size_bytes.is_some() && handle.is_some_and(|handle| handle.mode().write);
             return self.client.set_size(caller, &file, set, through_handle).await;
         }
-        self.attr_reply(caller, Op::SetAttr { inode, set, grant: None }).await
+        loop {
+            match self.client.mutate(caller, Op::SetAttr { inode, set: set.clone(), grant: None }).await? {
+                OpReply::Attr(attr) if is_part(&set, &attr) => {}
+                OpReply::Attr(attr) => return Ok(self.client.files.merge(attr)),
+                _ => return Err(unexpected_answer("SetAttr")),
+            }
+        }
     }
 
     /// Whether `caller` may access with these bits (4 read, 2 write, 1 execute).

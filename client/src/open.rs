@@ -13,6 +13,7 @@ use tracing::debug;
 use crate::client::Client;
 use crate::error::{Error, Result, unexpected_answer};
 use crate::file::OpenMode;
+use crate::read::atime::ReadNote;
 use crate::read::blocks::{Blocks, Sequential};
 use crate::read::map::ExtentMap;
 use crate::write::slot::Slot;
@@ -59,6 +60,7 @@ pub(crate) struct Inner {
     pub aged: bool,
     /// In the client's list of files with uncommitted bytes.
     pub listed: bool,
+    pub read_note: Option<ReadNote>,
     /// Chunks that hold bytes of this file up to an offset which may not be synced yet.
     pub unsynced: HashMap<ChunkId, (Arc<ChunkWriter>, u32)>,
 }
@@ -75,6 +77,12 @@ impl Inner {
     pub fn merged_attr(&self) -> Attr {
         let mut attr = self.attr.clone();
         attr.size_bytes = attr.size_bytes.max(self.writes.end());
+        // What replaces stored bytes is counted twice until then, but never beyond the size: programs take a file
+        // that uses less for one with holes.
+        attr.mapped_bytes = (attr.mapped_bytes + self.writes.bytes()).min(attr.size_bytes).max(attr.mapped_bytes);
+        if let Some(read_at) = self.read_at() {
+            attr.atime = attr.atime.max(read_at);
+        }
         if let Some(mtime) = self.writes.mtime() {
             attr.mtime = attr.mtime.max(mtime);
             attr.ctime = attr.ctime.max(mtime);
@@ -96,6 +104,10 @@ impl Inner {
 
     /// Takes the attributes after a commit of our own. The map is kept if nobody else changed the file.
     pub fn observe_own(&mut self, attr: &Attr, extents: &[Extent]) {
+        // Read before it was committed is read before it changed; that this client has read it stays true.
+        if let Some(note) = self.read_note.as_mut().filter(|note| note.seen_ctime == self.attr.ctime) {
+            note.seen_ctime = attr.ctime;
+        }
         if attr.version == self.attr.version + 1 {
             self.map.overwrite(self.attr.version, attr.version, extents);
             self.blocks.clear();
@@ -210,7 +222,8 @@ impl Files {
 
 fn with_writes(attr: Attr, inner: &Inner) -> Attr {
     let merged = inner.merged_attr();
-    Attr { size_bytes: merged.size_bytes, mtime: merged.mtime, ctime: merged.ctime, ..attr }
+    let Attr { size_bytes, mapped_bytes, atime, mtime, ctime, .. } = merged;
+    Attr { size_bytes, mapped_bytes, atime, mtime, ctime, ..attr }
 }
 
 impl FileState {
@@ -232,6 +245,7 @@ impl FileState {
                 writeback: false,
                 aged: false,
                 listed: false,
+                read_note: None,
                 unsynced: HashMap::new(),
             }),
             progress: Notify::new(),

@@ -1,18 +1,21 @@
 //! Reading: this client's uncommitted bytes laid over what is committed, which comes verified from
 //! datanodes, ahead of need where a handle reads in sequence. Lost bytes are an error, never zeros.
 
+pub(crate) mod atime;
 pub(crate) mod blocks;
 mod fetch;
 mod locate;
 pub(crate) mod map;
+mod seek;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dfs_proto::msg::meta::ChunkLocation;
-use dfs_proto::{ChunkId, ErrorKind, NodeId};
+use dfs_proto::{ChunkId, ErrorKind, InodeId, NodeId};
 use futures::{StreamExt, TryStreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
@@ -39,6 +42,9 @@ pub(crate) struct Reads {
     locations: Mutex<HashMap<ChunkId, ChunkLocation>>,
     /// Bytes that may be read ahead.
     ahead: Arc<Semaphore>,
+    /// Files whose atime the namenode is to be told. Taken while a file's `inner` is held, never the other way round.
+    noted: Mutex<HashMap<InodeId, Arc<FileState>>>,
+    telling: AtomicBool,
 }
 
 impl Reads {
@@ -46,6 +52,8 @@ impl Reads {
         Reads {
             locations: Mutex::default(),
             ahead: Arc::new(Semaphore::new(options.readahead_max_bytes.min(Semaphore::MAX_PERMITS))),
+            noted: Mutex::default(),
+            telling: AtomicBool::new(false),
         }
     }
 
@@ -74,6 +82,9 @@ impl Client {
     pub async fn read(self: &Arc<Self>, handle: &Handle, offset: u64, len: usize) -> Result<Bytes> {
         let file = &handle.file;
         self.grant(file, false).await?;
+        if !handle.mode.no_atime && len > 0 {
+            self.note_read(file);
+        }
         // What is committed after this moment is at least as new as what is laid over it.
         let (end, overlay) = {
             let inner = file.inner.lock();

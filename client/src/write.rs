@@ -2,11 +2,13 @@
 //!
 //! `state` and `append` decide, one for a file and one for a chunk. The rest acts: `writer` drives a
 //! chunk's append streams, `slot` finds a chunk for an upload, `upload` moves a file's bytes, `commit`
-//! makes them part of their files, and `file` is what an open file does with all of this.
+//! makes them part of their files, and `file` is what an open file does with all of this. `reshape`
+//! changes ranges of a file without moving bytes.
 
 pub(crate) mod append;
 mod commit;
-mod file;
+pub(crate) mod file;
+mod reshape;
 pub(crate) mod slot;
 pub(crate) mod state;
 mod stock;

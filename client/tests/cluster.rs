@@ -2,6 +2,8 @@
 
 #[path = "cluster/fake.rs"]
 mod fake;
+#[path = "cluster/ranges.rs"]
+mod ranges;
 
 use bytes::Bytes;
 use dfs_client::{Dfs, File, MakeOptions, OpenMode, Options};
@@ -348,6 +350,54 @@ async fn a_time_that_was_set_is_not_undone_by_bytes_written_before() {
     assert_eq!(dfs.setattr(&ROOT, file.inode(), set, Some(&file)).await.unwrap().mtime, then);
     file.close().await.unwrap();
     assert_eq!(dfs.resolve(&ROOT, "/file").await.unwrap().mtime, then);
+}
+
+#[tokio::test]
+async fn a_read_sets_an_old_atime_at_once_here_and_soon_elsewhere() {
+    let cluster = Cluster::start(3).await;
+    let reader = Dfs::connect(&cluster.config, Options { atime: true, ..Options::default() }).await.unwrap();
+    let other = cluster.client().await;
+    other.write_file(&ROOT, "/file", pattern(1, 1000)).await.unwrap();
+    let old = Timestamp { secs: 1000, nanos: 5 };
+    let set = SetAttr { atime: Some(SetTime::At(old)), ..SetAttr::default() };
+    let inode = other.resolve(&ROOT, "/file").await.unwrap().inode;
+    other.setattr(&ROOT, inode, set.clone(), None).await.unwrap();
+
+    let quiet = OpenMode { no_atime: true, ..OpenMode::READ };
+    reader.open(&ROOT, inode, quiet).await.unwrap().read(0, 10).await.unwrap();
+    assert_eq!(reader.getattr(&ROOT, inode).await.unwrap().atime, old);
+    let file = reader.open(&ROOT, inode, OpenMode::READ).await.unwrap();
+    file.read(0, 10).await.unwrap();
+    let seen = reader.getattr(&ROOT, inode).await.unwrap();
+    assert!(seen.atime > seen.mtime);
+    file.read(0, 10).await.unwrap();
+    assert_eq!(reader.getattr(&ROOT, inode).await.unwrap().atime, seen.atime, "once a day is enough");
+    let told = async {
+        while other.getattr(&ROOT, inode).await.unwrap().atime != seen.atime {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), told).await.unwrap();
+
+    // What is set after the read stays, also if the read is told later.
+    file.read(0, 10).await.unwrap();
+    reader.setattr(&ROOT, inode, set, None).await.unwrap();
+    assert_eq!(reader.getattr(&ROOT, inode).await.unwrap().atime, old);
+    reader.shutdown().await.unwrap();
+    assert_eq!(other.getattr(&ROOT, inode).await.unwrap().atime, old);
+}
+
+#[tokio::test]
+async fn uncommitted_bytes_count_as_used_space() {
+    let cluster = Cluster::start(3).await;
+    let dfs = cluster.client().await;
+    let file = create(&dfs, "file").await;
+    file.write(1000, pattern(1, 500)).await.unwrap();
+    assert_eq!(file.attr().mapped_bytes, 500);
+    file.flush().await.unwrap();
+    assert_eq!(file.attr().mapped_bytes, 500);
+    file.write(0, pattern(2, 1500)).await.unwrap();
+    assert_eq!(dfs.getattr(&ROOT, file.inode()).await.unwrap().mapped_bytes, 1500);
 }
 
 #[tokio::test]

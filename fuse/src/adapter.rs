@@ -31,8 +31,9 @@ use tracing::{Instrument, Span};
 use crate::fs::Fs;
 use crate::fs::errno::Errno;
 use crate::fs::file::Place;
+use crate::fs::file_ranges::Start;
 use crate::fs::handles::HandleId;
-use answer::{attr, created, data, directory, directory_plus, empty, entry, opened, statistics, written};
+use answer::{attr, created, data, directory, directory_plus, empty, entry, opened, place, statistics, written};
 use convert::{errno, handle_in, handle_out, inode, requester, set_time};
 
 /// The largest request: what the kernel allows without a change of `fs.fuse.max_pages_limit`.
@@ -320,9 +321,35 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let handle = handle_in(fh);
+        let (who, handle) = (requester(request), handle_in(fh));
         let span = span!("fallocate", request, ino);
-        self.spawn(span, |fs| async move { fs.allocate(handle, offset, length, mode).await }, empty(reply));
+        self.spawn(span, |fs| async move { fs.allocate(who, handle, offset, length, mode).await }, empty(reply));
+    }
+
+    fn lseek(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
+        let handle = handle_in(fh);
+        let span = span!("lseek", request, ino);
+        self.spawn(span, |fs| async move { fs.seek(handle, offset, whence).await }, place(reply));
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let who = requester(request);
+        let from = Start { handle: handle_in(fh_in), offset: offset_in };
+        let to = Start { handle: handle_in(fh_out), offset: offset_out };
+        let span = span!("copy_file_range", request, ino_in);
+        self.spawn(span, |fs| async move { fs.copy_range(who, from, to, len).await }, written(reply));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -361,8 +388,8 @@ impl Filesystem for Adapter {
         self.spawn(span, |fs| async move { fs.access(who, inode, mask).await }, empty(reply));
     }
 
-    // What this file system does not have. The kernel then answers by itself, mostly with EOPNOTSUPP or in its own
-    // way (SEEK_DATA, copy_file_range), and does not ask again: for security.capability it would at each write.
+    // What this file system does not have. The kernel then answers by itself, mostly with EOPNOTSUPP, and does
+    // not ask again: for security.capability it would at each write.
 
     fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
         reply.error(errno(Errno::UNKNOWN_REQUEST));
@@ -377,26 +404,6 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(errno(Errno::UNKNOWN_REQUEST));
-    }
-
-    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
-        reply.error(errno(Errno::UNKNOWN_REQUEST));
-    }
-
-    fn copy_file_range(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: INodeNo,
-        _: FileHandle,
-        _: u64,
-        _: u64,
-        _: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
         reply.error(errno(Errno::UNKNOWN_REQUEST));
     }
 

@@ -10,6 +10,7 @@ pub mod caller;
 pub mod directory;
 pub mod errno;
 pub mod file;
+pub mod file_ranges;
 pub mod handles;
 mod names;
 mod open_inodes;

@@ -171,9 +171,12 @@ fn inode_of_op(op: &Op) -> Option<u64> {
     match op {
         Op::Make { parent, .. } | Op::Unlink { parent, .. } | Op::Rmdir { parent, .. } => Some(parent.0),
         Op::Rename { from_parent, .. } => Some(from_parent.0),
-        Op::Link { inode, .. } | Op::SetAttr { inode, .. } => Some(inode.0),
+        Op::Link { inode, .. }
+        | Op::SetAttr { inode, .. }
+        | Op::Fallocate { inode, .. }
+        | Op::CloneRange { inode, .. } => Some(inode.0),
         Op::Commit { files, .. } => files.first().map(|file| file.inode.0),
-        Op::Release { .. } | Op::AllocateChunks { .. } | Op::CloseSession => None,
+        Op::Release { .. } | Op::AllocateChunks { .. } | Op::CloseSession | Op::NoteReads { .. } => None,
     }
 }
 

@@ -54,6 +54,18 @@ pub struct Attr {
     pub replication: u8,
 }
 
+/// How old an atime may become before a read renews it.
+pub const ATIME_SECS: i64 = 24 * 60 * 60;
+
+impl Attr {
+    /// Whether a read at `now` sets atime, by the rule of `relatime`: at the first read after a change, and once a day.
+    pub fn wants_atime(&self, now: Timestamp) -> bool {
+        let stale = self.atime <= self.mtime || self.atime <= self.ctime;
+        let old = now.secs.saturating_sub(self.atime.secs) >= ATIME_SECS;
+        now > self.atime && (stale || old)
+    }
+}
+
 /// A change of attributes; `None` leaves one as it is.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct SetAttr {

@@ -30,6 +30,9 @@ use crate::error::{Failure, Result};
 /// How much is read and passed on at once.
 pub const READ_BYTES: u64 = 1 << 20;
 
+/// How much is shared at once within the cluster, so that progress shows and Ctrl-C is heard.
+const SHARE_BYTES: u64 = 1 << 30;
+
 /// Reads under way at once for one file: covers the latency of a datanode's disk and network.
 const READS_IN_FLIGHT: usize = 4;
 
@@ -81,6 +84,10 @@ pub struct Found<N> {
 pub trait Reader: Send + 'static {
     /// The bytes in order; `None` at the end.
     fn next(&mut self) -> impl Future<Output = Option<Result<Bytes>>> + Send;
+    /// The file behind it, if it is one of the cluster.
+    fn cluster_file(&self) -> Option<File> {
+        None
+    }
 }
 
 /// Where bytes go to.
@@ -111,6 +118,11 @@ pub trait Target: Clone + Send + Sync + 'static {
 
 pub trait Writer: Send + 'static {
     fn write(&mut self, offset: u64, bytes: Bytes) -> impl Future<Output = Result> + Send;
+    /// Takes bytes of a file of the cluster without moving them, `[offset, offset + len)` in both: how many, 0
+    /// at the end of the source. `None` if this is no place for that.
+    fn share(&mut self, _: &File, _offset: u64, _len: u64) -> impl Future<Output = Result<Option<u64>>> + Send {
+        async { Ok(None) }
+    }
     /// Makes what was written durable and gives it its name.
     fn finish(self, meta: &Meta, options: CopyOptions) -> impl Future<Output = Result> + Send;
     /// Removes what was written.
@@ -298,6 +310,15 @@ pub async fn pour(
 ) -> Result {
     let mut offset = 0;
     let poured = async {
+        if let Some(file) = reader.cluster_file() {
+            while let Some(len) = writer.share(&file, offset, SHARE_BYTES).await? {
+                if len == 0 {
+                    return Ok(());
+                }
+                offset += len;
+                progress.bytes(len);
+            }
+        }
         while let Some(bytes) = reader.next().await {
             let bytes = bytes?;
             let len = bytes.len() as u64;
@@ -322,17 +343,19 @@ pub async fn pour(
 
 /// The bytes `[start, end)` of a file in order, several reads at once, `step` bytes each.
 pub fn read_ahead(file: &File, start: u64, end: u64, step: u64) -> Pieces {
+    let of = file.clone();
     let file = file.clone();
     let starts = stream::unfold(start, move |at| async move { (at < end).then(|| (at, (at + step).min(end))) });
     let reads = starts.map(move |at| {
         let file = file.clone();
         async move { file.read(at, step.min(end - at) as usize).await.map_err(Failure::from) }
     });
-    Pieces { reads: reads.buffered(READS_IN_FLIGHT).boxed() }
+    Pieces { file: of, reads: reads.buffered(READS_IN_FLIGHT).boxed() }
 }
 
 /// See `read_ahead`.
 pub struct Pieces {
+    file: File,
     reads: BoxStream<'static, Result<Bytes>>,
 }
 
@@ -349,6 +372,10 @@ impl Pieces {
 impl Reader for Pieces {
     async fn next(&mut self) -> Option<Result<Bytes>> {
         Pieces::next(self).await
+    }
+
+    fn cluster_file(&self) -> Option<File> {
+        Some(self.file.clone())
     }
 }
 

@@ -59,7 +59,11 @@ impl Client {
     }
 
     /// A question that brings the file's read grant; asked again with a new one after a session expired.
-    async fn ask_about(self: &Arc<Self>, file: &FileState, query: impl Fn(Grant) -> Query) -> Result<Answer> {
+    pub(super) async fn ask_about(
+        self: &Arc<Self>,
+        file: &FileState,
+        query: impl Fn(Grant) -> Query,
+    ) -> Result<Answer> {
         let deadline = self.deadline();
         loop {
             let grant = self.grant(file, false).await?;
@@ -77,7 +81,7 @@ impl Client {
         }
     }
 
-    fn learn(&self, file: &FileState, start: u64, end: u64, map: FileMap) {
+    pub(super) fn learn(&self, file: &FileState, start: u64, end: u64, map: FileMap) {
         let mut inner = file.inner.lock();
         // Asked before, and answered after, a commit of our own: ask again.
         if map.version < inner.attr.version {

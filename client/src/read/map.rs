@@ -35,6 +35,17 @@ impl ExtentMap {
         Some(self.extents.range(first..end.max(first)).filter_map(|(_, extent)| extent.clip(start, end)).collect())
     }
 
+    /// The first extents from `start` on, at most `limit`, cut to `[start, end)`; and up to where these are all
+    /// and known: `start` itself if nothing is.
+    pub fn front(&self, start: u64, end: u64, limit: usize) -> (Vec<Extent>, u64) {
+        let end = self.known_to(start).min(end);
+        let first = self.extents.range(..=start).next_back().map_or(start, |(&first, _)| first);
+        let mut found = self.extents.range(first..end.max(first)).filter_map(|(_, extent)| extent.clip(start, end));
+        let front: Vec<Extent> = found.by_ref().take(limit).collect();
+        let complete_to = found.next().map_or(end, |next| next.file_offset);
+        (front, complete_to.max(start))
+    }
+
     /// How far everything is known from `start` on; `start` itself if nothing is.
     pub fn known_to(&self, start: u64) -> u64 {
         self.known.containing(start).map_or(start, |(_, end)| end)
@@ -125,6 +136,19 @@ mod tests {
         assert_eq!(map.get(0, 41), None);
         map.learn(50, 60, &FileMap { version: 4, complete_to: 60, extents: Vec::new(), ..answer });
         assert_eq!(map.get(0, 10), None, "the map of older content is gone");
+    }
+
+    #[test]
+    fn the_front_of_a_map_says_how_far_it_goes() {
+        let mut map = ExtentMap::default();
+        assert_eq!(map.front(5, 90, 9), (vec![], 5));
+        let extents = vec![extent(10, 1, 0, 20), extent(40, 1, 50, 10), extent(60, 2, 0, 10)];
+        map.learn(0, 80, &FileMap { version: 3, size_bytes: 100, extents, chunks: Vec::new(), complete_to: 80 });
+        assert_eq!(map.front(15, 99, 1), (vec![extent(15, 1, 5, 15)], 40));
+        assert_eq!(map.front(15, 99, 2), (vec![extent(15, 1, 5, 15), extent(40, 1, 50, 10)], 60));
+        assert_eq!(map.front(30, 45, 9), (vec![extent(40, 1, 50, 5)], 45));
+        assert_eq!(map.front(70, 99, 9), (vec![], 80));
+        assert_eq!(map.front(85, 99, 9), (vec![], 85));
     }
 
     #[test]

@@ -22,10 +22,21 @@ const SYNC_ROUNDS: usize = 8;
 
 impl Client {
     /// Takes bytes into memory; waits while there are too many.
-    pub async fn write(self: &Arc<Self>, file: &Arc<FileState>, mut offset: u64, mut bytes: Bytes) -> Result<()> {
-        require_size(offset, bytes.len())?;
+    pub async fn write(self: &Arc<Self>, file: &Arc<FileState>, offset: u64, bytes: Bytes) -> Result<()> {
+        require_size(offset, bytes.len() as u64)?;
         let deadline = self.deadline();
         let _shared = deadline.bound("a change of the file's size is under way", file.resize.read()).await?;
+        self.take(file, offset, bytes, deadline).await
+    }
+
+    /// `write`, by whoever has the file's `resize`.
+    async fn take(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        mut offset: u64,
+        mut bytes: Bytes,
+        deadline: Deadline,
+    ) -> Result<()> {
         self.grant(file, true).await?;
         while !bytes.is_empty() {
             let part = bytes.split_to(bytes.len().min(UPLOAD_MAX as usize));
@@ -105,7 +116,7 @@ impl Client {
 
     /// Appends at the end of the file, across all clients. Returns where.
     pub async fn append(self: &Arc<Self>, file: &Arc<FileState>, bytes: Bytes) -> Result<u64> {
-        require_size(0, bytes.len())?;
+        require_size(0, bytes.len() as u64)?;
         let deadline = self.deadline();
         let _shared = deadline.bound("a change of the file's size is under way", file.resize.read()).await?;
         let _one = deadline.bound("another append is under way", file.appending.lock()).await?;
@@ -158,6 +169,9 @@ impl Client {
                 Ok(OpReply::Attr(attr)) => {
                     let mut inner = file.inner.lock();
                     inner.observe(&attr);
+                    if is_part(&set, &attr) {
+                        continue;
+                    }
                     return Ok(inner.merged_attr());
                 }
                 Ok(_) => return Err(unexpected_answer("SetAttr")),
@@ -279,25 +293,46 @@ impl Client {
             let mut start = extent.file_offset;
             while start < extent.file_end() {
                 let end = extent.file_end().min(start + UPLOAD_MAX);
-                let bytes = self.read_committed(file, start, end).await?;
-                let untouched = file.inner.lock().writes.overlay(start, end).is_empty();
-                if untouched {
-                    self.write(file, start, bytes).await?;
-                }
+                self.rewrite_piece(file, chunk, start, end).await?;
                 start = end;
+            }
+        }
+        Ok(())
+    }
+
+    async fn rewrite_piece(
+        self: &Arc<Self>,
+        file: &Arc<FileState>,
+        chunk: ChunkId,
+        start: u64,
+        end: u64,
+    ) -> Result<()> {
+        let deadline = self.deadline();
+        // What is cut or punched meanwhile must not come back.
+        let _shared = deadline.bound("a change of the file's size is under way", file.resize.read()).await?;
+        for extent in self.extents(file, start, end).await?.into_iter().filter(|extent| extent.chunk == chunk) {
+            let bytes = self.read_committed(file, extent.file_offset, extent.file_end()).await?;
+            let untouched = file.inner.lock().writes.overlay(extent.file_offset, extent.file_end()).is_empty();
+            if untouched {
+                self.take(file, extent.file_offset, bytes, deadline).await?;
             }
         }
         Ok(())
     }
 }
 
+/// Of a file with many extents only a piece is cut so far, and nothing else is done.
+pub(crate) fn is_part(set: &SetAttr, after: &Attr) -> bool {
+    set.size_bytes.is_some_and(|wanted| after.size_bytes > wanted)
+}
+
 /// The grant that came along is no longer good; another one may be.
-fn is_outdated(kind: ErrorKind) -> bool {
+pub(super) fn is_outdated(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::CapabilityExpired | ErrorKind::SessionExpired)
 }
 
-fn require_size(offset: u64, len: usize) -> Result<()> {
-    match offset.checked_add(len as u64) {
+pub(super) fn require_size(offset: u64, len: u64) -> Result<()> {
+    match offset.checked_add(len) {
         Some(end) if end <= FILE_MAX => Ok(()),
         _ => Err(Error::new(ErrorKind::FileTooLarge, format!("a file has at most {FILE_MAX} bytes"))),
     }

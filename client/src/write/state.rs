@@ -141,6 +141,11 @@ impl WriteState {
         self.cut(size, u64::MAX)
     }
 
+    /// Drops everything in `[start, end)`; otherwise as `truncate`.
+    pub fn punch(&mut self, start: u64, end: u64) -> u64 {
+        self.cut(start, end)
+    }
+
     /// Drops everything. Returns how many bytes that were.
     pub fn discard(&mut self) -> u64 {
         self.uploads.clear();
@@ -178,6 +183,11 @@ impl WriteState {
         !self.due.is_empty()
     }
 
+    /// All uncommitted bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     pub fn acked_bytes(&self) -> u64 {
         self.acked_bytes
     }
@@ -190,6 +200,16 @@ impl WriteState {
     /// When the last uncommitted byte was written.
     pub fn mtime(&self) -> Option<Timestamp> {
         self.mtime.filter(|_| !self.segments.is_empty())
+    }
+
+    /// Where uncommitted bytes are in `[start, end)`, in order; neighbours may touch.
+    pub fn ranges(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
+        let first = self.segments.range(..=start).next_back().map_or(start, |(&first, _)| first);
+        let found = self.segments.range(first..end.max(first));
+        found
+            .map(|(&offset, segment)| (start.max(offset), end.min(offset + segment.len())))
+            .filter(|(from, to)| from < to)
+            .collect()
     }
 
     /// The uncommitted bytes in `[start, end)`, by file offset.

@@ -224,6 +224,8 @@ impl Client {
 
     async fn tick(self: &Arc<Self>) {
         self.files.sweep();
+        let client = self.clone();
+        tokio::spawn(async move { client.tell_reads().await });
         for file in self.writes.dirty_files() {
             let aged = std::mem::replace(&mut file.inner.lock().aged, true);
             if aged {

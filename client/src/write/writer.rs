@@ -247,6 +247,11 @@ impl ChunkWriter {
         }
     }
 
+    /// Bytes of the chunk that are on every live replica.
+    pub fn acked(&self) -> u32 {
+        self.state.lock().append.acked()
+    }
+
     pub fn is_synced(&self, end: u32) -> bool {
         self.state.lock().append.is_synced(end)
     }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -134,6 +135,11 @@ impl Handler for Seat {
             }
             return;
         }
+        if matches!(request, MetaRequest::Mutate { op: Op::Commit { .. }, .. }) {
+            self.namenode.commits_waiting.fetch_add(1, Ordering::SeqCst);
+            drop(self.namenode.commits.read().await);
+            self.namenode.commits_waiting.fetch_sub(1, Ordering::SeqCst);
+        }
         match self.namenode.answer(peer, request) {
             Ok(Some(reply)) => drop(send.send(&Ok::<_, WireError>(reply)).await),
             Ok(None) => send.reset(),
@@ -180,6 +186,9 @@ pub struct Namenode {
     held: Mutex<u32>,
     /// The most that waited there while another one carried out a mutation.
     pub held_while_serving: Mutex<u32>,
+    /// While it is held, commits that arrive wait.
+    pub commits: tokio::sync::RwLock<()>,
+    pub commits_waiting: AtomicU32,
 }
 
 impl Namenode {
@@ -193,6 +202,8 @@ impl Namenode {
             group: Mutex::new(Group { leader: 1, silent: None, elect_when_asked: None }),
             held: Mutex::default(),
             held_while_serving: Mutex::default(),
+            commits: tokio::sync::RwLock::new(()),
+            commits_waiting: AtomicU32::new(0),
         };
         let key = CapabilityKey { number: 1, secret: [7; 32] };
         namenode
@@ -283,6 +294,9 @@ fn kind_of(op: &Op) -> &'static str {
         Op::AllocateChunks { .. } => "allocate",
         Op::Commit { .. } => "commit",
         Op::Release { .. } => "release",
+        Op::SetAttr { .. } => "set attributes",
+        Op::Fallocate { .. } => "fallocate",
+        Op::CloneRange { .. } => "clone",
         _ => "other",
     }
 }

@@ -7,7 +7,7 @@ use dfs_proto::Attr;
 use dfs_proto::msg::meta::StatFs;
 use fuser::{
     FopenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
 };
 
 use super::convert::{self, errno, file_attr, file_type, generation, handle_out, node};
@@ -71,6 +71,13 @@ pub fn created(fs: Arc<Fs>, reply: ReplyCreate) -> impl FnOnce(Result<(Attr, Ope
 pub fn written(reply: ReplyWrite) -> impl FnOnce(Result<u32, Errno>) {
     |result| match result {
         Ok(len) => reply.written(len),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub fn place(reply: ReplyLseek) -> impl FnOnce(Result<i64, Errno>) {
+    |result| match result {
+        Ok(offset) => reply.offset(offset),
         Err(error) => reply.error(errno(error)),
     }
 }

@@ -10,6 +10,8 @@ pub struct Errno(pub i32);
 impl Errno {
     pub const BAD_HANDLE: Errno = Errno(libc::EBADF);
     pub const INVALID: Errno = Errno(libc::EINVAL);
+    /// An offset behind the end, or without data behind it.
+    pub const NO_SUCH_PLACE: Errno = Errno(libc::ENXIO);
     pub const NO_MEMORY: Errno = Errno(libc::ENOMEM);
     pub const NOT_SUPPORTED: Errno = Errno(libc::EOPNOTSUPP);
     pub const TIMED_OUT: Errno = Errno(libc::ETIMEDOUT);

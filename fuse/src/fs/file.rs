@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dfs_client::{Dfs, File, MakeOptions, OpenMode};
-use dfs_proto::limits::FILE_MAX;
 use dfs_proto::msg::meta::NewNode;
 use dfs_proto::{Attr, Caller, InodeId, Name};
 use tokio::sync::OnceCell;
@@ -152,22 +151,6 @@ impl Fs {
             None => Err(Errno::BAD_HANDLE),
         }
     }
-
-    /// Extends the file to `offset + len` if it is shorter. No space is reserved: a chunk takes room when its bytes
-    /// come. Fails with EOPNOTSUPP for any `mode` but 0.
-    pub async fn allocate(&self, handle: HandleId, offset: u64, len: u64, mode: i32) -> Result<(), Errno> {
-        if mode != 0 {
-            return Err(Errno::NOT_SUPPORTED);
-        }
-        let end = offset.checked_add(len).filter(|&end| end <= FILE_MAX).ok_or(Errno::TOO_LARGE)?;
-        let open = self.handles.file(handle)?;
-        let inode = open.file.inode();
-        if self.dfs.getattr(&Caller::ROOT, inode).await?.size_bytes < end {
-            self.open_inodes.changed(inode);
-            open.file.set_size(end).await?;
-        }
-        Ok(())
-    }
 }
 
 impl OpenFile {
@@ -206,10 +189,11 @@ impl Drop for OpenFile {
 
 fn open_mode(flags: i32) -> Result<OpenMode, Errno> {
     let append = flags & libc::O_APPEND != 0;
+    let no_atime = flags & libc::O_NOATIME != 0;
     match flags & libc::O_ACCMODE {
-        libc::O_RDONLY => Ok(OpenMode::READ),
+        libc::O_RDONLY => Ok(OpenMode { no_atime, ..OpenMode::READ }),
         libc::O_WRONLY => Ok(OpenMode { append, ..OpenMode::WRITE }),
-        libc::O_RDWR => Ok(OpenMode { append, ..OpenMode::READ_WRITE }),
+        libc::O_RDWR => Ok(OpenMode { append, no_atime, ..OpenMode::READ_WRITE }),
         _ => Err(Errno::INVALID),
     }
 }

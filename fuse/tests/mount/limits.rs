@@ -1,15 +1,15 @@
 //! Times, space, and what is not supported, on one mount.
 
-use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags, fallocate, seek,
-    setxattr, statvfs, utimensat,
+    AtFlags, CWD, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags, setxattr, statvfs, utimensat,
 };
 use rustix::io::Errno;
 
-use crate::on_mount;
+use crate::{on_mount, on_two_mounts};
 
 #[test]
 fn times_have_nanoseconds_also_before_1970() {
@@ -28,7 +28,7 @@ fn times_have_nanoseconds_also_before_1970() {
 
 #[test]
 fn one_time_is_set_without_the_other() {
-    let Some(dir) = on_mount("`atime` is set by `utimensat` and at creation, not by reading.") else { return };
+    let Some(dir) = on_mount("Times have nanoseconds.") else { return };
     let path = dir.path().join("file");
     fs::write(&path, b"x").unwrap();
     let special = |nsec| Timespec { tv_sec: 0, tv_nsec: nsec };
@@ -39,13 +39,45 @@ fn one_time_is_set_without_the_other() {
     assert_eq!((after.atime(), after.atime_nsec()), (5, 6));
     assert_eq!((after.mtime(), after.mtime_nsec()), (before.mtime(), before.mtime_nsec()));
 
-    fs::read(&path).unwrap();
-    assert_eq!(fs::metadata(&path).unwrap().atime(), 5);
     let now = Timestamps { last_access: special(UTIME_OMIT), last_modification: special(UTIME_NOW) };
     utimensat(CWD, &path, &now, AtFlags::empty()).unwrap();
     let last = fs::metadata(&path).unwrap();
     assert_eq!(last.atime(), 5);
     assert!(last.mtime() >= before.mtime());
+}
+
+/// The other mount reads, so that no page of the writer answers it.
+#[test]
+fn reading_sets_an_old_atime() {
+    let Some((dir, other)) = on_two_mounts(
+        "Reading a file sets its `atime` by the rule of `relatime`: when it is not later than mtime and ctime, or a \
+         day old.",
+    ) else {
+        return;
+    };
+    let (here, there) = (dir.path().join("file"), other.join("file"));
+    fs::write(&here, b"text").unwrap();
+    let old = Timestamps {
+        last_access: Timespec { tv_sec: 5, tv_nsec: 6 },
+        last_modification: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+    };
+    utimensat(CWD, &here, &old, AtFlags::empty()).unwrap();
+    let quiet = OpenOptions::new().read(true).custom_flags(OFlags::NOATIME.bits() as i32).open(&there).unwrap();
+    quiet.read_at(&mut [0; 4], 0).unwrap();
+    assert_eq!(fs::metadata(&there).unwrap().atime(), 5);
+    drop(quiet);
+    fs::write(&here, b"other text").unwrap();
+    utimensat(CWD, &here, &old, AtFlags::empty()).unwrap();
+    assert_eq!(fs::read(&there).unwrap(), b"other text");
+    let seen = fs::metadata(&there).unwrap();
+    assert!(seen.accessed().unwrap() > seen.modified().unwrap());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while fs::metadata(&here).unwrap().accessed().unwrap() != seen.accessed().unwrap() {
+        assert!(Instant::now() < deadline, "the first mount never sees it");
+        std::thread::yield_now();
+    }
+    fs::read(&there).unwrap();
+    assert_eq!(fs::metadata(&there).unwrap().atime(), seen.atime(), "once a day is enough");
 }
 
 #[test]
@@ -60,52 +92,9 @@ fn statfs_shows_a_sane_size() {
 }
 
 #[test]
-fn preallocation_extends_and_nothing_else() {
-    let Some(dir) = on_mount(
-        "`posix_fallocate` extends the size and reserves no space; punching holes, collapsing and zeroing ranges fail \
-         with `EOPNOTSUPP`.",
-    ) else {
-        return;
-    };
-    let path = dir.path().join("file");
-    fs::write(&path, b"12345").unwrap();
-    let file = File::options().write(true).open(&path).unwrap();
-    fallocate(&file, FallocateFlags::empty(), 0, 3).unwrap();
-    assert_eq!(file.metadata().unwrap().len(), 5);
-    fallocate(&file, FallocateFlags::empty(), 3, 100_000).unwrap();
-    assert_eq!(file.metadata().unwrap().len(), 100_003);
-    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    for mode in [punch, FallocateFlags::ZERO_RANGE] {
-        assert_eq!(fallocate(&file, mode, 0, 3), Err(Errno::OPNOTSUPP));
-    }
-    drop(file);
-    let bytes = fs::read(&path).unwrap();
-    assert!(bytes[..5] == *b"12345" && bytes[5..].iter().all(|&byte| byte == 0));
-}
-
-#[test]
-fn a_file_has_no_holes_for_seek() {
-    let Some(dir) = on_mount("`SEEK_HOLE` and `SEEK_DATA` treat a file as without holes.") else { return };
-    let path = dir.path().join("file");
-    let file = File::create(&path).unwrap();
-    file.set_len(1 << 20).unwrap();
-    assert_eq!(seek(&file, SeekFrom::Hole(10)), Ok(1 << 20));
-    assert_eq!(seek(&file, SeekFrom::Data(10)), Ok(10));
-}
-
-#[test]
 fn extended_attributes_are_refused() {
     let Some(dir) = on_mount("Extended attributes and ACLs fail with `EOPNOTSUPP`.") else { return };
     let path = dir.path().join("file");
     File::create(&path).unwrap();
     assert_eq!(setxattr(&path, "user.x", b"y", XattrFlags::empty()), Err(Errno::OPNOTSUPP));
-}
-
-#[test]
-fn a_copy_has_the_same_bytes() {
-    let Some(dir) = on_mount("`copy_file_range` copies through the client.") else { return };
-    let bytes = crate::noise(9, 3_000_001);
-    fs::write(dir.path().join("from"), &bytes).unwrap();
-    fs::copy(dir.path().join("from"), dir.path().join("to")).unwrap();
-    assert!(fs::read(dir.path().join("to")).unwrap() == bytes);
 }

@@ -9,6 +9,7 @@ mod directories;
 mod limits;
 mod names;
 mod permissions;
+mod ranges;
 mod two_mounts;
 
 use std::ffi::OsStr;

@@ -8,7 +8,8 @@ use crate::dedup::{self, Request};
 use crate::ops::make::Make;
 use crate::ops::rename::Rename;
 use crate::ops::{
-    allocate, commit, datanode, genesis, link, reclaim, release, replica, rmdir, session, set_attr, unlink,
+    allocate, clone, commit, datanode, fallocate, genesis, link, note_reads, reclaim, release, replica, rmdir, session,
+    set_attr, unlink,
 };
 use crate::tx::{Failure, Tx};
 use crate::view::{Fault, View};
@@ -89,6 +90,14 @@ fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeI
         }
         Op::Commit { chunks, files } => commit::apply(tx, client, chunks, files),
         Op::CloseSession => session::close(tx, client.session),
+        Op::Fallocate { inode, grant: _, offset, len, zero, keep_size } => {
+            fallocate::apply(tx, client, *inode, *offset, *len, *zero, *keep_size)
+        }
+        Op::CloneRange { source, source_grant: _, source_offset, inode, grant: _, offset, len } => {
+            let source = clone::Place { inode: *source, offset: *source_offset };
+            clone::apply(tx, client, source, clone::Place { inode: *inode, offset: *offset }, *len)
+        }
+        Op::NoteReads { reads } => note_reads::apply(tx, reads),
     }
 }
 

@@ -11,9 +11,9 @@ pub(crate) fn replace(touching: &[Extent], new: &Extent) -> Vec<Extent> {
     coalesce(before.chain([*new]).chain(behind))
 }
 
-/// What is left of `extents` below `size_bytes`.
-pub(crate) fn cut(extents: &[Extent], size_bytes: u64) -> Vec<Extent> {
-    extents.iter().filter_map(|extent| extent.clip(0, size_bytes)).collect()
+/// What is left of `extents` outside of `[start, end)`.
+pub(crate) fn punch(extents: &[Extent], start: u64, end: u64) -> Vec<Extent> {
+    extents.iter().flat_map(|extent| [extent.clip(0, start), extent.clip(end, u64::MAX)]).flatten().collect()
 }
 
 /// Joins neighbours that go on where the one before ends, in the file and in the chunk.
@@ -120,8 +120,12 @@ mod tests {
             let mut filled = [0u32; 4];
             for (offset, len, chunk, is_cut) in steps {
                 if is_cut && len % 5 == 0 {
-                    file = cut(&file, offset);
+                    file = punch(&file, offset, u64::MAX);
                     model[offset as usize..].fill(None);
+                } else if is_cut && len % 5 == 1 {
+                    let end = offset + u64::from(len);
+                    file = punch(&file, offset, end);
+                    model[offset as usize..end as usize].fill(None);
                 } else {
                     let at = filled[chunk as usize];
                     filled[chunk as usize] += len;

@@ -3,11 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use dfs_proto::msg::meta::{ChunkCommit, NewNode, Op, RenameMode};
-use dfs_proto::{ChunkId, Extent, FileKind, InodeId, NodeId, SetAttr};
+use dfs_proto::msg::meta::{ChunkCommit, NewNode, Op, OpReply, RenameMode};
+use dfs_proto::{ChunkId, Extent, FileKind, Grant, InodeId, NodeId, SetAttr};
 use proptest::prelude::*;
 
-use crate::command::{Body, Command, Outcome};
+use crate::command::{Body, Command, Outcome, Reply};
 use crate::rows::{self, RECLAIM_QUEUE};
 use crate::testing::{NODES, Rig, name};
 use crate::view::MemoryView;
@@ -26,6 +26,10 @@ enum Step {
     Write(Path, u16, u8),
     Append(Path, u8),
     Truncate(Path, u16),
+    /// A range of the file, whether it reads as zeros afterwards, and whether the file may grow.
+    Fallocate(Path, u16, u8, bool, bool),
+    /// From one file at an offset to another at another.
+    Clone((Path, u16), (Path, u16), u8),
     Copies(Path, u8),
     /// Seals the chunk that is written to, on so many of its replicas.
     Seal(usize),
@@ -194,6 +198,15 @@ impl System {
         self.op(op)
     }
 
+    /// One command of those that may do only a piece; answers how much it did.
+    fn ranged(&mut self, inode: InodeId, op: impl FnOnce(Grant) -> Op) -> usize {
+        let body = self.rig.client(op(self.rig.grant(inode)), Vec::new());
+        match self.rig.apply(body) {
+            Ok(Reply::Op(OpReply::Ranged { done_bytes, .. })) => done_bytes as usize,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Writes `len` bytes at `offset`, or at the end; answers what was written.
     fn write(&mut self, inode: InodeId, offset: u64, len: u8, append: bool) -> Vec<u8> {
         let (chunk, at) = match self.open {
@@ -334,10 +347,74 @@ fn take(system: &mut System, model: &mut Model, step: &Step) {
         Step::Truncate(path, size) => {
             if let Some(file) = model.file(path) {
                 let size = usize::from(*size) % FILE_MAX;
-                file.resize(size, 0);
                 let set = SetAttr { size_bytes: Some(size as u64), ..SetAttr::default() };
                 let inode = system.inode(path).unwrap();
-                assert!(system.op(Some(Op::SetAttr { inode, set, grant: None })));
+                loop {
+                    assert!(system.op(Some(Op::SetAttr { inode, set: set.clone(), grant: None })));
+                    let reached = system.rig.attr(inode).size_bytes as usize;
+                    // In pieces, each of which leaves a file that is whole up to its end.
+                    assert!(reached >= size && (reached == size || reached < file.len()));
+                    file.resize(reached, 0);
+                    if reached == size {
+                        break;
+                    }
+                    let bytes = system.read(inode);
+                    assert_eq!(bytes, *file);
+                }
+            }
+        }
+        Step::Fallocate(path, offset, len, zero, keep_size) => {
+            if let Some(file) = model.file(path) {
+                let (offset, len) = (usize::from(*offset) % FILE_MAX, usize::from(*len));
+                let inode = system.inode(path).unwrap();
+                let (mut at, end) = (offset, offset + len);
+                while at < end {
+                    let (from, left) = (at as u64, (end - at) as u64);
+                    let (zero, keep_size) = (*zero, *keep_size);
+                    at += system.ranged(inode, |grant| Op::Fallocate {
+                        inode,
+                        grant,
+                        offset: from,
+                        len: left,
+                        zero,
+                        keep_size,
+                    });
+                }
+                if !*keep_size {
+                    file.resize(file.len().max(end), 0);
+                }
+                if *zero {
+                    let size = file.len();
+                    file[offset.min(size)..end.min(size)].fill(0);
+                }
+            }
+        }
+        Step::Clone((from, from_offset), (to, to_offset), len) => {
+            let source = model.file(from).map(|file| file.clone());
+            if let Some((source, file)) = source.zip(model.file(to)) {
+                let (from_offset, to_offset) = (usize::from(*from_offset) % FILE_MAX, usize::from(*to_offset) % 50);
+                let (source_inode, inode) = (system.inode(from).unwrap(), system.inode(to).unwrap());
+                let source_grant = system.rig.grant(source_inode);
+                let len = usize::from(*len).min(source.len().saturating_sub(from_offset));
+                let overlaps = source_inode == inode && from_offset < to_offset + len && to_offset < from_offset + len;
+                let mut done = 0;
+                while !overlaps && done < len {
+                    let part = system.ranged(inode, |grant| Op::CloneRange {
+                        source: source_inode,
+                        source_grant: source_grant.clone(),
+                        source_offset: (from_offset + done) as u64,
+                        inode,
+                        grant,
+                        offset: (to_offset + done) as u64,
+                        len: (len - done) as u64,
+                    });
+                    assert!(part > 0, "everything here is sealed or open for the session");
+                    done += part;
+                }
+                if !overlaps && len > 0 {
+                    file.resize(file.len().max(to_offset + len), 0);
+                    file[to_offset..to_offset + len].copy_from_slice(&source[from_offset..from_offset + len]);
+                }
             }
         }
         Step::Copies(path, copies) => {
@@ -401,6 +478,9 @@ fn any_step() -> impl Strategy<Value = Step> {
         6 => (p(), any::<u16>(), 1u8..25).prop_map(|(path, offset, len)| Step::Write(path, offset, len)),
         3 => (p(), 1u8..25).prop_map(|(path, len)| Step::Append(path, len)),
         2 => (p(), any::<u16>()).prop_map(|(path, size)| Step::Truncate(path, size)),
+        3 => (p(), any::<u16>(), 1u8..60, any::<bool>(), any::<bool>())
+            .prop_map(|(path, offset, len, zero, keep_size)| Step::Fallocate(path, offset, len, zero, keep_size)),
+        4 => ((p(), any::<u16>()), (p(), any::<u16>()), 1u8..60).prop_map(|(from, to, len)| Step::Clone(from, to, len)),
         1 => (p(), 1u8..5).prop_map(|(path, copies)| Step::Copies(path, copies)),
         2 => (2usize..4).prop_map(Step::Seal),
         1 => any::<bool>().prop_map(Step::EndSession),

@@ -4,11 +4,14 @@
 //! (`Tx::attempt`).
 
 pub(crate) mod allocate;
+pub(crate) mod clone;
 pub(crate) mod commit;
 pub(crate) mod datanode;
+pub(crate) mod fallocate;
 pub(crate) mod genesis;
 pub(crate) mod link;
 pub(crate) mod make;
+pub(crate) mod note_reads;
 pub(crate) mod reclaim;
 pub(crate) mod release;
 pub(crate) mod rename;

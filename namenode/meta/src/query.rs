@@ -62,12 +62,18 @@ pub fn check_session(view: &dyn View, session: SessionId, holder: NodeId) -> Res
 /// asks before it proposes; `apply` relies on that.
 pub fn check_grants(view: &dyn View, session: SessionId, op: &Op) -> Result<Result<(), WireError>, Fault> {
     let keys = rows::capability_keys(view)?.0;
-    let check = |grant: &Grant, inode: InodeId| {
-        grant.check(&keys, inode, session, true).map_err(|refusal| forbidden_grant(inode, refusal))
+    let check_for = |grant: &Grant, inode: InodeId, write: bool| {
+        grant.check(&keys, inode, session, write).map_err(|refusal| forbidden_grant(inode, refusal))
     };
+    let check = |grant: &Grant, inode: InodeId| check_for(grant, inode, true);
     Ok(match op {
         Op::SetAttr { inode, grant: Some(grant), .. } => check(grant, *inode),
         Op::Commit { files, .. } => files.iter().try_for_each(|file| check(&file.grant, file.inode)),
+        Op::Fallocate { inode, grant, .. } => check(grant, *inode),
+        Op::CloneRange { source, source_grant, inode, grant, .. } => {
+            check_for(source_grant, *source, false).and_then(|()| check(grant, *inode))
+        }
+        Op::NoteReads { reads } => reads.iter().try_for_each(|read| check_for(&read.grant, read.inode, false)),
         _ => Ok(()),
     })
 }

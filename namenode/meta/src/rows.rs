@@ -42,8 +42,8 @@ pub use chunks::{
 };
 pub use cluster::{CapabilityKeys, Config, Totals, capability_keys, config, totals};
 pub use files::{
-    Content, DentryRow, DirIndexRow, ExtentRow, FIRST_COOKIE, InodeRow, dentry, extents_past, extents_touching,
-    has_entries, inode, inodes, list_dir,
+    Content, DentryRow, DirIndexRow, ExtentRow, FIRST_COOKIE, InodeRow, dentry, extents_back, extents_past,
+    extents_touching, has_entries, inode, inodes, list_dir,
 };
 pub use sessions::{
     OrphanRow, RECLAIM_QUEUE, ReplyRow, SessionChunkRow, SessionRow, orphans, replies_below, session, session_chunks,

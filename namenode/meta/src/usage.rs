@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use dfs_proto::limits::RANGE_EXTENTS_MAX;
 use dfs_proto::{ChunkId, Extent, InodeId};
 
 use crate::rows::{self, ChunkFileRow, ChunkRow, ExtentRow};
 use crate::tx::Tx;
-use crate::view::Fault;
+use crate::view::{Fault, View};
 use crate::{chunks, extents};
+
+/// Extents in one piece. Few in tests, so that small files already take several commands.
+pub(crate) const PIECE_EXTENTS_MAX: usize = if cfg!(test) { 5 } else { RANGE_EXTENTS_MAX };
 
 /// Bytes of chunks that files began or ceased to use during one command. The extent rows are changed
 /// at once; the chunks' rows when all is known, in [`Usage::settle`].
@@ -42,15 +46,30 @@ impl Usage {
         self.rewrite(tx, inode, replication, &touching, &after)
     }
 
-    /// Cuts the file's extents at `size_bytes`, and answers by how many bytes the mapped part grew (0 or less).
-    pub fn cut(&mut self, tx: &mut Tx<'_>, inode: InodeId, size_bytes: u64) -> Result<i64, Fault> {
+    /// Cuts the file's extents from its end down to `size_bytes`, a piece of them if there are many. Answers by
+    /// how many bytes the mapped part grew (0 or less), and above which offset nothing is left.
+    pub fn cut(&mut self, tx: &mut Tx<'_>, inode: InodeId, size_bytes: u64) -> Result<(i64, u64), Fault> {
         let mut behind = Vec::new();
-        rows::extents_past(tx.view(), inode, size_bytes, &mut |extent| {
+        let mut end = size_bytes;
+        rows::extents_back(tx.view(), inode, size_bytes, &mut |extent| {
+            if behind.len() == PIECE_EXTENTS_MAX {
+                end = extent.file_end();
+                return false;
+            }
             behind.push(extent);
             true
         })?;
-        let after = extents::cut(&behind, size_bytes);
-        self.rewrite(tx, inode, 0, &behind, &after)
+        behind.reverse();
+        let after = extents::punch(&behind, end, u64::MAX);
+        Ok((self.rewrite(tx, inode, 0, &behind, &after)?, end))
+    }
+
+    /// Takes the range's bytes out of the file's map, a piece of them if they are in many extents. Answers by how
+    /// many bytes the mapped part grew (0 or less), and up to where the range is empty.
+    pub fn punch(&mut self, tx: &mut Tx<'_>, inode: InodeId, start: u64, end: u64) -> Result<(i64, u64), Fault> {
+        let (found, done_to) = in_range(tx.view(), inode, start, end)?;
+        let after = extents::punch(&found, start, done_to);
+        Ok((self.rewrite(tx, inode, 0, &found, &after)?, done_to))
     }
 
     /// Takes away the first extents of the file, at most `limit`. Answers how many, and how many bytes they mapped.
@@ -120,6 +139,27 @@ impl Usage {
     fn delta(&mut self, extent: &Extent, inode: InodeId) -> &mut Delta {
         self.files.entry((extent.chunk, inode)).or_default()
     }
+}
+
+/// The extents that overlap `[start, end)`, whole, a piece of them if there are many; and up to where these
+/// are all.
+pub(crate) fn in_range(view: &dyn View, inode: InodeId, start: u64, end: u64) -> Result<(Vec<Extent>, u64), Fault> {
+    let mut found = Vec::new();
+    let mut complete_to = end;
+    if start < end {
+        rows::extents_past(view, inode, start, &mut |extent| {
+            if extent.file_offset >= end {
+                return false;
+            }
+            if found.len() == PIECE_EXTENTS_MAX {
+                complete_to = extent.file_offset;
+                return false;
+            }
+            found.push(extent);
+            true
+        })?;
+    }
+    Ok((found, complete_to))
 }
 
 /// Keeps the row that says how much of the chunk the file uses.

@@ -93,6 +93,15 @@ pub trait View {
         end: &[u8],
         visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), Fault>;
+
+    /// As `scan`, from the last row to the first.
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Fault>;
 }
 
 /// One row written (`Some`) or deleted (`None`).
@@ -146,6 +155,24 @@ impl View for MemoryView {
             return Ok(());
         }
         for ((_, key), value) in self.rows.range((table, start.to_vec())..(table, end.to_vec())) {
+            if !visit(key, value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Fault> {
+        if start >= end {
+            return Ok(());
+        }
+        for ((_, key), value) in self.rows.range((table, start.to_vec())..(table, end.to_vec())).rev() {
             if !visit(key, value) {
                 break;
             }

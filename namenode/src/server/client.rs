@@ -316,5 +316,8 @@ pub fn op_name(op: &Op) -> &'static str {
         Op::AllocateChunks { .. } => "allocate chunks",
         Op::Commit { .. } => "commit",
         Op::CloseSession => "close session",
+        Op::Fallocate { .. } => "fallocate",
+        Op::CloneRange { .. } => "clone range",
+        Op::NoteReads { .. } => "note reads",
     }
 }

@@ -242,6 +242,20 @@ impl View for LatestView<'_> {
         let mode = IteratorMode::From(start, Direction::Forward);
         visit_rows(self.0.db.iterator_cf_opt(table, up_to(end), mode), visit)
     }
+
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Fault> {
+        if start >= end {
+            return Ok(());
+        }
+        let table = self.0.table(table).map_err(fault)?;
+        visit_rows(self.0.db.iterator_cf_opt(table, between(start, end), IteratorMode::End), visit)
+    }
 }
 
 struct SnapshotView<'a> {
@@ -268,11 +282,31 @@ impl View for SnapshotView<'_> {
         let mode = IteratorMode::From(start, Direction::Forward);
         visit_rows(self.snapshot.iterator_cf_opt(table, up_to(end), mode), visit)
     }
+
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Fault> {
+        if start >= end {
+            return Ok(());
+        }
+        let table = self.generation.table(table).map_err(fault)?;
+        visit_rows(self.snapshot.iterator_cf_opt(table, between(start, end), IteratorMode::End), visit)
+    }
 }
 
 fn up_to(end: &[u8]) -> ReadOptions {
     let mut read = ReadOptions::default();
     read.set_iterate_upper_bound(end);
+    read
+}
+
+fn between(start: &[u8], end: &[u8]) -> ReadOptions {
+    let mut read = up_to(end);
+    read.set_iterate_lower_bound(start);
     read
 }
 
@@ -321,6 +355,25 @@ mod tests {
         let store = StateStore::open(dir.path()).unwrap();
         assert_eq!(rows(&store), [(b"b".to_vec(), b"2".to_vec())]);
         assert_eq!(store.mark().unwrap().unwrap(), b"mark 2");
+    }
+
+    #[test]
+    fn a_scan_backwards_stays_within_its_range() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = StateStore::open(dir.path()).unwrap();
+        store.write(&[put(b"a", b"1"), put(b"b", b"2"), put(b"c", b"3"), put(b"d", b"4")], b"mark").unwrap();
+        let back = |view: &dyn View| {
+            let mut keys = Vec::new();
+            view.scan_back(Table::Inodes, b"b", b"d", &mut |key, _| {
+                keys.push(key.to_vec());
+                true
+            })
+            .unwrap();
+            view.scan_back(Table::Inodes, b"d", b"b", &mut |_, _| panic!("an empty range")).unwrap();
+            keys
+        };
+        assert_eq!(store.read(back), [b"c", b"b"]);
+        assert_eq!(store.read_latest(back), [b"c", b"b"]);
     }
 
     #[test]

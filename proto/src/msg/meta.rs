@@ -154,7 +154,8 @@ pub enum Op {
         /// As in `Unlink`, for the inode that loses its name.
         hold: Option<InodeId>,
     },
-    /// Reply: `Attr`. A change of size through an open handle brings its write grant.
+    /// Reply: `Attr`. A change of size through an open handle brings its write grant. If the size in the
+    /// reply is above the one asked for, only a part is cut so far and nothing else changed: ask again.
     SetAttr { inode: InodeId, set: SetAttr, grant: Option<Grant> },
     /// The held, nameless inodes are no longer open here. Reply: `Done`.
     Release { inodes: Vec<InodeId> },
@@ -169,6 +170,47 @@ pub enum Op {
     Commit { chunks: Vec<ChunkCommit>, files: Vec<FileCommit> },
     /// Ends the session in order: its open chunks are sealed, what it held is released. Reply: `Done`.
     CloseSession,
+    /// Makes the range part of the file, as fallocate(2). Reply: `Ranged`.
+    Fallocate {
+        inode: InodeId,
+        /// A write grant of this session.
+        grant: Grant,
+        offset: u64,
+        len: u64,
+        /// The range's bytes go: it reads as zeros.
+        zero: bool,
+        /// The file does not grow to the end of the range.
+        keep_size: bool,
+    },
+    /// Lets `[offset, offset + len)` of a file have the bytes of another range, of this or another file,
+    /// without moving them. Ends at the end of the source, and before bytes that may not be shared.
+    /// Reply: `Ranged`.
+    CloneRange {
+        source: InodeId,
+        /// A read grant of this session for the source.
+        source_grant: Grant,
+        source_offset: u64,
+        inode: InodeId,
+        /// A write grant of this session.
+        grant: Grant,
+        offset: u64,
+        len: u64,
+    },
+    /// Files were read: their atime moves on. Files that are gone or have changed since are passed over.
+    /// Reply: `Done`.
+    NoteReads { reads: Vec<FileRead> },
+}
+
+/// That a file was read.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct FileRead {
+    pub inode: InodeId,
+    /// A read grant of this session.
+    pub grant: Grant,
+    /// The file's ctime as the reader knew it.
+    pub seen_ctime: Timestamp,
+    /// When, by the client's clock.
+    pub at: Timestamp,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -235,6 +277,11 @@ pub enum OpReply {
     /// The files' attributes after the commit, in the order of the request.
     Committed {
         files: Vec<Attr>,
+    },
+    /// The first `done_bytes` of the range are done; the rest is to be asked for again.
+    Ranged {
+        attr: Attr,
+        done_bytes: u64,
     },
 }
 

@@ -249,6 +249,11 @@ impl Writer for ClusterWriter {
         self.file.write(offset, bytes).await.map_err(|error| Failure::from(error).at(&self.path))
     }
 
+    async fn share(&mut self, source: &File, offset: u64, len: u64) -> Result<Option<u64>> {
+        let shared = self.file.copy_from(&self.remote.caller, source, offset, offset, len).await;
+        shared.map(Some).map_err(|error| Failure::from(error).at(&self.path))
+    }
+
     async fn finish(self, meta: &Meta, options: CopyOptions) -> Result {
         let ClusterWriter { remote, dir, temporary, name, path, file } = self;
         let inode = file.inode();

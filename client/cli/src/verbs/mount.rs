@@ -22,7 +22,7 @@ pub struct Args {
     /// Stay in the foreground until SIGTERM, Ctrl-C or an unmount
     #[arg(short = 'f', long)]
     foreground: bool,
-    /// ro, allow_other, suid, dev, hard, fsname=NAME, threads=N, deadline_ms=N; those of fstab are accepted
+    /// ro, allow_other, suid, dev, hard, noatime, fsname=NAME, threads=N, deadline_ms=N; those of fstab are accepted
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     options: Vec<String>,
     /// Where to write the number of the process that serves the mount
@@ -62,6 +62,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
         hard: wishes.hard,
         // The kernel checks permissions itself (default_permissions).
         remember: true,
+        atime: wishes.atime(),
         description: format!("mount {} of process {}", args.dir.display(), std::process::id()),
         ..Options::default()
     };

@@ -26,6 +26,12 @@ fn what_was_put_recursively_is_got_back_the_same() {
     bed.cluster.run(["mv", "/copy", "/moved"]).unwrap();
     bed.cluster.run(["cp", "-r", "/moved", "/twice"]).unwrap();
     original.expect_same(&Tree::read(&bed.mount().join("twice")).unwrap()).unwrap();
+    // A copy within the cluster shares the bytes.
+    let extents = |path: &str| {
+        let info = bed.cluster.run(["info", "--json", path]).unwrap();
+        serde_json::from_str::<serde_json::Value>(&info).unwrap()["extents"].clone()
+    };
+    assert_eq!(extents("/moved/folder4/file39"), extents("/twice/folder4/file39"));
     let du: u64 = bed.cluster.run(["du", "-s", "/twice"]).unwrap().split_whitespace().next().unwrap().parse().unwrap();
     assert_eq!(du, original.bytes);
     bed.cluster.run(["rm", "-r", "/moved", "/twice"]).unwrap();

@@ -142,8 +142,8 @@ impl Storage {
             if row.is_sealed() && live == 0 {
                 found.broken_chunk(*chunk, format!("chunk {chunk} is sealed and serves no file"));
             }
-            if row.len > CHUNK_MAX || row.live_bytes > u64::from(row.len) {
-                found.broken_chunk(*chunk, format!("chunk {chunk} has {} live of {} bytes", row.live_bytes, row.len));
+            if row.len > CHUNK_MAX {
+                found.broken_chunk(*chunk, format!("chunk {chunk} has {} bytes", row.len));
             }
             if row.target < wanted.max(1) || row.target > REPLICATION_MAX {
                 let text = format!("chunk {chunk} is to have {} copies and its files want {wanted}", row.target);

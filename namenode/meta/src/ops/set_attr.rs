@@ -26,8 +26,10 @@ pub(crate) fn apply(
     change_owner(client, &before, set, &mut row)?;
     change_mode(client, &before, set, &mut row)?;
     change_times(client, &before, set, granted, &mut row)?;
-    if let Some(size_bytes) = set.size_bytes {
-        change_size(tx, client, inode, size_bytes, set, granted, &mut row)?;
+    if let Some(size_bytes) = set.size_bytes
+        && !change_size(tx, client, inode, size_bytes, set, granted, &mut row)?
+    {
+        return part_cut(tx, client, inode, before, row);
     }
     if *set != SetAttr::default() {
         row.ctime = client.now;
@@ -99,6 +101,7 @@ fn change_times(
     Ok(())
 }
 
+/// `false` if the file is only a piece shorter, because it has many extents.
 fn change_size(
     tx: &mut Tx<'_>,
     client: &Client<'_>,
@@ -107,7 +110,7 @@ fn change_size(
     set: &SetAttr,
     granted: bool,
     row: &mut InodeRow,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     if !granted {
         // By the bits as they were: a mode in the same request does not open the way for itself.
         let before = tree::live_inode(tx.view(), inode)?;
@@ -124,9 +127,14 @@ fn change_size(
     }
     if new_size_bytes < *size_bytes {
         let mut usage = Usage::default();
-        let grown = usage.cut(tx, inode, new_size_bytes)?;
+        let (grown, end) = usage.cut(tx, inode, new_size_bytes)?;
         usage.settle(tx)?;
         *mapped_bytes = shifted(*mapped_bytes, grown, "mapped bytes of a file")?;
+        if end > new_size_bytes {
+            *size_bytes = end;
+            row.version += 1;
+            return Ok(false);
+        }
     }
     if new_size_bytes != *size_bytes {
         *size_bytes = new_size_bytes;
@@ -138,7 +146,23 @@ fn change_size(
     if set.mtime.is_none() {
         row.mtime = client.now;
     }
-    Ok(())
+    Ok(true)
+}
+
+/// A piece is cut: the file is as after a truncation to where that ends. What else was asked for comes with the
+/// last piece.
+fn part_cut(
+    tx: &mut Tx<'_>,
+    client: &Client<'_>,
+    inode: InodeId,
+    before: InodeRow,
+    cut: InodeRow,
+) -> Result<OpReply, Failure> {
+    let mode = if client.caller.uid != 0 { without_set_id(before.mode) } else { before.mode };
+    let InodeRow { content, version, .. } = cut;
+    let row = InodeRow { content, version, mode, mtime: client.now, ctime: client.now, ..before };
+    tx.put(InodeRow::key(inode), &row)?;
+    Ok(OpReply::Attr(row.attr(inode)))
 }
 
 /// A chunk has as many copies as the file that wants most of it. Runs when the inode's row is written

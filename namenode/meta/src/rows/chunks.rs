@@ -16,7 +16,7 @@ pub struct ChunkRow {
     pub epoch: Epoch,
     /// Committed bytes. Never shrinks, and never changes once sealed.
     pub len: u32,
-    /// Bytes that extents name; never above `len`.
+    /// Sum of the lengths of the extents that name it. More than `len` if files share bytes.
     pub live_bytes: u64,
     /// Copies wanted: at least the highest replication among the files that use it.
     pub target: u8,

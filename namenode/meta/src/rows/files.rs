@@ -3,7 +3,7 @@
 use dfs_proto::{Attr, ChunkId, Extent, FileKind, InodeId, Name, SessionId, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::{Key, Row, get, number_at, pair, prefix_end, scan, scan_prefix};
+use super::{Key, Row, decode, get, number_at, pair, prefix_end, scan, scan_prefix};
 use crate::view::{Fault, Table, View};
 
 /// Cookies below this are the mount's own: `.` and `..`.
@@ -244,6 +244,29 @@ pub fn extents_past(
             }
         },
     )?;
+    fault.map_or(Ok(()), Err)
+}
+
+/// Extents of a file that end behind `offset`, from the last to the first, until `visit` says false.
+pub fn extents_back(
+    view: &dyn View,
+    inode: InodeId,
+    offset: u64,
+    visit: &mut dyn FnMut(Extent) -> bool,
+) -> Result<(), Fault> {
+    let Some(start) = offset.checked_add(1) else { return Ok(()) };
+    let mut fault = None;
+    let (start, end) = (pair(inode.0, start), prefix_end(&inode.0.to_be_bytes()));
+    view.scan_back(Table::Extents, &start, &end, &mut |key, bytes| {
+        let row = decode::<ExtentRow>(key, bytes);
+        match row.and_then(|row| row.extent(number_at(Table::Extents, key, 8)?)) {
+            Ok(extent) => visit(extent),
+            Err(damage) => {
+                fault = Some(damage);
+                false
+            }
+        }
+    })?;
     fault.map_or(Ok(()), Err)
 }
 

@@ -97,34 +97,63 @@ impl View for Overlay<'_> {
         if start >= end {
             return Ok(());
         }
-        let range = (Bound::Included(start), Bound::Excluded(end));
-        let mut over = self.tables[table as usize].range::<[u8], _>(range).peekable();
-        let mut stopped = false;
-
-        self.base.scan(table, start, end, &mut |key, value| {
-            while let Some((upper, entry)) = over.next_if(|(upper, _)| upper.as_slice() < key) {
-                if entry.as_ref().is_some_and(|value| !visit(upper, value)) {
-                    stopped = true;
-                    return false;
-                }
-            }
-            let goes_on = match over.next_if(|(upper, _)| upper.as_slice() == key) {
-                Some((_, Some(value))) => visit(key, value),
-                Some((_, None)) => true,
-                None => visit(key, value),
-            };
-            stopped = !goes_on;
-            goes_on
-        })?;
-
-        for (key, entry) in over {
-            if stopped {
-                break;
-            }
-            stopped = entry.as_ref().is_some_and(|value| !visit(key, value));
-        }
-        Ok(())
+        let over = self.tables[table as usize].range::<[u8], _>(range(start, end));
+        merge(over, |upper, key| upper < key, visit, |visit| self.base.scan(table, start, end, visit))
     }
+
+    fn scan_back(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: &[u8],
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Fault> {
+        if start >= end {
+            return Ok(());
+        }
+        let over = self.tables[table as usize].range::<[u8], _>(range(start, end)).rev();
+        merge(over, |upper, key| upper > key, visit, |visit| self.base.scan_back(table, start, end, visit))
+    }
+}
+
+fn range<'k>(start: &'k [u8], end: &'k [u8]) -> (Bound<&'k [u8]>, Bound<&'k [u8]>) {
+    (Bound::Included(start), Bound::Excluded(end))
+}
+
+/// Visits the rows of the base, which `scan` hands on, together with those laid over them. `precedes`
+/// is the order in which both come.
+fn merge<'r>(
+    over: impl Iterator<Item = (&'r Vec<u8>, &'r Option<Vec<u8>>)>,
+    precedes: impl Fn(&[u8], &[u8]) -> bool,
+    visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    scan: impl FnOnce(&mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let mut over = over.peekable();
+    let mut stopped = false;
+
+    scan(&mut |key, value| {
+        while let Some((upper, entry)) = over.next_if(|(upper, _)| precedes(upper.as_slice(), key)) {
+            if entry.as_ref().is_some_and(|value| !visit(upper, value)) {
+                stopped = true;
+                return false;
+            }
+        }
+        let goes_on = match over.next_if(|(upper, _)| upper.as_slice() == key) {
+            Some((_, Some(value))) => visit(key, value),
+            Some((_, None)) => true,
+            None => visit(key, value),
+        };
+        stopped = !goes_on;
+        goes_on
+    })?;
+
+    for (key, entry) in over {
+        if stopped {
+            break;
+        }
+        stopped = entry.as_ref().is_some_and(|value| !visit(key, value));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -161,6 +190,27 @@ mod tests {
         over.put(T, b"x".to_vec(), b"new".to_vec());
         let keys: Vec<_> = seen(&over, 99).into_iter().map(|(key, value)| (key[0], value[0])).collect();
         assert_eq!(keys, [(b'a', b'n'), (b'd', b'n'), (b'f', b'o'), (b'x', b'n')]);
+    }
+
+    #[test]
+    fn a_scan_backwards_sees_the_same_rows_the_other_way_round() {
+        let base = base();
+        let mut over = Overlay::new(&base);
+        over.put(T, b"a".to_vec(), b"new".to_vec());
+        over.put(T, b"d".to_vec(), b"new".to_vec());
+        over.delete(T, b"b".to_vec());
+        over.put(T, b"x".to_vec(), b"new".to_vec());
+        let mut forwards = seen(&over, 99);
+        forwards.reverse();
+        for count in 1..=4 {
+            let mut rows = Vec::new();
+            over.scan_back(T, b"a", b"z", &mut |key, value| {
+                rows.push((key.to_vec(), value.to_vec()));
+                rows.len() < count
+            })
+            .unwrap();
+            assert_eq!(rows, forwards[..count]);
+        }
     }
 
     #[test]

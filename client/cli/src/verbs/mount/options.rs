@@ -12,6 +12,7 @@ use crate::error::{Failure, Result};
 pub struct MountWishes {
     pub hard: bool,
     pub deadline: Option<Duration>,
+    no_atime: bool,
     read_only: bool,
     allow_other: Option<bool>,
     suid: bool,
@@ -38,6 +39,7 @@ impl MountWishes {
                 ("suid", None) => wishes.suid = true,
                 ("dev", None) => wishes.dev = true,
                 ("hard", None) => wishes.hard = true,
+                ("noatime", None) => wishes.no_atime = true,
                 ("fsname", Some(name)) => wishes.fsname = Some(name.to_owned()),
                 ("threads", Some(number)) => wishes.threads = Some(parse(option, number)?.clamp(1, 64) as usize),
                 ("deadline_ms", Some(number)) => {
@@ -45,12 +47,17 @@ impl MountWishes {
                 }
                 (name, None) if IGNORED.contains(&name) || name.starts_with("x-") => {}
                 _ => {
-                    let known = "ro, allow_other, suid, dev, hard, fsname=NAME, threads=N, deadline_ms=N";
+                    let known = "ro, allow_other, suid, dev, hard, noatime, fsname=NAME, threads=N, deadline_ms=N";
                     return Err(Failure::usage(format!("-o {option} is not known")).hint(format!("known are {known}")));
                 }
             }
         }
         Ok(wishes)
+    }
+
+    /// Whether reading sets atime.
+    pub fn atime(&self) -> bool {
+        !self.no_atime && !self.read_only
     }
 
     pub fn for_mount(&self, dir: &Path, client: &Options) -> MountOptions {
