@@ -4,3 +4,6 @@ mod bad_input;
 mod bed;
 mod command_line;
 mod faults;
+mod memory;
+mod mounting;
+mod unmounting;
