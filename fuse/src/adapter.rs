@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use dfs_proto::SetAttr;
+use dfs_proto::{InodeId, SetAttr};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
@@ -29,12 +29,13 @@ use tokio_util::sync::DropGuard;
 use tracing::{Instrument, Span};
 
 use crate::fs::Fs;
+use crate::fs::caller::Requester;
 use crate::fs::errno::Errno;
 use crate::fs::file::Place;
 use crate::fs::file_ranges::Start;
 use crate::fs::handles::HandleId;
 use answer::{attr, created, data, directory, directory_plus, empty, entry, opened, place, statistics, written};
-use convert::{errno, handle_in, handle_out, inode, requester, set_time};
+use convert::{errno, handle_in, handle_out, set_time};
 
 /// The largest request: what the kernel allows without a change of `fs.fuse.max_pages_limit`.
 const REQUEST_MAX: u32 = 1 << 20;
@@ -73,6 +74,18 @@ impl Adapter {
         Adapter { fs, runtime: Handle::current(), _ended: ended }
     }
 
+    /// Who asks, as far as this mount says it to the cluster.
+    fn requester(&self, request: &Request) -> Requester {
+        let who = Requester { uid: request.uid(), gid: request.gid(), thread: request.pid() };
+        self.fs.squash.apply(who)
+    }
+
+    /// The kernel's number of an inode is the cluster's, but for the top of the mount: that is always 1 to the kernel.
+    /// In the other direction nothing needs to be turned round: no name below the top leads to it.
+    fn inode(&self, number: INodeNo) -> InodeId {
+        if number == INodeNo::ROOT { self.fs.root } else { InodeId(number.0) }
+    }
+
     /// Runs an operation as a task and answers with its result.
     fn spawn<T, O, F>(&self, span: Span, operation: O, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
     where
@@ -107,7 +120,7 @@ impl Filesystem for Adapter {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let span = span!("lookup", request, parent);
         self.spawn(span, |fs| async move { fs.lookup(who, parent, &name).await }, entry(reply));
     }
@@ -116,7 +129,7 @@ impl Filesystem for Adapter {
     fn forget(&self, _: &Request, _: INodeNo, _: u64) {}
 
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let (who, inode) = (requester(request), inode(ino));
+        let (who, inode) = (self.requester(request), self.inode(ino));
         let span = span!("getattr", request, inode);
         self.spawn(span, |fs| async move { fs.getattr(who, inode).await }, attr(reply));
     }
@@ -139,7 +152,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let (who, inode, handle) = (requester(request), inode(ino), fh.map(handle_in));
+        let (who, inode, handle) = (self.requester(request), self.inode(ino), fh.map(handle_in));
         let set = SetAttr {
             mode: mode.map(convert::permission_bits),
             uid,
@@ -154,7 +167,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
-        let (who, inode) = (requester(request), inode(ino));
+        let (who, inode) = (self.requester(request), self.inode(ino));
         let span = span!("readlink", request, inode);
         self.spawn(span, |fs| async move { fs.readlink(who, inode).await }, data(reply));
     }
@@ -169,31 +182,31 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let span = span!("mknod", request, parent);
         self.spawn(span, |fs| async move { fs.make_node(who, parent, &name, mode, rdev).await }, entry(reply));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let span = span!("mkdir", request, parent);
         self.spawn(span, |fs| async move { fs.make_directory(who, parent, &name, mode).await }, entry(reply));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let span = span!("unlink", request, parent);
         self.spawn(span, |fs| async move { fs.unlink(who, parent, &name).await }, empty(reply));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let span = span!("rmdir", request, parent);
         self.spawn(span, |fs| async move { fs.remove_directory(who, parent, &name).await }, empty(reply));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let target = target.as_os_str().to_owned();
         let span = span!("symlink", request, parent);
         self.spawn(span, |fs| async move { fs.make_symlink(who, parent, &name, &target).await }, entry(reply));
@@ -209,20 +222,21 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let (who, from, to) = (requester(request), inode(parent), inode(newparent));
+        let (who, from, to) = (self.requester(request), self.inode(parent), self.inode(newparent));
         let (name, newname, flags) = (name.to_owned(), newname.to_owned(), flags.bits());
         let span = span!("rename", request, from);
         self.spawn(span, |fs| async move { fs.rename(who, (from, &name), (to, &newname), flags).await }, empty(reply));
     }
 
     fn link(&self, request: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let (who, inode, parent, name) = (requester(request), inode(ino), inode(newparent), newname.to_owned());
+        let (who, inode, parent, name) =
+            (self.requester(request), self.inode(ino), self.inode(newparent), newname.to_owned());
         let span = span!("link", request, inode);
         self.spawn(span, |fs| async move { fs.link(who, inode, parent, &name).await }, entry(reply));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let (who, inode) = (requester(request), inode(ino));
+        let (who, inode) = (self.requester(request), self.inode(ino));
         let answer = opened(self.fs.clone(), reply);
         let span = span!("open", request, inode);
         self.spawn(span, |fs| async move { fs.open(who, inode, flags.0).await }, answer);
@@ -238,7 +252,7 @@ impl Filesystem for Adapter {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let (who, parent, name) = (requester(request), inode(parent), name.to_owned());
+        let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let answer = created(self.fs.clone(), reply);
         let span = span!("create", request, parent);
         self.spawn(span, |fs| async move { fs.create(who, parent, &name, mode, flags).await }, answer);
@@ -272,7 +286,7 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let (who, handle) = (requester(request), handle_in(fh));
+        let (who, handle) = (self.requester(request), handle_in(fh));
         let size = data.len();
         let place = match flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE) {
             true => Place::End,
@@ -353,17 +367,17 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(handle_out(self.fs.open_directory(inode(ino))), FopenFlags::empty());
+        reply.opened(handle_out(self.fs.open_directory(self.inode(ino))), FopenFlags::empty());
     }
 
     fn readdir(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
-        let (who, handle) = (requester(request), handle_in(fh));
+        let (who, handle) = (self.requester(request), handle_in(fh));
         let span = span!("readdir", request, ino);
         self.spawn(span, |fs| async move { fs.list(who, handle, offset, false).await }, directory(reply));
     }
 
     fn readdirplus(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
-        let (who, handle) = (requester(request), handle_in(fh));
+        let (who, handle) = (self.requester(request), handle_in(fh));
         let span = span!("readdirplus", request, ino);
         self.spawn(span, |fs| async move { fs.list(who, handle, offset, true).await }, directory_plus(reply));
     }
@@ -383,7 +397,7 @@ impl Filesystem for Adapter {
     }
 
     fn access(&self, request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
-        let (who, inode, mask) = (requester(request), inode(ino), (mask.bits() & 0o7) as u8);
+        let (who, inode, mask) = (self.requester(request), self.inode(ino), (mask.bits() & 0o7) as u8);
         let span = span!("access", request, inode);
         self.spawn(span, |fs| async move { fs.access(who, inode, mask).await }, empty(reply));
     }

@@ -20,7 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use admission::Admission;
+use caller::Squash;
 use dfs_client::Dfs;
+use dfs_proto::InodeId;
 use handles::Handles;
 use open_inodes::OpenInodes;
 use removals::Removals;
@@ -28,6 +30,9 @@ use removals::Removals;
 /// Everything a mount knows while it lasts.
 pub struct Fs {
     dfs: Dfs,
+    /// The directory that is the top of the mount.
+    pub root: InodeId,
+    pub squash: Squash,
     handles: Handles,
     open_inodes: Arc<OpenInodes>,
     removals: Removals,
@@ -36,9 +41,9 @@ pub struct Fs {
 
 impl Fs {
     /// `deadline`: when an operation that is still running is answered with ETIMEDOUT; `None` for never.
-    pub fn new(dfs: Dfs, deadline: Option<Duration>) -> Fs {
+    pub fn new(dfs: Dfs, root: InodeId, squash: Squash, deadline: Option<Duration>) -> Fs {
         let open_inodes = Arc::new(OpenInodes::default());
         let admission = Admission::new(deadline);
-        Fs { dfs, handles: Handles::new(), open_inodes, removals: Removals::new(), admission }
+        Fs { dfs, root, squash, handles: Handles::new(), open_inodes, removals: Removals::new(), admission }
     }
 }

@@ -8,4 +8,5 @@ mod adapter;
 mod fs;
 mod mount;
 
+pub use fs::caller::{Identity, Squash};
 pub use mount::{MountOptions, run};

@@ -4,6 +4,7 @@ mod mountinfo;
 mod point;
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -11,11 +12,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use dfs_client::Dfs;
+use dfs_proto::{Caller, FileKind, InodeId};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::adapter::session;
 use crate::fs::Fs;
+use crate::fs::caller::Squash;
 
 /// How much longer than the client's own deadline an operation may take before it is answered without the client.
 const DEADLINE_MARGIN: Duration = Duration::from_secs(10);
@@ -45,6 +48,11 @@ pub struct MountOptions {
     pub suid: bool,
     /// Honour device files.
     pub dev: bool,
+    /// Run programs from it.
+    pub exec: bool,
+    /// The path of the directory in the cluster that is the top of the mount; `/` for all of it.
+    pub subdir: PathBuf,
+    pub squash: Squash,
     /// What `df` and `/proc/mounts` show as the source. No commas.
     pub fsname: String,
     /// Threads that take requests from the kernel. They only copy; the tokio runtime does the work.
@@ -62,6 +70,9 @@ impl MountOptions {
             allow_other: rustix::process::geteuid().is_root(),
             suid: false,
             dev: false,
+            exec: true,
+            subdir: "/".into(),
+            squash: Squash::Off,
             fsname: "dfs".to_owned(),
             threads: available_parallelism().map_or(2, usize::from).clamp(2, 4),
             op_deadline: Some(Duration::from_secs(30)),
@@ -80,8 +91,10 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     ensure!(!options.fsname.contains(','), "the name of a file system must not contain a comma: {}", options.fsname);
+    let root = top(&dfs, &options.subdir).await?;
     let path = point::claim(&options.mountpoint).await?;
-    let fs = Arc::new(Fs::new(dfs.clone(), options.op_deadline.map(|deadline| deadline + DEADLINE_MARGIN)));
+    let deadline = options.op_deadline.map(|deadline| deadline + DEADLINE_MARGIN);
+    let fs = Arc::new(Fs::new(dfs.clone(), root, options.squash, deadline));
     let ended = CancellationToken::new();
     start(&fs, &path, options, ended.clone()).await?;
     let device = point::device(&path)?;
@@ -96,6 +109,16 @@ pub async fn run(
     point::release(&path, &device).await?;
     let _ = timeout(LINGER, ended.cancelled()).await;
     finish(dfs, &fs).await
+}
+
+/// The directory that becomes the top of the mount. It is held by its number: renamed, it stays the top.
+async fn top(dfs: &Dfs, subdir: &Path) -> anyhow::Result<InodeId> {
+    let shown = subdir.display();
+    ensure!(subdir.is_absolute(), "a path in the cluster begins with a slash: {shown}");
+    let attr = dfs.resolve(&Caller::ROOT, subdir.as_os_str().as_bytes()).await;
+    let attr = attr.with_context(|| format!("cannot mount {shown} of the cluster"))?;
+    ensure!(attr.kind == FileKind::Directory, "cannot mount {shown} of the cluster: it is not a directory");
+    Ok(attr.inode)
 }
 
 async fn start(fs: &Arc<Fs>, path: &Path, options: MountOptions, ended: CancellationToken) -> anyhow::Result<()> {

@@ -23,9 +23,21 @@ use crate::args::{Cli, Global};
 use crate::context::Context;
 use crate::error::{Exit, Failure, Result};
 use crate::verbs::Verb;
+use crate::verbs::mount::helper;
 
 fn main() -> ExitCode {
-    let typed: Vec<_> = std::env::args_os().collect();
+    let mut typed: Vec<_> = std::env::args_os().collect();
+    let for_mount = helper::is_called(typed.first());
+    if for_mount {
+        match helper::command_line(typed.into_iter().skip(1)) {
+            Ok(Some(line)) => typed = line,
+            Ok(None) => return ExitCode::SUCCESS,
+            Err(failure) => {
+                output::tell(&failure.render(false));
+                return ExitCode::from(helper::exit_code(failure.exit));
+            }
+        }
+    }
     let json = typed.iter().any(|arg| arg == "--json");
     let cli = match Cli::try_parse_from(args::with_long_names(typed)) {
         Ok(cli) => cli,
@@ -47,7 +59,7 @@ fn main() -> ExitCode {
             // What was answered before the failure belongs before its message.
             let _ = context.out.flush();
             context.out.failure(&failure);
-            ExitCode::from(failure.exit.code())
+            ExitCode::from(if for_mount { helper::exit_code(failure.exit) } else { failure.exit.code() })
         }
     }
 }

@@ -16,7 +16,7 @@ mod info;
 mod ln;
 mod ls;
 mod mkdir;
-mod mount;
+pub mod mount;
 mod mv;
 mod namenode;
 mod put;

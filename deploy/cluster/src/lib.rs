@@ -4,9 +4,11 @@
 mod audit;
 mod ledger;
 mod local;
+mod mount_helper;
 mod tree;
 
 pub use audit::audit_replicas;
 pub use ledger::{Ledger, LedgerReport};
 pub use local::{Cluster, Layout};
+pub use mount_helper::MountHelper;
 pub use tree::{Digest, Tree, copy_file, copy_tree, digest_file};

@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod prerequisites;
+mod programs;
 mod run;
 mod test;
 
@@ -22,6 +23,8 @@ enum Task {
     Demo(demo::Options),
     /// Everything: format, lints, unit, property, cluster and mount tests
     Test(test::Options),
+    /// Runs git, sqlite, rsync, fio, pjdfstest, fsx and others on a mount
+    Programs(programs::Options),
     /// Formats the code and applies the lints' own suggestions
     Fix,
     /// Measures mount and command line beside the raw disk
@@ -32,6 +35,7 @@ fn main() -> Result<()> {
     match Args::parse().task {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
+        Task::Programs(options) => programs::run(&options),
         Task::Fix => test::fix(),
         Task::Bench(options) => bench::run(&options),
     }

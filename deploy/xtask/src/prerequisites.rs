@@ -8,16 +8,43 @@ use anyhow::{Result, bail};
 use crate::run::must;
 
 /// Debian packages, and a file or program that shows that each is there.
-const NEEDED: [(&str, &[&str]); 4] = [
+type Package = (&'static str, &'static [&'static str]);
+
+/// To build and to mount.
+const NEEDED: [Package; 4] = [
     ("libclang-dev", &["/usr/lib/llvm-14/lib", "/usr/lib/llvm-15/lib", "/usr/lib/llvm-16/lib", "/usr/lib/llvm-19/lib"]),
     ("g++", &["/usr/bin/g++"]),
     ("fuse3", &["/usr/bin/fusermount3", "/bin/fusermount3"]),
     ("xfsprogs", &["/usr/sbin/mkfs.xfs", "/sbin/mkfs.xfs"]),
 ];
 
-/// Installs what is missing, or says exactly what to install.
+/// What `programs` runs on the mount. libacl1-dev is what pjdfstest is linked with.
+const FOR_PROGRAMS: [Package; 7] = [
+    ("git", &["/usr/bin/git", "/usr/local/bin/git"]),
+    ("sqlite3", &["/usr/bin/sqlite3"]),
+    ("rsync", &["/usr/bin/rsync"]),
+    ("fio", &["/usr/bin/fio"]),
+    ("stress-ng", &["/usr/bin/stress-ng"]),
+    ("dbench", &["/usr/bin/dbench"]),
+    ("libacl1-dev", &["/usr/include/sys/acl.h"]),
+];
+
+/// Installs what is missing to build and mount, or says exactly what to install.
 pub fn install() -> Result<()> {
-    let missing: Vec<&str> = NEEDED.iter().filter(|(_, signs)| !is_there(signs)).map(|(name, _)| *name).collect();
+    install_missing(&NEEDED)?;
+    if !Path::new("/dev/fuse").exists() {
+        bail!("/dev/fuse is not there: this kernel or container does not offer FUSE (try `modprobe fuse`)");
+    }
+    Ok(())
+}
+
+/// As `install`, for the programs that are tried on the mount.
+pub fn install_for_programs() -> Result<()> {
+    install_missing(&FOR_PROGRAMS)
+}
+
+fn install_missing(packages: &[Package]) -> Result<()> {
+    let missing: Vec<&str> = packages.iter().filter(|(_, signs)| !is_there(signs)).map(|(name, _)| *name).collect();
     if !missing.is_empty() {
         let line = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
         if !rustix::process::geteuid().is_root() {
@@ -28,9 +55,6 @@ pub fn install() -> Result<()> {
         let mut install = Command::new("apt-get");
         install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing);
         must(install.env("DEBIAN_FRONTEND", "noninteractive"))?;
-    }
-    if !Path::new("/dev/fuse").exists() {
-        bail!("/dev/fuse is not there: this kernel or container does not offer FUSE (try `modprobe fuse`)");
     }
     Ok(())
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use dfs_cluster::{Cluster, Layout};
 
-use crate::prerequisites;
 use crate::run::{built_dfs, cargo, must};
+use crate::{prerequisites, programs};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -38,6 +38,7 @@ pub fn run(options: &Options) -> Result<()> {
             must(&mut tests)
         })?;
         steps.step("mount tests", || mount_tests(&program))?;
+        steps.step("programs on the mount", || programs::run_all(&program))?;
     }
     steps.summary();
     Ok(())

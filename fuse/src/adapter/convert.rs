@@ -7,9 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use dfs_proto::limits::{FRAME_MAX, NAME_MAX};
 use dfs_proto::msg::meta::StatFs;
 use dfs_proto::{Attr, FileKind, InodeId, SetTime, Timestamp};
-use fuser::{FileAttr, FileHandle, FileType, Generation, INodeNo, ReplyStatfs, Request, TimeOrNow};
+use fuser::{FileAttr, FileHandle, FileType, Generation, INodeNo, ReplyStatfs, TimeOrNow};
 
-use crate::fs::caller::Requester;
 use crate::fs::directory::Listed;
 use crate::fs::errno::Errno;
 use crate::fs::handles::HandleId;
@@ -19,14 +18,6 @@ const STATFS_BLOCK_BYTES: u32 = 4096;
 
 /// How many more files there is room for: nothing limits them but the namenodes' disks.
 const FREE_FILES: u64 = 1 << 40;
-
-pub fn requester(request: &Request) -> Requester {
-    Requester { uid: request.uid(), gid: request.gid(), thread: request.pid() }
-}
-
-pub fn inode(number: INodeNo) -> InodeId {
-    InodeId(number.0)
-}
 
 pub fn node(inode: InodeId) -> INodeNo {
     INodeNo(inode.0)

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Adapter;
 use crate::fs::Fs;
+use crate::fs::caller::Squash;
 use crate::mount::MountOptions;
 
 /// Mounts on `mountpoint` and serves requests on threads of their own until the file system is unmounted; then cancels
@@ -31,11 +32,16 @@ fn config(options: &MountOptions) -> Config {
         MountOption::FSName(options.fsname.clone()),
         // Not `Subtype`: fuser drops that when it mounts without fusermount3.
         MountOption::CUSTOM("subtype=dfs".to_owned()),
-        MountOption::DefaultPermissions,
         if options.read_only { MountOption::RO } else { MountOption::RW },
         if options.suid { MountOption::Suid } else { MountOption::NoSuid },
         if options.dev { MountOption::Dev } else { MountOption::NoDev },
+        if options.exec { MountOption::Exec } else { MountOption::NoExec },
     ];
+    // The kernel would ask whether the caller may do it, and not whether that may do it as whom all are squashed. The
+    // namenode does in any case.
+    if !matches!(options.squash, Squash::All(_)) {
+        config.mount_options.push(MountOption::DefaultPermissions);
+    }
     config.acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     config.n_threads = Some(options.threads.max(1));
     // A queue for each thread; opening /dev/fuse again is what needs root.

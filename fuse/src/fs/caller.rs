@@ -14,6 +14,37 @@ pub struct Requester {
     pub thread: u32,
 }
 
+/// Which users are somebody else to the cluster, as exports(5) of NFS has it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Squash {
+    #[default]
+    Off,
+    /// Root becomes this user and group.
+    Root(Identity),
+    /// Everybody does.
+    All(Identity),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Identity {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Squash {
+    pub fn apply(self, who: Requester) -> Requester {
+        // Without a thread no supplementary groups are looked for: they are those of who one was.
+        let squashed = |to: Identity| Requester { uid: to.uid, gid: to.gid, thread: 0 };
+        match self {
+            Squash::All(to) => squashed(to),
+            Squash::Root(to) if who.uid == 0 => squashed(to),
+            // The group of root gives away as much as root in many trees.
+            Squash::Root(to) if who.gid == 0 => Requester { gid: to.gid, ..who },
+            Squash::Root(_) | Squash::Off => who,
+        }
+    }
+}
+
 impl Requester {
     /// Adds the supplementary groups, which FUSE does not pass on.
     ///
@@ -48,6 +79,19 @@ fn parse_groups(status: &str) -> Vec<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn root_or_everybody_is_squashed_and_loses_all_groups() {
+        let to = Identity { uid: 65534, gid: 65533 };
+        let root = Requester { uid: 0, gid: 0, thread: 7 };
+        let ana = Requester { uid: 1000, gid: 1000, thread: 8 };
+        let nobody = Requester { uid: 65534, gid: 65533, thread: 0 };
+        assert_eq!([root, ana].map(|who| Squash::Off.apply(who)), [root, ana]);
+        assert_eq!([root, ana].map(|who| Squash::Root(to).apply(who)), [nobody, ana]);
+        assert_eq!([root, ana].map(|who| Squash::All(to).apply(who)), [nobody, nobody]);
+        assert_eq!(Squash::Root(to).apply(Requester { gid: 0, ..ana }).gid, 65533);
+        assert_eq!(nobody.caller().groups, Vec::<u32>::new());
+    }
 
     #[test]
     fn groups_are_read_from_the_line_of_their_own() {

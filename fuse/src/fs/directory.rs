@@ -78,7 +78,9 @@ impl Fs {
                 page
             }
         };
-        let mut listed = dots(directory.inode, page.content.parent, position);
+        // What lies above the top of the mount is not shown, not even as a number.
+        let parent = if directory.inode == self.root { self.root } else { page.content.parent };
+        let mut listed = dots(directory.inode, parent, position);
         for entry in page.entries_after(position).iter().take(ANSWER_ENTRIES) {
             if let Some(entry) = self.listed(&caller, entry, attrs).await? {
                 listed.push(entry);

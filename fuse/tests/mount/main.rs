@@ -7,6 +7,7 @@
 mod content;
 mod directories;
 mod limits;
+mod model;
 mod names;
 mod permissions;
 mod ranges;

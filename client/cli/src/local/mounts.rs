@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 
 use crate::error::{Failure, Result};
 
@@ -20,7 +20,16 @@ pub const FUSE_TYPE: &str = "fuse.dfs";
 pub fn mounted_at(path: &Path) -> Result<Option<String>> {
     let table = Path::new("/proc/self/mountinfo");
     let text = fs::read(table).map_err(|error| Failure::local(table, &error))?;
-    Ok(topmost(&text, path))
+    Ok(topmost(&text, path).map(|mounted| mounted.kind))
+}
+
+/// Gives the mount of ours at `path` other flags: those that `change` makes of its present options.
+pub fn remount(path: &Path, change: impl FnOnce(&str) -> MountFlags) -> Result {
+    let table = Path::new("/proc/self/mountinfo");
+    let text = fs::read(table).map_err(|error| Failure::local(table, &error))?;
+    let mounted = topmost(&text, path).filter(|mounted| mounted.kind == FUSE_TYPE);
+    let mounted = mounted.ok_or_else(|| Failure::failed(format!("no dfs is mounted on {}", path.display())))?;
+    mount_remount(path, change(&mounted.options), "").map_err(|error| Failure::local(path, &error.into()))
 }
 
 /// Whether a mount of ours is there and answers within the deadline.
@@ -93,20 +102,28 @@ pub fn resolve(path: &Path) -> Result<PathBuf> {
     }
 }
 
+/// A line of the mount table.
+struct Mounted {
+    at: PathBuf,
+    kind: String,
+    options: String,
+}
+
 /// Later mounts hide earlier ones.
-fn topmost(mountinfo: &[u8], path: &Path) -> Option<String> {
-    let mut mounts = mountinfo.split(|byte| *byte == b'\n').filter_map(parse);
-    mounts.rfind(|(at, _)| at == path).map(|(_, kind)| kind)
+fn topmost(mountinfo: &[u8], path: &Path) -> Option<Mounted> {
+    mountinfo.split(|byte| *byte == b'\n').filter_map(parse).rfind(|mounted| mounted.at == path)
 }
 
 /// `36 35 98:0 /root /mount/point rw,noatime shared:1 - ext3 /dev/root rw`, with any number of fields
-/// before the dash: the mount point and the type.
-fn parse(line: &[u8]) -> Option<(PathBuf, String)> {
+/// before the dash.
+fn parse(line: &[u8]) -> Option<Mounted> {
     let mut fields = line.split(|byte| *byte == b' ');
     let at = fields.nth(4)?;
+    let options = fields.next()?;
     fields.find(|field| *field == b"-")?;
     let kind = fields.next()?;
-    Some((OsString::from_vec(unescape(at)).into(), String::from_utf8_lossy(kind).into_owned()))
+    let text = |field| String::from_utf8_lossy(field).into_owned();
+    Some(Mounted { at: OsString::from_vec(unescape(at)).into(), kind: text(kind), options: text(options) })
 }
 
 /// Space, tab, newline and backslash are written as a backslash and three octal digits.
@@ -138,9 +155,10 @@ mod tests {
             40 22 0:45 / /mnt/a\\040b rw - fuse.dfs dfs rw,user_id=0\n\
             41 22 0:46 / /mnt/c rw shared:2 master:3 - tmpfs tmpfs rw\n\
             42 41 0:47 / /mnt/c rw - xfs other rw\nbroken line\n";
-        assert_eq!(topmost(table, Path::new("/mnt/a b")).as_deref(), Some(FUSE_TYPE));
-        assert_eq!(topmost(table, Path::new("/mnt/c")).as_deref(), Some("xfs"));
-        assert_eq!(topmost(table, Path::new("/mnt/c/d")), None);
+        let found = topmost(table, Path::new("/mnt/a b")).unwrap();
+        assert_eq!((found.kind.as_str(), found.options.as_str()), (FUSE_TYPE, "rw"));
+        assert_eq!(topmost(table, Path::new("/mnt/c")).unwrap().kind, "xfs");
+        assert!(topmost(table, Path::new("/mnt/c/d")).is_none());
     }
 
     #[test]

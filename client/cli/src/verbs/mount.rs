@@ -1,3 +1,4 @@
+pub mod helper;
 mod options;
 
 use std::fs;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 use dfs_client::{Dfs, Options};
 
 use self::options::MountWishes;
-use crate::context::Context;
+use crate::context::{Context, load_config};
 use crate::error::{Failure, Result};
 use crate::local::mounts;
 use crate::local::process::log_tail;
@@ -17,12 +18,18 @@ use crate::role;
 
 /// Mount the cluster on a directory
 #[derive(clap::Args, Debug)]
-#[command(before_help = "Examples:\n  dfs mount /mnt\n  dfs mount -f -o ro,allow_other /mnt\n  dfs umount /mnt")]
+#[command(
+    before_help = "Examples:\n  dfs mount /mnt\n  dfs mount -f -o ro,allow_other /mnt\n  dfs umount /mnt",
+    after_help = "For mount(8) and fstab, as root:\n  ln -s /path/to/dfs /sbin/mount.dfs\n  \
+                  ln -s /path/to/dfs /sbin/mount.fuse.dfs\n  \
+                  echo '/etc/dfs/cluster.toml /mnt dfs _netdev 0 0' >>/etc/fstab\n  mount /mnt"
+)]
 pub struct Args {
     /// Stay in the foreground until SIGTERM, Ctrl-C or an unmount
     #[arg(short = 'f', long)]
     foreground: bool,
-    /// ro, allow_other, suid, dev, hard, noatime, fsname=NAME, threads=N, deadline_ms=N; those of fstab are accepted
+    /// ro, cluster=FILE, subdir=DIR, allow_other, root_squash, all_squash, anonuid=N, anongid=N, hard, soft,
+    /// noatime, deadline=TIME, suid, dev, noexec, fsname=NAME, threads=N, remount; those of fstab are accepted
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     options: Vec<String>,
     /// Where to write the number of the process that serves the mount
@@ -45,16 +52,24 @@ impl Args {
     }
 }
 
-pub async fn run(context: &Context, args: Args) -> Result {
+pub async fn run(context: &Context, mut args: Args) -> Result {
     let wishes = MountWishes::parse(&args.options)?;
+    if let Some(remount) = wishes.remount {
+        return mounts::remount(&mounts::resolve(&args.dir)?, |now| remount.flags(now));
+    }
+    // Absolute, because the process that serves leaves this folder.
+    let cluster = absolute(wishes.cluster.as_deref().unwrap_or(&context.global.cluster))?;
+    args.pid_file = args.pid_file.as_deref().map(absolute).transpose()?;
     // Before anything else: what is wrong with the cluster file is told here and not in a log.
-    let config = context.config()?;
+    let config = load_config(&cluster)?;
     if !args.foreground {
-        return start_in_background(context, &args).await;
+        return start_in_background(context, &args, &cluster).await;
     }
     if args.detached {
         // Fails if we lead a process group already, and then nothing holds us to a terminal either.
         let _ = rustix::process::setsid();
+        // So that whatever file system it was called in can be unmounted.
+        std::env::set_current_dir("/").map_err(|error| Failure::local(Path::new("/"), &error))?;
     }
     let stop = role::stop_signal()?;
     let options = Options {
@@ -66,7 +81,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
         description: format!("mount {} of process {}", args.dir.display(), std::process::id()),
         ..Options::default()
     };
-    let mount_options = wishes.for_mount(&args.dir, &options);
+    let mount_options = wishes.for_mount(&args.dir, &cluster, &options);
     let dfs = Dfs::connect(&config, options).await?;
     dfs.ready().await.map_err(|error| Failure::from(error).at("the cluster does not answer"))?;
     if let Some(path) = &args.pid_file {
@@ -80,8 +95,12 @@ pub async fn run(context: &Context, args: Args) -> Result {
     served.map_err(|error| role::failed(&format!("the mount on {} ended", args.dir.display()), &error))
 }
 
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|error| Failure::local(path, &error))
+}
+
 /// Starts the process that serves the mount and waits until the mount answers.
-async fn start_in_background(context: &Context, args: &Args) -> Result {
+async fn start_in_background(context: &Context, args: &Args, cluster: &Path) -> Result {
     let dir = mounts::resolve(&args.dir)
         .map_err(|failure| failure.hint(format!("make the mount point first: mkdir -p {}", args.dir.display())))?;
     if mounts::answers(&dir, Duration::from_secs(5)).await {
@@ -89,7 +108,7 @@ async fn start_in_background(context: &Context, args: &Args) -> Result {
             .hint(format!("dfs umount {}", dir.display())));
     }
     let (log_path, log) = make_log()?;
-    let mut child = spawn(context, args, &dir, log)?;
+    let mut child = spawn(context, args, cluster, &dir, log)?;
     let deadline = Instant::now() + START_DEADLINE;
     loop {
         if mounts::answers(&dir, Duration::from_secs(5)).await {
@@ -116,10 +135,10 @@ async fn start_in_background(context: &Context, args: &Args) -> Result {
     }
 }
 
-fn spawn(context: &Context, args: &Args, dir: &Path, log: fs::File) -> Result<Child> {
+fn spawn(context: &Context, args: &Args, cluster: &Path, dir: &Path, log: fs::File) -> Result<Child> {
     let program = std::env::current_exe().map_err(|error| Failure::io("cannot find this program", &error))?;
     let mut command = Command::new(program);
-    command.arg("--cluster").arg(&context.global.cluster);
+    command.arg("--cluster").arg(cluster);
     if let Some(filter) = &context.global.log {
         command.arg("--log").arg(filter);
     }

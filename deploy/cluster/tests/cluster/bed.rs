@@ -40,3 +40,11 @@ pub fn program() -> PathBuf {
         .map(PathBuf::from)
         .expect("run these tests by `cargo xtask test`, or set DFS_TEST_PROGRAM to the dfs program")
 }
+
+const SEMANTICS: &str = include_str!("../../../../fuse/SEMANTICS.md");
+
+/// Fails unless the mount's promises contain this: what a test proves of them stays in both places.
+pub fn promised(quote: &str) {
+    let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(squeezed(SEMANTICS).contains(&squeezed(quote)), "SEMANTICS.md does not promise: {quote}");
+}

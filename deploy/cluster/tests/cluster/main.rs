@@ -5,3 +5,6 @@ mod bed;
 mod command_line;
 mod disks;
 mod faults;
+mod memory;
+mod mounting;
+mod unmounting;

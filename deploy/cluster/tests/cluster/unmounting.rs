@@ -1,0 +1,111 @@
+//! How mounts end: in order, in disorder, and with programs still at work on them.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::Instant;
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+use crate::bed::{Bed, DEADLINE, promised};
+use crate::mounting::{Mount, expect_errno, must};
+
+/// Mounts, and returns the process that serves it.
+fn mount(bed: &Bed, on: &Mount) -> Pid {
+    let pid_file = on.0.with_extension("pid");
+    let (file, dir) = (pid_file.to_str().unwrap(), on.0.to_str().unwrap());
+    must(bed.cluster.output(["mount", "--pid-file", file, dir]).unwrap());
+    Pid::from_raw(fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap()).unwrap()
+}
+
+/// The process belongs to whoever reaps orphans, so that it is gone when it has ended, or a zombie.
+fn wait_for_end(pid: Pid) {
+    let end = Instant::now() + DEADLINE;
+    let is_zombie =
+        || fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).is_ok_and(|stat| stat.contains(") Z "));
+    while test_kill_process(pid).is_ok() && !is_zombie() {
+        assert!(Instant::now() < end, "the mount's process does not end");
+        std::thread::yield_now();
+    }
+}
+
+fn umount(flags: &[&str], dir: &Path) {
+    must(std::process::Command::new("umount").args(flags).arg(dir).output().unwrap());
+}
+
+#[test]
+fn after_a_lazy_unmount_programs_go_on_and_then_the_process_ends() {
+    promised(
+        "After `umount -l` programs go on with what they have open, and the process behind the mount ends when they are done.",
+    );
+    let bed = Bed::start(1, 3, &[]);
+    let mounted = Mount::point(&bed, "lazy");
+    let pid = mount(&bed, &mounted);
+    let mut file = File::create(mounted.path("file")).unwrap();
+    file.write_all(b"before ").unwrap();
+    let busy = std::process::Command::new("umount").arg(&mounted.0).output().unwrap();
+    assert!(!busy.status.success(), "a mount that is in use goes away by umount -l only");
+
+    umount(&["-l"], &mounted.0);
+    assert_eq!(mounted.in_table(), None);
+    file.write_all(b"and after").unwrap();
+    drop(file);
+    wait_for_end(pid);
+    assert_eq!(fs::read(bed.mount().join("file")).unwrap(), b"before and after");
+}
+
+#[test]
+fn sigterm_detaches_a_mount_in_use_and_flushes_what_was_written() {
+    promised("the mount is detached, what was written is flushed, and the programs get `ENOTCONN`.");
+    let bed = Bed::start(1, 3, &[]);
+    let mounted = Mount::point(&bed, "term");
+    let pid = mount(&bed, &mounted);
+    let mut file = File::create(mounted.path("file")).unwrap();
+    file.write_all(b"never closed").unwrap();
+
+    kill_process(pid, Signal::TERM).unwrap();
+    wait_for_end(pid);
+    assert_eq!(mounted.in_table(), None);
+    expect_errno(file.write_all(b"x"), Errno::NOTCONN);
+    assert_eq!(fs::read(bed.mount().join("file")).unwrap(), b"never closed");
+}
+
+#[test]
+fn sigkill_ends_every_call_and_the_folder_can_be_mounted_again_at_once() {
+    promised("a new `dfs mount` on the same directory works at once.");
+    let bed = Bed::start(1, 3, &[]);
+    let mounted = Mount::point(&bed, "killed");
+    let pid = mount(&bed, &mounted);
+    fs::write(mounted.path("file"), b"synced").unwrap();
+    File::open(mounted.path("file")).unwrap().sync_all().unwrap();
+    let mut open = File::open(mounted.path("file")).unwrap();
+
+    // A call that cannot end by itself soon: whom it asks does not answer.
+    bed.cluster.signal("nn1", Signal::STOP).unwrap();
+    let (told, calls) = mpsc::channel();
+    let path = mounted.path("missing");
+    let caller = std::thread::spawn(move || {
+        told.send(()).unwrap();
+        fs::metadata(path)
+    });
+    calls.recv_timeout(DEADLINE).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    wait_for_end(pid);
+    // Without its process the kernel ends the call, whether it was under way by then or came after.
+    let ended = caller.join().unwrap().unwrap_err();
+    let errnos = [Errno::NOTCONN, Errno::CONNABORTED].map(|errno| Some(errno.raw_os_error()));
+    assert!(errnos.contains(&ended.raw_os_error()), "{ended}");
+    expect_errno(open.read(&mut [0; 8]), Errno::NOTCONN);
+    expect_errno(fs::read_dir(&mounted.0), Errno::NOTCONN);
+    bed.cluster.signal("nn1", Signal::CONT).unwrap();
+
+    // With the old file still open, and without anybody having cleaned up.
+    let again = mount(&bed, &mounted);
+    assert_eq!(fs::read(mounted.path("file")).unwrap(), b"synced");
+    drop(open);
+    umount(&[], &mounted.0);
+    assert_eq!(mounted.in_table(), None, "the dead mount below is gone as well");
+    wait_for_end(again);
+}

@@ -1,0 +1,96 @@
+//! Suites that others wrote for file systems: pjdfstest and fsx.
+
+use std::fs;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::Place;
+use super::run::{Running, run};
+use super::tools::{FSX, PJDFSTEST};
+
+/// A small part of what is worth running now and then: `cargo xtask programs --only fsx --fsx-operations 200000`.
+pub const FSX_OPERATIONS: u64 = 5000;
+
+const FSX_SEEDS: [u64; 4] = [1, 2, 3, 4];
+
+/// For one operation, on average; an operation is a few ms on two busy cores.
+const FSX_OPERATION: Duration = Duration::from_millis(100);
+
+/// Nothing implements holes yet: fsx ends at the first EOPNOTSUPP.
+const PUNCH_HOLE: u32 = 0;
+
+/// The kernel copies through its cache as long as the mount has no call of its own, which tests reading and writing.
+const COPY_FILE_RANGE: u32 = 5;
+
+/// On one file for each seed, all at the same time: reads, writes, maps, truncations, allocations, syncs, reopening.
+pub fn fsx(place: &Place) -> Result<String> {
+    let program = FSX.program()?;
+    let config = place.local.join("fsx.toml");
+    let text = format!(
+        "flen = 1048576\nopsize = {{ max = 65536 }}\nweights = {{ read = 10, write = 10, mapread = 10, mapwrite = 10, \
+         truncate = 10, punch_hole = {PUNCH_HOLE}, posix_fallocate = 5, copy_file_range = {COPY_FILE_RANGE}, \
+         fsync = 5, fdatasync = 5, close_open = 1, invalidate = 1 }}\n"
+    );
+    fs::write(&config, text)?;
+    let operations = place.options.fsx_operations;
+    let deadline = Duration::from_secs(60) + FSX_OPERATION * u32::try_from(operations).context("too many")?;
+    let start = |seed: &u64| {
+        let mut fsx = Command::new(&program);
+        fsx.arg("-f").arg(&config).args(["-S", &seed.to_string(), "-N", &operations.to_string(), "-P"]);
+        fsx.arg(&place.local).arg(place.dir.join(format!("seed{seed}")));
+        Running::start(&format!("fsx-{seed}"), &place.logs, &mut fsx, deadline)
+    };
+    let running: Vec<Running> = FSX_SEEDS.iter().map(start).collect::<Result<_>>()?;
+    // All of them are waited for, whatever the first one says.
+    let ended: Vec<Result<String>> = running.into_iter().map(Running::finish).collect();
+    for said in ended {
+        let said = said?;
+        ensure!(said.contains("All operations completed A-OK!"), "fsx says:\n{said}");
+    }
+    Ok(format!("seeds {FSX_SEEDS:?}, {operations} operations each"))
+}
+
+/// What pjdfstest does not try here, and why. Anything else that it skips is an error.
+const SKIPPED: [(&str, &str); 1] =
+    [("link::link_count_max", "pathconf of a FUSE mount does not tell how many names a file may have")];
+
+pub fn pjdfstest(place: &Place) -> Result<String> {
+    run_pjdfstest(place, "pjdfstest")
+}
+
+/// The same without a majority to spare: what is promised does not depend on it.
+pub fn pjdfstest_with_a_namenode_down(place: &Place) -> Result<String> {
+    let leader = place.cluster.leader(Duration::from_secs(30))?;
+    place.cluster.kill(&leader)?;
+    let said = run_pjdfstest(place, "pjdfstest-namenode-down");
+    place.cluster.start(&leader)?;
+    Ok(format!("{} without {leader}", said?))
+}
+
+fn run_pjdfstest(place: &Place, log: &str) -> Result<String> {
+    let program = PJDFSTEST.program()?;
+    let other = place.local.join("other-file-system");
+    fs::create_dir(&other)?;
+    let config = place.local.join("pjdfstest.toml");
+    // Two users of every Debian. Times are nanoseconds apart, and the longest pause between two calls is what counts.
+    let text = format!(
+        "features = {{ posix_fallocate = {{}}, utime_now = {{}}, utimensat = {{}}, rename_ctime = {{}}, \
+         secondary_fs = \"{}\" }}\nsettings = {{ naptime = 0.02, expected_failures = [], allow_remount = true }}\n\
+         dummy_auth = {{ entries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"]] }}\n",
+        other.display()
+    );
+    fs::write(&config, text)?;
+    let mut suite = Command::new(program);
+    suite.arg("-c").arg(&config).arg("-p").arg(&place.dir);
+    let said = run(log, &place.logs, &mut suite, Duration::from_secs(420))?;
+    let summary = said.lines().find_map(|line| line.strip_prefix("Summary: ")).context("it printed no summary")?;
+    ensure!(summary.starts_with("0 failed,"), "{summary}");
+    let skipped: Vec<&str> = said.lines().filter_map(|line| Some(line.strip_suffix("skipped")?.trim())).collect();
+    for name in &skipped {
+        ensure!(SKIPPED.iter().any(|(known, _)| known == name), "{name} was skipped, and nobody said why it may be");
+    }
+    let why: Vec<String> = SKIPPED.iter().map(|(name, why)| format!("{name}: {why}")).collect();
+    Ok(format!("{summary} ({})", why.join("; ")))
+}
