@@ -335,7 +335,7 @@ impl Filesystem for Adapter {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let (who, handle) = (requester(request), handle_in(fh));
+        let (who, handle) = (self.requester(request), handle_in(fh));
         let span = span!("fallocate", request, ino);
         self.spawn(span, |fs| async move { fs.allocate(who, handle, offset, length, mode).await }, empty(reply));
     }
@@ -359,7 +359,7 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let who = requester(request);
+        let who = self.requester(request);
         let from = Start { handle: handle_in(fh_in), offset: offset_in };
         let to = Start { handle: handle_in(fh_out), offset: offset_out };
         let span = span!("copy_file_range", request, ino_in);
