@@ -45,6 +45,8 @@ pub(crate) struct Inner {
     /// What the next write, flush or sync reports, once: bytes were lost.
     pub error: Option<Error>,
     pub handles: usize,
+    /// How often a version was seen that this client has not made, or not alone.
+    pub foreign_changes: u64,
     /// Without a name and held for us by the namenode: to be released at the last close.
     pub nameless: bool,
     read: Permit,
@@ -88,6 +90,7 @@ impl Inner {
             return;
         }
         if attr.version > self.attr.version {
+            self.foreign_changes += 1;
             self.map.clear();
             self.blocks.clear();
         }
@@ -224,6 +227,7 @@ impl FileState {
                 writes: WriteState::default(),
                 error: None,
                 handles: 0,
+                foreign_changes: 0,
                 nameless: false,
                 read: Permit::default(),
                 write: Permit::default(),

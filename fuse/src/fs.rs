@@ -11,6 +11,7 @@ pub mod directory;
 pub mod errno;
 pub mod file;
 pub mod handles;
+pub mod locks;
 mod names;
 mod open_inodes;
 mod removals;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use admission::Admission;
 use dfs_client::Dfs;
 use handles::Handles;
+use locks::Locks;
 use open_inodes::OpenInodes;
 use removals::Removals;
 
@@ -30,6 +32,7 @@ pub struct Fs {
     handles: Handles,
     open_inodes: Arc<OpenInodes>,
     removals: Removals,
+    locks: Locks,
     pub admission: Admission,
 }
 
@@ -38,6 +41,13 @@ impl Fs {
     pub fn new(dfs: Dfs, deadline: Option<Duration>) -> Fs {
         let open_inodes = Arc::new(OpenInodes::default());
         let admission = Admission::new(deadline);
-        Fs { dfs, handles: Handles::new(), open_inodes, removals: Removals::new(), admission }
+        Fs {
+            dfs,
+            handles: Handles::new(),
+            open_inodes,
+            removals: Removals::new(),
+            locks: Locks::new(deadline),
+            admission,
+        }
     }
 }

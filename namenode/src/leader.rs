@@ -2,6 +2,7 @@
 //! on their way. All of it is soft: a new leader builds it again from the rows and from heartbeats.
 
 mod board;
+mod lock_waits;
 mod nodes;
 mod orders;
 mod reign;
@@ -9,6 +10,7 @@ mod reports;
 mod sessions;
 
 pub use board::{Board, CopyInFlight};
+pub use lock_waits::{LockWaits, Verdict};
 pub use nodes::Nodes;
 pub use orders::Orders;
 pub use reign::Reign;

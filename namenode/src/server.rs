@@ -3,6 +3,7 @@
 mod admin;
 mod client;
 mod datanode;
+mod locks;
 mod status;
 
 use std::sync::Arc;
@@ -73,6 +74,9 @@ impl Server {
             MetaRequest::ReportBad { chunk, epoch, node, reason } => {
                 client::report_bad(namenode, chunk, epoch, node, &reason).await
             }
+            MetaRequest::AwaitLock { session, inode, claim, detect_deadlock, wait_ms } => {
+                locks::wait(namenode, peer.id, session, inode, claim, detect_deadlock, wait_ms).await
+            }
             MetaRequest::Node(request) => datanode::answer(namenode, peer.id, request).await.map(MetaReply::Node),
             MetaRequest::Admin(request) => {
                 admin::answer(namenode, request).await.map(|reply| MetaReply::Admin(Box::new(reply)))
@@ -101,6 +105,7 @@ fn permitted(role: Role, request: &MetaRequest) -> bool {
         | MetaRequest::Renew { .. }
         | MetaRequest::Mutate { .. }
         | MetaRequest::Query { .. }
+        | MetaRequest::AwaitLock { .. }
         | MetaRequest::ReportBad { .. } => matches!(role, Role::Client | Role::Admin),
         MetaRequest::Node(_) => role == Role::Datanode,
         MetaRequest::Admin(AdminRequest::Status) => matches!(role, Role::Client | Role::Admin | Role::Namenode),
@@ -135,6 +140,11 @@ fn span_of(request: &MetaRequest) -> Span {
             "query"
         }
         MetaRequest::ReportBad { .. } => "report bad replica",
+        MetaRequest::AwaitLock { session, inode, .. } => {
+            span.record("session", session.0);
+            span.record("inode", inode.0);
+            "await lock"
+        }
         MetaRequest::Node(_) => "datanode",
         MetaRequest::Admin(_) => "admin",
     };
@@ -146,7 +156,9 @@ fn inode_of_op(op: &Op) -> Option<u64> {
     match op {
         Op::Make { parent, .. } | Op::Unlink { parent, .. } | Op::Rmdir { parent, .. } => Some(parent.0),
         Op::Rename { from_parent, .. } => Some(from_parent.0),
-        Op::Link { inode, .. } | Op::SetAttr { inode, .. } => Some(inode.0),
+        Op::Link { inode, .. } | Op::SetAttr { inode, .. } | Op::Lock { inode, .. } | Op::Unlock { inode, .. } => {
+            Some(inode.0)
+        }
         Op::Commit { files, .. } => files.first().map(|file| file.inode.0),
         Op::Release { .. } | Op::AllocateChunks { .. } | Op::CloseSession => None,
     }
@@ -161,7 +173,8 @@ fn inode_of_query(query: &Query) -> Option<u64> {
         | Query::Open { inode, .. }
         | Query::Locate { inode, .. }
         | Query::LocateChunks { inode, .. }
-        | Query::Access { inode, .. } => Some(inode.0),
+        | Query::Access { inode, .. }
+        | Query::TestLock { inode, .. } => Some(inode.0),
         Query::StatFs => None,
     }
 }

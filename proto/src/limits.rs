@@ -60,3 +60,12 @@ pub const ORDERS_MAX: usize = 512;
 
 /// Chunks allocated by one request: a writer asks for the next one ahead of need.
 pub const ALLOCATE_MAX: u8 = 8;
+
+/// Locked ranges of one file: every request for a lock looks at all of them.
+pub const LOCKS_PER_INODE_MAX: usize = 4096;
+
+/// Locked ranges of one session: the command that ends it takes them all away.
+pub const LOCKS_PER_SESSION_MAX: u64 = 65_536;
+
+/// How long one request may wait for a lock; below `dfs_client`'s patience with one answer.
+pub const LOCK_WAIT_MAX_MS: u64 = 2000;

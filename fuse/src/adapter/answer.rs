@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_proto::Attr;
-use dfs_proto::msg::meta::StatFs;
+use dfs_proto::msg::meta::{LockClaim, StatFs};
 use fuser::{
     FopenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite,
 };
 
 use super::convert::{self, errno, file_attr, file_type, generation, handle_out, node};
@@ -71,6 +71,13 @@ pub fn created(fs: Arc<Fs>, reply: ReplyCreate) -> impl FnOnce(Result<(Attr, Ope
 pub fn written(reply: ReplyWrite) -> impl FnOnce(Result<u32, Errno>) {
     |result| match result {
         Ok(len) => reply.written(len),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub fn tested(reply: ReplyLock) -> impl FnOnce(Result<Option<LockClaim>, Errno>) {
+    |result| match result {
+        Ok(found) => convert::found_lock(reply, found),
         Err(error) => reply.error(errno(error)),
     }
 }

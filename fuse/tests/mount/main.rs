@@ -7,6 +7,7 @@
 mod content;
 mod directories;
 mod limits;
+mod locks;
 mod names;
 mod permissions;
 mod two_mounts;

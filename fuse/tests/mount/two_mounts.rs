@@ -5,7 +5,6 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::{expect_errno, names_in, noise, on_two_mounts, set_mode};
@@ -145,21 +144,6 @@ fn exclusive_creation_has_one_winner() {
         });
         assert_eq!(winners, 1);
     }
-}
-
-#[test]
-fn locks_stay_on_their_mount() {
-    let Some((dir, other)) = on_two_mounts(
-        "`flock` and `fcntl` locks are kept by each kernel: they exclude processes on one mount and do not reach other \
-         mounts.",
-    ) else {
-        return;
-    };
-    let open = |dir: &Path| OpenOptions::new().write(true).create(true).truncate(false).open(dir.join("lock")).unwrap();
-    let held = open(dir.path());
-    flock(&held, FlockOperation::LockExclusive).unwrap();
-    assert_eq!(flock(open(dir.path()), FlockOperation::NonBlockingLockExclusive), Err(Errno::WOULDBLOCK));
-    flock(open(&other), FlockOperation::NonBlockingLockExclusive).unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@ use crate::dedup::{self, Request};
 use crate::ops::make::Make;
 use crate::ops::rename::Rename;
 use crate::ops::{
-    allocate, commit, datanode, genesis, link, reclaim, release, replica, rmdir, session, set_attr, unlink,
+    allocate, commit, datanode, genesis, link, lock, reclaim, release, replica, rmdir, session, set_attr, unlink,
 };
 use crate::tx::{Failure, Tx};
 use crate::view::{Fault, View};
@@ -88,6 +88,8 @@ fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeI
         }
         Op::Commit { chunks, files } => commit::apply(tx, client, chunks, files),
         Op::CloseSession => session::close(tx, client.session),
+        Op::Lock { inode, claim } => lock::lock(tx, client, *inode, claim),
+        Op::Unlock { inode, owner, range } => lock::unlock(tx, client, *inode, *owner, *range),
     }
 }
 

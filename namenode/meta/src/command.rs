@@ -89,4 +89,6 @@ pub enum Event {
     Attention(ChunkId),
     /// An inode waits in the reclaim queue.
     Orphaned(InodeId),
+    /// Some lock of the inode has gone: whoever waits may look again.
+    LocksReleased(InodeId),
 }

@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod fsck;
+pub mod locks;
 pub mod placement;
 pub mod query;
 pub mod reconcile;

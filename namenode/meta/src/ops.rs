@@ -8,6 +8,7 @@ pub(crate) mod commit;
 pub(crate) mod datanode;
 pub(crate) mod genesis;
 pub(crate) mod link;
+pub(crate) mod lock;
 pub(crate) mod make;
 pub(crate) mod reclaim;
 pub(crate) mod release;

@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 
 use dfs_proto::limits::READDIR_PAGE_MAX;
 use dfs_proto::msg::admin::{ChunkInfo, FileInfo, Liveness};
-use dfs_proto::msg::meta::{Answer, DirEntry, DirPage, Op, Query, StatFs};
+use dfs_proto::msg::meta::{Answer, DirEntry, DirPage, LockClaim, Op, Query, StatFs};
 use dfs_proto::{Caller, ErrorKind, Grant, InodeId, Name, NodeId, Refusal, SessionId, Timestamp, WireError};
 
+use crate::locks;
 use crate::permission::{self, EXECUTE, READ, WRITE};
 use crate::placement::NodeView;
 use crate::rows::{self, Content};
@@ -49,6 +50,7 @@ pub fn answer(
         }
         Query::StatFs => Ok(Answer::StatFs(stat_fs(view, &[])?)),
         Query::Access { inode, mask } => access(view, asker, *inode, *mask),
+        Query::TestLock { inode, claim } => test_lock(view, asker, *inode, claim),
     }))
 }
 
@@ -184,6 +186,13 @@ fn access(view: &dyn View, asker: &Asker<'_>, inode: InodeId, mask: u8) -> Resul
     let row = tree::live_inode(view, inode)?;
     permission::require(&row, asker.caller, mask & (READ | WRITE | EXECUTE))?;
     Ok(Answer::Attr(row.attr(inode)))
+}
+
+fn test_lock(view: &dyn View, asker: &Asker<'_>, inode: InodeId, claim: &LockClaim) -> Result<Answer, Failure> {
+    tree::live_inode(view, inode)?;
+    let held = rows::locks(view, inode)?;
+    let first = locks::in_the_way(&held, asker.session, claim).min_by_key(|other| other.claim.range.first);
+    Ok(Answer::Lock(first.map(|other| (other.session, other.claim))))
 }
 
 /// A grant under a retired key can be renewed by opening again; any other refusal is final.

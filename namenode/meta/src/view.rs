@@ -30,10 +30,12 @@ pub enum Table {
     Orphans,
     Attention,
     Counters,
+    Locks,
+    SessionLocks,
 }
 
 impl Table {
-    pub const ALL: [Table; 16] = [
+    pub const ALL: [Table; 18] = [
         Table::Meta,
         Table::Inodes,
         Table::Dentries,
@@ -50,6 +52,8 @@ impl Table {
         Table::Orphans,
         Table::Attention,
         Table::Counters,
+        Table::Locks,
+        Table::SessionLocks,
     ];
 
     /// The name on disk. Never changes for a table that exists.
@@ -71,6 +75,8 @@ impl Table {
             Table::Orphans => "orphans",
             Table::Attention => "attention",
             Table::Counters => "counters",
+            Table::Locks => "locks",
+            Table::SessionLocks => "session_locks",
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use dfs_meta::locks::Holder;
 use dfs_meta::query::{self, Asker};
 use dfs_meta::{Body, Reply, placement, rows};
 use dfs_proto::limits::{ALLOCATE_MAX, GROUPS_MAX, REPLICATION_MAX};
@@ -69,6 +70,10 @@ pub async fn mutate(
         .inspect_err(refused)?;
     let placement = place(namenode, &op).inspect_err(refused)?;
     let closes = matches!(op, Op::CloseSession);
+    let locks = match &op {
+        Op::Lock { inode, claim } => Some((*inode, *claim)),
+        _ => None,
+    };
     let command = Body::Client { id, acked_below, caller: caller.clone(), op, placement };
     let mut reply = match namenode.propose(command).await.inspect_err(refused)? {
         Reply::Op(reply) => reply,
@@ -76,6 +81,9 @@ pub async fn mutate(
     };
     if closes {
         namenode.sessions.closed(id.session);
+    }
+    if let Some((inode, claim)) = locks {
+        namenode.lock_waits.leave(inode, Holder { session: id.session, owner: claim.owner }, &claim);
     }
     debug!(target: "audit", request = id.number, session = %id.session, uid = caller.uid, op = name, "mutation done");
     if matches!(reply, OpReply::Chunks(_)) {
@@ -189,5 +197,7 @@ pub fn op_name(op: &Op) -> &'static str {
         Op::AllocateChunks { .. } => "allocate chunks",
         Op::Commit { .. } => "commit",
         Op::CloseSession => "close session",
+        Op::Lock { .. } => "lock",
+        Op::Unlock { .. } => "unlock",
     }
 }

@@ -48,5 +48,6 @@ fn act(namenode: &Namenode, event: Event) {
         }
         Event::Attention(_) => namenode.repair_wanted.notify_one(),
         Event::Orphaned(_) => namenode.reclaim_wanted.notify_one(),
+        Event::LocksReleased(inode) => namenode.lock_waits.released(inode),
     }
 }

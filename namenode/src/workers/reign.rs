@@ -53,6 +53,7 @@ async fn begin(namenode: &Arc<Namenode>, term: u64) -> Result<bool, WireError> {
     namenode.orders.clear();
     namenode.reports.clear();
     namenode.board.clear();
+    namenode.lock_waits.clear();
     let standing = namenode.consensus.standing();
     if !standing.leads() || standing.term != term {
         return Ok(false);

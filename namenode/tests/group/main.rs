@@ -1,6 +1,7 @@
 //! Namenodes as a group: elections, retries, snapshots, roles, datanodes.
 
 mod datanodes;
+mod locks;
 mod support;
 
 use dfs_proto::msg::admin::AdminRequest;

@@ -46,6 +46,17 @@ pub enum MetaRequest {
     },
     Node(node::NodeRequest),
     Admin(admin::AdminRequest),
+    /// Waits until `Op::Lock` with the same claim has a chance, at most `wait_ms` (and
+    /// `limits::LOCK_WAIT_MAX_MS`). Changes no state. `Done`: ask for the lock now; `WouldBlock`: not yet,
+    /// and the place in the queue is kept for a moment; `Deadlock`. With 0 the place is given up.
+    AwaitLock {
+        session: SessionId,
+        inode: InodeId,
+        claim: LockClaim,
+        /// The owner waits for nothing else meanwhile: a circle of such owners is refused.
+        detect_deadlock: bool,
+        wait_ms: u64,
+    },
 }
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -121,6 +132,61 @@ pub enum Op {
     Commit { chunks: Vec<ChunkCommit>, files: Vec<FileCommit> },
     /// Ends the session in order: its open chunks are sealed, what it held is released. Reply: `Done`.
     CloseSession,
+    /// Locks a range of a file for an owner of this session, in place of what that owner has locked there.
+    /// `WouldBlock` if another owner's lock is in the way. Reply: `Done`.
+    Lock { inode: InodeId, claim: LockClaim },
+    /// Takes an owner's locks away from a range. Nothing to unlock is no error. Reply: `Done`.
+    Unlock { inode: InodeId, owner: LockOwner, range: LockRange },
+}
+
+/// Who holds a lock, within a session.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
+pub struct LockOwner {
+    pub space: LockSpace,
+    /// The client's own number: one for each process, or for each open file description.
+    pub number: u64,
+}
+
+/// Locks of different spaces do not see each other, as on a local Linux file system.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
+pub enum LockSpace {
+    /// `fcntl`: of ranges.
+    Range,
+    /// `flock`: of whole files.
+    Whole,
+}
+
+/// Bytes `first` to `last`, both of them inside.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
+pub struct LockRange {
+    pub first: u64,
+    pub last: u64,
+}
+
+impl LockRange {
+    pub const ALL: LockRange = LockRange { first: 0, last: u64::MAX };
+
+    pub fn overlaps(&self, other: &LockRange) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
+pub enum LockMode {
+    /// Any number of owners.
+    Shared,
+    /// One owner.
+    Exclusive,
+}
+
+/// A lock as it is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
+pub struct LockClaim {
+    pub owner: LockOwner,
+    pub range: LockRange,
+    pub mode: LockMode,
+    /// The process, for people and for `F_GETLK`. No meaning outside of its machine.
+    pub process: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -212,6 +278,8 @@ pub enum Query {
     StatFs,
     /// Whether the caller may access with these bits (4 read, 2 write, 1 execute). Answer: `Attr`.
     Access { inode: InodeId, mask: u8 },
+    /// What stands in the way of a lock, if anything. Answer: `Lock`.
+    TestLock { inode: InodeId, claim: LockClaim },
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -219,10 +287,15 @@ pub enum Answer {
     Attr(Attr),
     Target(Vec<u8>),
     Page(DirPage),
-    Opened { attr: Attr, grant: Grant },
+    Opened {
+        attr: Attr,
+        grant: Grant,
+    },
     Map(FileMap),
     Chunks(Vec<ChunkLocation>),
     StatFs(StatFs),
+    /// The first lock in the way, by its range, and whose it is.
+    Lock(Option<(SessionId, LockClaim)>),
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]

@@ -4,6 +4,7 @@
 use dfs_proto::{FileKind, InodeId, SessionId};
 
 use crate::command::{Event, Reply};
+use crate::ops::lock;
 use crate::rows::{self, Content, InodeRow, OrphanRow, RECLAIM_QUEUE};
 use crate::tx::{Failure, Tx};
 use crate::usage::{Usage, shifted};
@@ -37,6 +38,7 @@ pub(crate) fn hold(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow, session: Sess
 
 /// The inode has lost its last name and holder: it goes now, or is queued if it has many extents.
 pub(crate) fn let_go(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow) -> Result<(), Fault> {
+    lock::forget_inode(tx, inode)?;
     let mut extents = 0;
     rows::extents_past(tx.view(), inode, 0, &mut |_| {
         extents += 1;
@@ -50,6 +52,7 @@ pub(crate) fn let_go(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow) -> Result<(
 
 /// The inode waits for `Body::Reclaim`. From here on nobody can name it.
 pub(crate) fn queue(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow) -> Result<(), Fault> {
+    lock::forget_inode(tx, inode)?;
     hold(tx, inode, row, RECLAIM_QUEUE)?;
     tx.event(Event::Orphaned(inode));
     Ok(())

@@ -4,7 +4,7 @@ use dfs_proto::msg::meta::{OpReply, SessionGrant};
 use dfs_proto::{ErrorKind, NodeId, SessionId, Timestamp};
 
 use crate::command::Reply;
-use crate::ops::reclaim;
+use crate::ops::{lock, reclaim};
 use crate::rows::{self, OrphanRow, ReplyRow, SessionRow};
 use crate::tx::{Failure, Tx, refuse};
 use crate::usage::shifted;
@@ -62,6 +62,7 @@ fn end(tx: &mut Tx<'_>, session: SessionId) -> Result<(), Fault> {
         tx.delete(OrphanRow::key(session, inode));
         reclaim::queue(tx, inode, row)?;
     }
+    lock::forget_session(tx, session)?;
     for number in rows::replies_below(tx.view(), session, 0, u64::MAX)? {
         tx.delete(ReplyRow::key(session, number));
     }
