@@ -10,6 +10,7 @@ mod deadline;
 mod dfs;
 mod error;
 mod file;
+mod holding;
 mod leader;
 mod locks;
 mod namespace;

@@ -91,6 +91,7 @@ impl Dfs {
         }
         let deadline = self.client.deadline();
         while !current.lease_lasts() {
+            // What is open is announced with the next renewal.
             if let Err(error) = self.client.sessions.renew(&current).await {
                 debug!(%session, %error, "locks are lost");
                 self.client.session_expired(session);

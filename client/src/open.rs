@@ -154,6 +154,12 @@ impl Files {
         self.open.load(Ordering::Relaxed) > 0
     }
 
+    /// Every inode with a handle.
+    pub fn open_inodes(&self) -> Vec<InodeId> {
+        let table = self.table.lock();
+        table.values().filter(|file| file.inner.lock().handles > 0).map(|file| file.inode).collect()
+    }
+
     pub fn is_open(&self, inode: InodeId) -> bool {
         self.get(inode).is_some_and(|file| file.inner.lock().handles > 0)
     }
@@ -260,6 +266,7 @@ impl Drop for Handle {
         if !self.client.files.detach(&self.file) {
             return;
         }
+        self.client.holding.closed(self.file.inode);
         let (client, file) = (self.client.clone(), self.file.clone());
         // Outside a runtime (at the end of the process) the session's end does what is left.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -272,6 +279,7 @@ impl Client {
     /// Opens a regular file.
     pub async fn open(self: &Arc<Self>, caller: &Caller, inode: InodeId, mode: OpenMode) -> Result<Handle> {
         let query = Query::Open { inode, read: mode.read, write: mode.write };
+        let _opening = self.opening(inode).await;
         match self.query(caller, query).await? {
             Answer::Opened { attr, grant } => Ok(self.opened(caller, &attr, &grant, mode)),
             _ => Err(unexpected_answer("Open")),

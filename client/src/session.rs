@@ -92,6 +92,14 @@ impl Numbers {
     }
 }
 
+/// What a leader says to a renewal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Renewed {
+    Done,
+    /// It is new and wants to know what is open.
+    Announce,
+}
+
 pub(crate) struct Sessions {
     group: Arc<Group>,
     description: String,
@@ -157,7 +165,7 @@ impl Sessions {
     }
 
     /// Renews the lease once. An error only if the session is over.
-    pub async fn renew(&self, session: &Session) -> Result<()> {
+    pub async fn renew(&self, session: &Session) -> Result<Renewed> {
         let lease = Duration::from_millis(session.grant.lease_ms);
         let request = MetaRequest::Renew { session: session.id() };
         let sent = Instant::now();
@@ -165,11 +173,11 @@ impl Sessions {
             Err(failed) if failed.error.kind == ErrorKind::SessionExpired => Err(failed.error),
             Err(failed) => {
                 debug!(error = %failed.error, "lease not renewed");
-                Ok(())
+                Ok(Renewed::Done)
             }
-            Ok(_) => {
+            Ok(reply) => {
                 *session.renewed.lock() = sent;
-                Ok(())
+                Ok(if matches!(reply, MetaReply::Announce) { Renewed::Announce } else { Renewed::Done })
             }
         }
     }

@@ -14,7 +14,6 @@ pub mod handles;
 pub mod locks;
 mod names;
 mod open_inodes;
-mod removals;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,14 +23,12 @@ use dfs_client::Dfs;
 use handles::Handles;
 use locks::Locks;
 use open_inodes::OpenInodes;
-use removals::Removals;
 
 /// Everything a mount knows while it lasts.
 pub struct Fs {
     dfs: Dfs,
     handles: Handles,
     open_inodes: Arc<OpenInodes>,
-    removals: Removals,
     locks: Locks,
     pub admission: Admission,
 }
@@ -41,13 +38,6 @@ impl Fs {
     pub fn new(dfs: Dfs, deadline: Option<Duration>) -> Fs {
         let open_inodes = Arc::new(OpenInodes::default());
         let admission = Admission::new(deadline);
-        Fs {
-            dfs,
-            handles: Handles::new(),
-            open_inodes,
-            removals: Removals::new(),
-            locks: Locks::new(deadline),
-            admission,
-        }
+        Fs { dfs, handles: Handles::new(), open_inodes, locks: Locks::new(deadline), admission }
     }
 }

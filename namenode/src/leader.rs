@@ -4,6 +4,7 @@
 mod board;
 mod lock_waits;
 mod nodes;
+mod opens;
 mod orders;
 mod reign;
 mod reports;
@@ -12,6 +13,7 @@ mod sessions;
 pub use board::{Board, CopyInFlight};
 pub use lock_waits::{LockWaits, Verdict};
 pub use nodes::Nodes;
+pub use opens::{Knowledge, Opens};
 pub use orders::Orders;
 pub use reign::Reign;
 pub use reports::Reports;

@@ -4,6 +4,7 @@ mod admin;
 mod client;
 mod datanode;
 mod locks;
+pub mod opens;
 mod status;
 
 use std::sync::Arc;
@@ -77,6 +78,10 @@ impl Server {
             MetaRequest::AwaitLock { session, inode, claim, detect_deadlock, wait_ms } => {
                 locks::wait(namenode, peer.id, session, inode, claim, detect_deadlock, wait_ms).await
             }
+            MetaRequest::Closed { session, inodes } => opens::closed(namenode, peer.id, session, inodes).await,
+            MetaRequest::Announce { session, inodes, last } => {
+                opens::announce(namenode, peer.id, session, inodes, last).await
+            }
             MetaRequest::Node(request) => datanode::answer(namenode, peer.id, request).await.map(MetaReply::Node),
             MetaRequest::Admin(request) => {
                 admin::answer(namenode, request).await.map(|reply| MetaReply::Admin(Box::new(reply)))
@@ -106,6 +111,8 @@ fn permitted(role: Role, request: &MetaRequest) -> bool {
         | MetaRequest::Mutate { .. }
         | MetaRequest::Query { .. }
         | MetaRequest::AwaitLock { .. }
+        | MetaRequest::Closed { .. }
+        | MetaRequest::Announce { .. }
         | MetaRequest::ReportBad { .. } => matches!(role, Role::Client | Role::Admin),
         MetaRequest::Node(_) => role == Role::Datanode,
         MetaRequest::Admin(AdminRequest::Status) => matches!(role, Role::Client | Role::Admin | Role::Namenode),
@@ -144,6 +151,10 @@ fn span_of(request: &MetaRequest) -> Span {
             span.record("session", session.0);
             span.record("inode", inode.0);
             "await lock"
+        }
+        MetaRequest::Closed { session, .. } | MetaRequest::Announce { session, .. } => {
+            span.record("session", session.0);
+            "open files"
         }
         MetaRequest::Node(_) => "datanode",
         MetaRequest::Admin(_) => "admin",

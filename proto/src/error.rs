@@ -58,6 +58,8 @@ pub enum ErrorKind {
     Deadlock,
     /// Too many locks, or a lock that was lost with its session (ENOLCK).
     NoLocks,
+    /// Too many files are open (ENFILE).
+    TooManyOpen,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, thiserror::Error)]

@@ -70,7 +70,8 @@ impl Exit {
             | ErrorKind::Malformed
             | ErrorKind::Internal
             | ErrorKind::Deadlock
-            | ErrorKind::NoLocks => Exit::Failed,
+            | ErrorKind::NoLocks
+            | ErrorKind::TooManyOpen => Exit::Failed,
         }
     }
 }
@@ -107,6 +108,7 @@ fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::WouldBlock => "would_block",
         ErrorKind::Deadlock => "deadlock",
         ErrorKind::NoLocks => "no_locks",
+        ErrorKind::TooManyOpen => "too_many_open",
     }
 }
 

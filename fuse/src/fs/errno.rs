@@ -58,6 +58,7 @@ impl From<ErrorKind> for Errno {
             ErrorKind::WouldBlock => libc::EAGAIN,
             ErrorKind::Deadlock => libc::EDEADLK,
             ErrorKind::NoLocks => libc::ENOLCK,
+            ErrorKind::TooManyOpen => libc::ENFILE,
         })
     }
 }
@@ -108,6 +109,7 @@ mod tests {
             ErrorKind::WouldBlock,
             ErrorKind::Deadlock,
             ErrorKind::NoLocks,
+            ErrorKind::TooManyOpen,
         ];
         let numbers: std::collections::BTreeSet<i32> = kinds.iter().map(|&kind| Errno::from(kind).0).collect();
         assert_eq!(numbers.len(), kinds.len());

@@ -57,7 +57,6 @@ impl Fs {
     /// `flags` are those of open(2). Truncates if they say so.
     pub async fn open(&self, who: Requester, inode: InodeId, flags: i32) -> Result<Opened, Errno> {
         let caller = who.caller();
-        let gate = self.removals.opening(inode).await;
         let file = if flags & OPEN_TO_EXECUTE != 0 {
             // A program that may be run need not be readable.
             self.dfs.access(&caller, inode, EXECUTE).await?;
@@ -65,7 +64,6 @@ impl Fs {
         } else {
             self.dfs.open(&caller, inode, open_mode(flags)?).await?
         };
-        drop(gate);
         self.finish_open(file, flags, true).await
     }
 

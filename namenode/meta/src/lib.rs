@@ -30,5 +30,5 @@ mod tx;
 mod usage;
 
 pub use apply::apply;
-pub use command::{Applied, Body, Command, Event, Outcome, Reply};
+pub use command::{Applied, Body, Command, Event, HolderChange, Outcome, Reply};
 pub use view::{Change, Fault, MemoryView, Table, View};

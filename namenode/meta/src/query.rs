@@ -12,7 +12,7 @@ use dfs_proto::{Caller, ErrorKind, Grant, InodeId, Name, NodeId, Refusal, Sessio
 use crate::locks;
 use crate::permission::{self, EXECUTE, READ, WRITE};
 use crate::placement::NodeView;
-use crate::rows::{self, Content};
+use crate::rows::{self, Content, UNDECIDED};
 use crate::tree;
 use crate::tx::{Failure, refuse};
 use crate::view::{Fault, View};
@@ -177,6 +177,13 @@ fn open(view: &dyn View, asker: &Asker<'_>, inode: InodeId, read: bool, write: b
         return Err(refuse(ErrorKind::IsADirectory, "a directory is not opened for writing"));
     }
     permission::require(&row, asker.caller, READ * u8::from(read) + WRITE * u8::from(write))?;
+    if row.nlink == 0 {
+        // Whoever does not hold it would lose it without notice.
+        let holders = rows::holders(view, inode, usize::MAX)?;
+        if !holders.contains(&asker.session) && !holders.contains(&UNDECIDED) {
+            return Err(refuse(ErrorKind::Stale, format!("inode {inode} has no name any more")));
+        }
+    }
     let keys = rows::capability_keys(view)?;
     let grant = Grant::sign(keys.newest()?, inode, asker.session, read, write);
     Ok(Answer::Opened { attr: row.attr(inode), grant })

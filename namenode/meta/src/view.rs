@@ -32,10 +32,11 @@ pub enum Table {
     Counters,
     Locks,
     SessionLocks,
+    Holders,
 }
 
 impl Table {
-    pub const ALL: [Table; 18] = [
+    pub const ALL: [Table; 19] = [
         Table::Meta,
         Table::Inodes,
         Table::Dentries,
@@ -54,6 +55,7 @@ impl Table {
         Table::Counters,
         Table::Locks,
         Table::SessionLocks,
+        Table::Holders,
     ];
 
     /// The name on disk. Never changes for a table that exists.
@@ -77,6 +79,7 @@ impl Table {
             Table::Counters => "counters",
             Table::Locks => "locks",
             Table::SessionLocks => "session_locks",
+            Table::Holders => "holders",
         }
     }
 }

@@ -8,12 +8,14 @@ use dfs_meta::query::{self, Asker};
 use dfs_meta::{Body, Reply, placement, rows};
 use dfs_proto::limits::{ALLOCATE_MAX, GROUPS_MAX, REPLICATION_MAX};
 use dfs_proto::msg::admin::Liveness;
-use dfs_proto::msg::meta::{Answer, MetaReply, Op, OpReply, Query};
+use dfs_proto::msg::meta::{Answer, MetaReply, Op, OpReply, Query, RenameMode};
 use dfs_proto::msg::node::Order;
-use dfs_proto::{Caller, ChunkId, Epoch, ErrorKind, NodeId, RequestId, SessionId, WireError};
+use dfs_proto::{Caller, ChunkId, Epoch, ErrorKind, InodeId, Name, NodeId, RequestId, SessionId, WireError};
 use tracing::{debug, info};
 
+use crate::leader::Knowledge;
 use crate::namenode::Namenode;
+use crate::server::opens;
 
 /// A session's description, for people.
 const DESCRIPTION_MAX: usize = 255;
@@ -40,7 +42,10 @@ pub async fn open_session(
 pub fn renew(namenode: &Namenode, holder: NodeId, session: SessionId) -> Result<MetaReply, WireError> {
     namenode.leading()?;
     namenode.sessions.renew(session, holder, Instant::now())?;
-    Ok(MetaReply::Done)
+    Ok(match namenode.opens.must_announce(session) {
+        true => MetaReply::Announce,
+        false => MetaReply::Done,
+    })
 }
 
 /// Carries out a mutation exactly once: checks who asks, completes the command, replicates it, and signs
@@ -74,13 +79,30 @@ pub async fn mutate(
         Op::Lock { inode, claim } => Some((*inode, *claim)),
         _ => None,
     };
-    let command = Body::Client { id, acked_below, caller: caller.clone(), op, placement };
+    let _making = opened_name(&op).map(|name| namenode.opens.making(name));
+    let (removing, command) = match removed_name(&op) {
+        Some(name) => {
+            let expected = namenode.read(|view| rows::dentry(view, name.0, &name.1))?.map(|entry| entry.inode);
+            let (guard, Knowledge { holders, undecided }) = namenode.opens.remove(name, expected);
+            let removing = Some((guard, expected, holders.clone()));
+            (removing, Body::Removal { id, acked_below, caller: caller.clone(), op, expected, holders, undecided })
+        }
+        None => (None, Body::Client { id, acked_below, caller: caller.clone(), op, placement }),
+    };
     let mut reply = match namenode.propose(command).await.inspect_err(refused)? {
         Reply::Op(reply) => reply,
         _ => return Err(odd_reply()),
     };
+    if let Some((guard, expected, holders)) = removing {
+        drop(guard);
+        expected.into_iter().for_each(|inode| opens::recheck(namenode, inode, holders.clone()));
+    }
+    if let OpReply::Made { attr, grant: Some(_), .. } = &reply {
+        namenode.opens.opened(id.session, attr.inode)?;
+    }
     if closes {
         namenode.sessions.closed(id.session);
+        namenode.opens.ended(id.session);
     }
     if let Some((inode, claim)) = locks {
         namenode.lock_waits.leave(inode, Holder { session: id.session, owner: claim.owner }, &claim);
@@ -91,6 +113,23 @@ pub async fn mutate(
         namenode.read(|view| query::sign_reply(view, &asker, &mut reply, &|node| namenode.liveness(node)))?;
     }
     Ok(MetaReply::Mutated(reply))
+}
+
+/// The name that an operation opens what it finds or makes under.
+fn opened_name(op: &Op) -> Option<(InodeId, Name)> {
+    match op {
+        Op::Make { parent, name, open: Some(_), .. } => Some((*parent, name.clone())),
+        _ => None,
+    }
+}
+
+/// The name that an operation may take from a file.
+fn removed_name(op: &Op) -> Option<(InodeId, Name)> {
+    match op {
+        Op::Unlink { parent, name, .. } => Some((*parent, name.clone())),
+        Op::Rename { to_parent, to_name, mode: RenameMode::Replace, .. } => Some((*to_parent, to_name.clone())),
+        _ => None,
+    }
 }
 
 /// Chooses the nodes of new chunks; empty for other operations.
@@ -136,6 +175,9 @@ pub async fn query(
     namenode.leading()?;
     check_caller(&caller)?;
     namenode.sessions.renew(session, holder, Instant::now())?;
+    if let Query::Open { inode, .. } = &query {
+        namenode.opens.open(session, *inode).await?;
+    }
     namenode.read_barrier().await?;
     // Most answers are a few rows that are in memory: less work than a hop to another thread.
     let long = matches!(query, Query::ReadDir { .. } | Query::Locate { .. } | Query::StatFs);

@@ -48,6 +48,7 @@ async fn begin(namenode: &Arc<Namenode>, term: u64) -> Result<bool, WireError> {
         return Ok(false);
     };
     let lease = Duration::from_millis(config.lease_ms);
+    namenode.opens.begin(sessions.iter().map(|(session, _)| *session));
     let sessions = sessions.into_iter().map(|(session, row)| (session, row.holder));
     namenode.sessions.begin(sessions, lease, Instant::now());
     namenode.orders.clear();

@@ -2,6 +2,7 @@
 
 mod datanodes;
 mod locks;
+mod opens;
 mod support;
 
 use dfs_proto::msg::admin::AdminRequest;

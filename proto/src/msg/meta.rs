@@ -57,6 +57,19 @@ pub enum MetaRequest {
         detect_deadlock: bool,
         wait_ms: u64,
     },
+    /// The session has no handle on these inodes any more. Sent late and in batches, at most
+    /// `limits::OPENS_PAGE_MAX`. Answered with `Done`.
+    Closed {
+        session: SessionId,
+        inodes: Vec<InodeId>,
+    },
+    /// What the session has open, asked for with `MetaReply::Announce`, in pages of at most
+    /// `limits::OPENS_PAGE_MAX`. Answered with `Done`.
+    Announce {
+        session: SessionId,
+        inodes: Vec<InodeId>,
+        last: bool,
+    },
 }
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -67,6 +80,8 @@ pub enum MetaReply {
     Answer(Answer),
     Node(node::NodeReply),
     Admin(Box<admin::AdminReply>),
+    /// The lease is renewed, and the session must say what it has open: this leader is new.
+    Announce,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -102,7 +117,8 @@ pub enum Op {
     Unlink {
         parent: InodeId,
         name: Name,
-        /// The client has the inode open (if it is this one): keep it, without a name, until `Release`.
+        /// Keep the inode for this session (if it is this one), without a name, until `Release`. Not needed for
+        /// what the leader knows to be open.
         hold: Option<InodeId>,
     },
     /// Removes an empty directory. Reply: `Done`.

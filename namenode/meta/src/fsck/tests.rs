@@ -122,6 +122,11 @@ fn damage_in_any_table_is_found() {
         change(rig, rows::OrphanRow::key(rig.session, held), None);
     }));
     assert!(finds(|rig, _, _| {
+        let held = rows::orphans(&rig.state, rig.session, 1).unwrap()[0];
+        change(rig, rows::HolderRow::key(held, rig.session), None);
+    }));
+    assert!(finds(|rig, file, _| change(rig, rows::HolderRow::key(file, rig.session), Some(&rows::HolderRow))));
+    assert!(finds(|rig, _, _| {
         let open = rows::session_chunks(&rig.state, rig.session).unwrap()[0];
         change(rig, rows::SessionChunkRow::key(rig.session, open), None);
     }));
