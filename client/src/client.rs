@@ -12,11 +12,12 @@ use tracing::debug;
 use crate::config::{ClusterConfig, NodeAddr, Options};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result, unexpected_answer};
+use crate::holding::Holding;
 use crate::leader::{ATTEMPT, CallError, Group};
 use crate::nodes::Nodes;
 use crate::open::Files;
 use crate::read::Reads;
-use crate::session::{Session, Sessions, session_lost};
+use crate::session::{Renewed, Session, Sessions, session_lost};
 use crate::watch::Watch;
 use crate::write::Writes;
 
@@ -32,6 +33,7 @@ pub(crate) struct Client {
     pub sessions: Sessions,
     pub nodes: Nodes,
     pub files: Files,
+    pub holding: Arc<Holding>,
     pub writes: Writes,
     pub reads: Reads,
     pub watch: Arc<Watch>,
@@ -58,6 +60,7 @@ impl Client {
             sessions: Sessions::new(group.clone(), &options.description),
             nodes: Nodes::default(),
             files: Files::default(),
+            holding: Arc::default(),
             writes: Writes::new(&options),
             reads: Reads::new(&options),
             watch: Arc::new(Watch::new()),
@@ -71,6 +74,7 @@ impl Client {
         client.start_committer();
         client.start_writeback_clock();
         client.start_watching();
+        client.start_telling();
         Ok(client)
     }
 
@@ -83,6 +87,11 @@ impl Client {
         let (session, opened) = self.sessions.ensure(deadline).await?;
         if opened {
             tokio::spawn(keep_alive(Arc::downgrade(self), session.clone()));
+            if self.files.any_open() {
+                // From an earlier session, which has expired. Files that still have a name are kept from here on.
+                let (client, session) = (self.clone(), session.clone());
+                tokio::spawn(async move { client.announce(&session).await });
+            }
         }
         Ok(session)
     }
@@ -223,9 +232,18 @@ async fn keep_alive(client: Weak<Client>, session: Arc<Session>) {
         if client.sessions.current().is_none_or(|current| current.id() != session.id()) {
             return;
         }
-        if client.sessions.renew(&session).await.is_err() {
-            client.session_expired(session.id());
-            return;
+        match client.sessions.renew(&session).await {
+            Err(_) => {
+                client.session_expired(session.id());
+                return;
+            }
+            Ok(Renewed::Announce) => {
+                if let Err(error) = client.announce(&session).await {
+                    // It is asked for again with the next renewal.
+                    debug!(%error, "open files not announced");
+                }
+            }
+            Ok(Renewed::Done) => {}
         }
     }
 }

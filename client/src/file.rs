@@ -62,6 +62,11 @@ impl File {
         self.handle.file.inner.lock().merged_attr()
     }
 
+    /// Counts the changes of the file's bytes by others that this client has heard of.
+    pub fn foreign_changes(&self) -> u64 {
+        self.handle.file.inner.lock().foreign_changes
+    }
+
     /// The bytes at `offset`, `len` of them; fewer only at the end of the file. `Corrupt` if no good
     /// replica is left, `Timeout` if none could be reached in time.
     pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes> {

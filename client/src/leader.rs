@@ -158,7 +158,12 @@ impl Group {
     }
 
     async fn ask_others(&self, at: usize, request: &MetaRequest, deadline: Deadline) -> Found {
-        tokio::time::sleep(QUIET).await;
+        // Who waits for a lock hears nothing for a while, and that is no sign of anything.
+        let awaited = match request {
+            MetaRequest::AwaitLock { wait_ms, .. } => Duration::from_millis(*wait_ms),
+            _ => Duration::ZERO,
+        };
+        tokio::time::sleep(QUIET + awaited).await;
         loop {
             for index in (1..self.len()).map(|step| (at + step) % self.len()) {
                 // Its silence would say little in so short a time, and is not remembered.

@@ -1,7 +1,7 @@
 //! Names and attributes.
 
 use dfs_proto::msg::meta::{Answer, DirPage, NewNode, Op, OpReply, Query, RenameMode, StatFs};
-use dfs_proto::{Attr, Caller, ErrorKind, InodeId, Name, SetAttr};
+use dfs_proto::{Attr, Caller, InodeId, Name, SetAttr};
 
 use crate::dfs::Dfs;
 use crate::error::{Result, unexpected_answer};
@@ -91,12 +91,10 @@ impl Dfs {
         self.attr_reply(caller, Op::Link { inode, parent, name: name.clone() }).await
     }
 
-    /// Removes a name. A file that is open here lives on until its last handle closes. Returns the inode
-    /// as it is afterwards.
+    /// Removes a name. A file that is open, here or elsewhere, lives on until its last handle closes. Returns
+    /// the inode as it is afterwards.
     pub async fn unlink(&self, caller: &Caller, parent: InodeId, name: &Name) -> Result<Option<Attr>> {
-        let hold = self.open_inode_at(caller, parent, name).await?;
-        let op = Op::Unlink { parent, name: name.clone(), hold };
-        self.removed(caller, op, hold).await
+        self.removed(caller, Op::Unlink { parent, name: name.clone(), hold: None }).await
     }
 
     pub async fn rmdir(&self, caller: &Caller, parent: InodeId, name: &Name) -> Result<()> {
@@ -113,13 +111,8 @@ impl Dfs {
         to_name: &Name,
         mode: RenameMode,
     ) -> Result<Option<Attr>> {
-        let hold = match mode {
-            RenameMode::Replace => self.open_inode_at(caller, to_parent, to_name).await?,
-            RenameMode::NoReplace | RenameMode::Exchange => None,
-        };
-        let op =
-            Op::Rename { from_parent, from_name: from_name.clone(), to_parent, to_name: to_name.clone(), mode, hold };
-        self.removed(caller, op, hold).await
+        let (from_name, to_name) = (from_name.clone(), to_name.clone());
+        self.removed(caller, Op::Rename { from_parent, from_name, to_parent, to_name, mode, hold: None }).await
     }
 
     pub async fn readlink(&self, caller: &Caller, inode: InodeId) -> Result<Vec<u8>> {
@@ -159,27 +152,13 @@ impl Dfs {
         }
     }
 
-    /// What the name leads to, if that is open here: then it is to be held when it loses the name. The
-    /// question is saved while nothing is open.
-    async fn open_inode_at(&self, caller: &Caller, parent: InodeId, name: &Name) -> Result<Option<InodeId>> {
-        if !self.client.files.any_open() {
-            return Ok(None);
-        }
-        match self.lookup(caller, parent, name).await {
-            Ok(attr) => Ok(Some(attr.inode).filter(|&inode| self.client.files.is_open(inode))),
-            // The mutation itself gives the right answer.
-            Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::AccessDenied) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn removed(&self, caller: &Caller, op: Op, hold: Option<InodeId>) -> Result<Option<Attr>> {
+    async fn removed(&self, caller: &Caller, op: Op) -> Result<Option<Attr>> {
         let OpReply::Removed { inode } = self.client.mutate(caller, op).await? else {
             return Err(unexpected_answer("the removal of a name"));
         };
         if let Some(attr) = &inode
             && attr.nlink == 0
-            && hold == Some(attr.inode)
+            && self.client.files.is_open(attr.inode)
         {
             self.client.lost_its_name(attr.inode).await;
         }

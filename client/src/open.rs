@@ -46,6 +46,8 @@ pub(crate) struct Inner {
     /// What the next write, flush or sync reports, once: bytes were lost.
     pub error: Option<Error>,
     pub handles: usize,
+    /// How often a version was seen that this client has not made, or not alone.
+    pub foreign_changes: u64,
     /// Without a name and held for us by the namenode: to be released at the last close.
     pub nameless: bool,
     read: Permit,
@@ -96,6 +98,7 @@ impl Inner {
             return;
         }
         if attr.version > self.attr.version {
+            self.foreign_changes += 1;
             self.map.clear();
             self.blocks.clear();
         }
@@ -161,6 +164,12 @@ impl Files {
 
     pub fn any_open(&self) -> bool {
         self.open.load(Ordering::Relaxed) > 0
+    }
+
+    /// Every inode with a handle.
+    pub fn open_inodes(&self) -> Vec<InodeId> {
+        let table = self.table.lock();
+        table.values().filter(|file| file.inner.lock().handles > 0).map(|file| file.inode).collect()
     }
 
     pub fn is_open(&self, inode: InodeId) -> bool {
@@ -237,6 +246,7 @@ impl FileState {
                 writes: WriteState::default(),
                 error: None,
                 handles: 0,
+                foreign_changes: 0,
                 nameless: false,
                 read: Permit::default(),
                 write: Permit::default(),
@@ -270,6 +280,7 @@ impl Drop for Handle {
         if !self.client.files.detach(&self.file) {
             return;
         }
+        self.client.holding.closed(self.file.inode);
         let (client, file) = (self.client.clone(), self.file.clone());
         // Outside a runtime (at the end of the process) the session's end does what is left.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -282,6 +293,7 @@ impl Client {
     /// Opens a regular file.
     pub async fn open(self: &Arc<Self>, caller: &Caller, inode: InodeId, mode: OpenMode) -> Result<Handle> {
         let query = Query::Open { inode, read: mode.read, write: mode.write };
+        let _opening = self.opening(inode).await;
         match self.query(caller, query).await? {
             Answer::Opened { attr, grant } => Ok(self.opened(caller, &attr, &grant, mode)),
             _ => Err(unexpected_answer("Open")),

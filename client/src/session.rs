@@ -8,6 +8,7 @@ use std::time::Duration;
 use dfs_proto::msg::meta::{MetaReply, MetaRequest, SessionGrant};
 use dfs_proto::{ErrorKind, RequestId, SessionId};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::deadline::Deadline;
@@ -20,11 +21,20 @@ const DESCRIPTION_MAX: usize = 255;
 pub(crate) struct Session {
     pub grant: SessionGrant,
     numbers: Mutex<Numbers>,
+    /// When the last request was sent that certainly renewed the lease: it lasts for so long from there, by
+    /// the leader's clock as well.
+    renewed: Mutex<Instant>,
 }
 
 impl Session {
-    pub fn new(grant: SessionGrant) -> Session {
-        Session { grant, numbers: Mutex::new(Numbers::default()) }
+    /// `asked`: when the session was asked for.
+    pub fn new(grant: SessionGrant, asked: Instant) -> Session {
+        Session { grant, numbers: Mutex::new(Numbers::default()), renewed: Mutex::new(asked) }
+    }
+
+    /// Whether the lease cannot have run out yet, whatever the leader has heard since.
+    pub fn lease_lasts(&self) -> bool {
+        self.renewed.lock().elapsed() < Duration::from_millis(self.grant.lease_ms)
     }
 
     pub fn id(&self) -> SessionId {
@@ -82,6 +92,14 @@ impl Numbers {
     }
 }
 
+/// What a leader says to a renewal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Renewed {
+    Done,
+    /// It is new and wants to know what is open.
+    Announce,
+}
+
 pub(crate) struct Sessions {
     group: Arc<Group>,
     description: String,
@@ -118,10 +136,11 @@ impl Sessions {
             return Ok((session, false));
         }
         let request = MetaRequest::OpenSession { description: self.description.clone() };
+        let asked = Instant::now();
         match self.group.call(&request, ATTEMPT, deadline).await? {
             MetaReply::Session(grant) => {
                 info!(session = %grant.session, lease_ms = grant.lease_ms, "session opened");
-                let session = Arc::new(Session::new(grant));
+                let session = Arc::new(Session::new(grant, asked));
                 *self.current.lock() = Some(session.clone());
                 Ok((session, true))
             }
@@ -146,16 +165,20 @@ impl Sessions {
     }
 
     /// Renews the lease once. An error only if the session is over.
-    pub async fn renew(&self, session: &Session) -> Result<()> {
+    pub async fn renew(&self, session: &Session) -> Result<Renewed> {
         let lease = Duration::from_millis(session.grant.lease_ms);
         let request = MetaRequest::Renew { session: session.id() };
+        let sent = Instant::now();
         match self.group.call(&request, ATTEMPT, Deadline::after(lease / 3)).await {
             Err(failed) if failed.error.kind == ErrorKind::SessionExpired => Err(failed.error),
             Err(failed) => {
                 debug!(error = %failed.error, "lease not renewed");
-                Ok(())
+                Ok(Renewed::Done)
             }
-            Ok(_) => Ok(()),
+            Ok(reply) => {
+                *session.renewed.lock() = sent;
+                Ok(if matches!(reply, MetaReply::Announce) { Renewed::Announce } else { Renewed::Done })
+            }
         }
     }
 }
@@ -189,7 +212,7 @@ mod tests {
     #[test]
     fn a_ticket_that_is_dropped_is_no_longer_outstanding() {
         let grant = SessionGrant { session: SessionId(5), lease_ms: 1, min_copies: 2, default_replication: 3 };
-        let session = Arc::new(Session::new(grant));
+        let session = Arc::new(Session::new(grant, Instant::now()));
         let first = session.begin();
         let second = session.begin();
         assert_eq!(second.id(), RequestId { session: SessionId(5), number: 2 });

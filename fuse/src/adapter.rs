@@ -21,8 +21,8 @@ use dfs_proto::{InodeId, SetAttr};
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, INodeNo, InitFlags, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen,
-    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 use tokio_util::sync::DropGuard;
@@ -34,8 +34,8 @@ use crate::fs::errno::Errno;
 use crate::fs::file::Place;
 use crate::fs::file_ranges::Start;
 use crate::fs::handles::HandleId;
-use answer::{attr, created, data, directory, directory_plus, empty, entry, opened, place, statistics, written};
-use convert::{errno, handle_in, handle_out, set_time};
+use answer::{attr, created, data, directory, directory_plus, empty, entry, opened, place, statistics, tested, written};
+use convert::{errno, handle_in, handle_out, lock_request, set_time};
 
 /// The largest request: what the kernel allows without a change of `fs.fuse.max_pages_limit`.
 const REQUEST_MAX: u32 = 1 << 20;
@@ -45,9 +45,8 @@ const REQUEST_MAX: u32 = 1 << 20;
 const BACKGROUND_MAX: u16 = 64;
 
 /// Asked of the kernel as far as it knows them. What is left out is left out on purpose: the writeback cache, because
-/// the kernel would own size and mtime of files that others write; both kinds of locks, which then stay in the
-/// kernel; SETXATTR_EXT, on which this fuser version stops a session thread.
-const CAPABILITIES: [InitFlags; 8] = [
+/// the kernel would own size and mtime of files that others write; SETXATTR_EXT, on which this fuser version stops a session thread.
+const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
@@ -59,6 +58,9 @@ const CAPABILITIES: [InitFlags; 8] = [
     InitFlags::FUSE_ATOMIC_O_TRUNC,
     // Append handles bypass the cache and may still be mapped.
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    // fcntl and flock come here; otherwise they would not reach other mounts.
+    InitFlags::FUSE_POSIX_LOCKS,
+    InitFlags::FUSE_FLOCK_LOCKS,
 ];
 
 pub struct Adapter {
@@ -300,10 +302,58 @@ impl Filesystem for Adapter {
         self.spawn(span, |fs| async move { fs.write(who, handle, place, payload).await }, written(reply));
     }
 
-    fn flush(&self, request: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, request: &Request, ino: INodeNo, fh: FileHandle, closer: LockOwner, reply: ReplyEmpty) {
         let handle = handle_in(fh);
         let span = span!("flush", request, ino);
-        self.spawn(span, |fs| async move { fs.flush(handle).await }, empty(reply));
+        self.spawn(span, move |fs| async move { fs.flush(handle, closer.0).await }, empty(reply));
+    }
+
+    fn getlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let handle = handle_in(fh);
+        let Some(asked) = lock_request(owner, start, end, typ, pid) else {
+            return reply.error(errno(Errno::INVALID));
+        };
+        let span = span!("getlk", request, ino);
+        self.spawn(span, move |fs| async move { fs.test_lock(handle, asked).await }, tested(reply));
+    }
+
+    fn setlk(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let (who, handle) = (self.requester(request), handle_in(fh));
+        let Some(asked) = lock_request(owner, start, end, typ, pid) else {
+            return reply.error(errno(Errno::INVALID));
+        };
+        let span = span!("setlk", request, ino);
+        if !sleep {
+            return self.spawn(span, move |fs| async move { fs.set_lock(who, handle, asked).await }, empty(reply));
+        }
+        // Not among the operations that are counted and end at a deadline: whoever waits may wait for long, and
+        // must not keep others from running, who may hold the lock.
+        let (fs, answer) = (self.fs.clone(), empty(reply));
+        let wait = async move { answer(fs.wait_for_lock(who, handle, asked).await) };
+        self.runtime.spawn(wait.instrument(span));
     }
 
     fn fsync(&self, request: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -322,7 +372,16 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.release_handle(span!("release", request, ino), handle_in(fh), reply);
+        let handle = handle_in(fh);
+        // Noted before the next request is taken: that may be for a lock which goes with this handle.
+        let ending = self.fs.end_locks(handle);
+        let span = span!("release", request, ino);
+        let release = move |fs: Arc<Fs>| async move {
+            let released = fs.release(handle).await;
+            drop(ending);
+            released
+        };
+        self.spawn(span, release, empty(reply));
     }
 
     fn fallocate(

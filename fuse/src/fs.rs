@@ -12,9 +12,9 @@ pub mod errno;
 pub mod file;
 pub mod file_ranges;
 pub mod handles;
+pub mod locks;
 mod names;
 mod open_inodes;
-mod removals;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +24,8 @@ use caller::Squash;
 use dfs_client::Dfs;
 use dfs_proto::InodeId;
 use handles::Handles;
+use locks::Locks;
 use open_inodes::OpenInodes;
-use removals::Removals;
 
 /// Everything a mount knows while it lasts.
 pub struct Fs {
@@ -35,7 +35,7 @@ pub struct Fs {
     pub squash: Squash,
     handles: Handles,
     open_inodes: Arc<OpenInodes>,
-    removals: Removals,
+    locks: Locks,
     pub admission: Admission,
 }
 
@@ -44,6 +44,6 @@ impl Fs {
     pub fn new(dfs: Dfs, root: InodeId, squash: Squash, deadline: Option<Duration>) -> Fs {
         let open_inodes = Arc::new(OpenInodes::default());
         let admission = Admission::new(deadline);
-        Fs { dfs, root, squash, handles: Handles::new(), open_inodes, removals: Removals::new(), admission }
+        Fs { dfs, root, squash, handles: Handles::new(), open_inodes, locks: Locks::new(deadline), admission }
     }
 }

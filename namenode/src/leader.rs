@@ -2,7 +2,9 @@
 //! on their way. All of it is soft: a new leader builds it again from the rows and from heartbeats.
 
 mod board;
+mod lock_waits;
 mod nodes;
+mod opens;
 mod orders;
 mod reign;
 mod reports;
@@ -10,7 +12,9 @@ mod sessions;
 mod watches;
 
 pub use board::{Board, CopyInFlight};
+pub use lock_waits::{LockWaits, Verdict};
 pub use nodes::Nodes;
+pub use opens::{Knowledge, Opens};
 pub use orders::Orders;
 pub use reign::Reign;
 pub use reports::Reports;

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::fail_stop::FailStop;
-use crate::leader::{Board, Nodes, Orders, Reign, Reports, Sessions, Watches};
+use crate::leader::{Board, LockWaits, Nodes, Opens, Orders, Reign, Reports, Sessions, Watches};
 use crate::raft::Consensus;
 use crate::store::state::StateStore;
 
@@ -33,6 +33,8 @@ pub struct Namenode {
     pub orders: Orders,
     pub reports: Reports,
     pub board: Board,
+    pub lock_waits: LockWaits,
+    pub opens: Opens,
     /// Something may need a copy or a drop: look now rather than at the next tick.
     pub repair_wanted: Notify,
     /// A nameless inode waits to be taken apart.
@@ -63,6 +65,8 @@ impl Namenode {
             orders: Orders::default(),
             reports: Reports::default(),
             board: Board::default(),
+            lock_waits: LockWaits::default(),
+            opens: Opens::default(),
             repair_wanted: Notify::new(),
             reclaim_wanted: Notify::new(),
             last_tick: Mutex::new(Instant::now()),

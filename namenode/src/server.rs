@@ -3,6 +3,8 @@
 mod admin;
 mod client;
 mod datanode;
+mod locks;
+pub mod opens;
 mod status;
 
 use std::sync::Arc;
@@ -82,6 +84,13 @@ impl Server {
             MetaRequest::ReportBad { chunk, epoch, node, reason } => {
                 client::report_bad(namenode, chunk, epoch, node, &reason).await
             }
+            MetaRequest::AwaitLock { session, inode, claim, detect_deadlock, wait_ms } => {
+                locks::wait(namenode, peer.id, session, inode, claim, detect_deadlock, wait_ms).await
+            }
+            MetaRequest::Closed { session, inodes } => opens::closed(namenode, peer.id, session, inodes).await,
+            MetaRequest::Announce { session, inodes, last } => {
+                opens::announce(namenode, peer.id, session, inodes, last).await
+            }
             MetaRequest::Node(request) => datanode::answer(namenode, peer.id, request).await.map(MetaReply::Node),
             MetaRequest::Admin(request) => {
                 admin::answer(namenode, request).await.map(|reply| MetaReply::Admin(Box::new(reply)))
@@ -122,6 +131,9 @@ fn permitted(role: Role, request: &MetaRequest) -> bool {
         | MetaRequest::Query { .. }
         | MetaRequest::WatchedQuery { .. }
         | MetaRequest::Watch { .. }
+        | MetaRequest::AwaitLock { .. }
+        | MetaRequest::Closed { .. }
+        | MetaRequest::Announce { .. }
         | MetaRequest::ReportBad { .. } => matches!(role, Role::Client | Role::Admin),
         MetaRequest::Node(_) => role == Role::Datanode,
         MetaRequest::Admin(AdminRequest::Status) => matches!(role, Role::Client | Role::Admin | Role::Namenode),
@@ -160,6 +172,15 @@ fn span_of(request: &MetaRequest) -> Span {
             "watch"
         }
         MetaRequest::ReportBad { .. } => "report bad replica",
+        MetaRequest::AwaitLock { session, inode, .. } => {
+            span.record("session", session.0);
+            span.record("inode", inode.0);
+            "await lock"
+        }
+        MetaRequest::Closed { session, .. } | MetaRequest::Announce { session, .. } => {
+            span.record("session", session.0);
+            "open files"
+        }
         MetaRequest::Node(_) => "datanode",
         MetaRequest::Admin(_) => "admin",
     };
@@ -174,7 +195,9 @@ fn inode_of_op(op: &Op) -> Option<u64> {
         Op::Link { inode, .. }
         | Op::SetAttr { inode, .. }
         | Op::Fallocate { inode, .. }
-        | Op::CloneRange { inode, .. } => Some(inode.0),
+        | Op::CloneRange { inode, .. }
+        | Op::Lock { inode, .. }
+        | Op::Unlock { inode, .. } => Some(inode.0),
         Op::Commit { files, .. } => files.first().map(|file| file.inode.0),
         Op::Release { .. } | Op::AllocateChunks { .. } | Op::CloseSession | Op::NoteReads { .. } => None,
     }
@@ -189,7 +212,8 @@ fn inode_of_query(query: &Query) -> Option<u64> {
         | Query::Open { inode, .. }
         | Query::Locate { inode, .. }
         | Query::LocateChunks { inode, .. }
-        | Query::Access { inode, .. } => Some(inode.0),
+        | Query::Access { inode, .. }
+        | Query::TestLock { inode, .. } => Some(inode.0),
         Query::StatFs => None,
     }
 }

@@ -50,6 +50,16 @@ pub enum ErrorKind {
     Malformed,
     /// Disk or state machine failed on that node.
     Internal,
+
+    // Answers about locks, each one errno.
+    /// Somebody else's lock is in the way (EAGAIN).
+    WouldBlock,
+    /// Owners of locks would wait for each other for ever (EDEADLK).
+    Deadlock,
+    /// Too many locks, or a lock that was lost with its session (ENOLCK).
+    NoLocks,
+    /// Too many files are open (ENFILE).
+    TooManyOpen,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, thiserror::Error)]

@@ -70,3 +70,17 @@ pub const ALLOCATE_MAX: u8 = 8;
 
 /// Inodes that one revocation names.
 pub const REVOKED_MAX: usize = 4096;
+/// Locked ranges of one file: every request for a lock looks at all of them.
+pub const LOCKS_PER_INODE_MAX: usize = 4096;
+
+/// Locked ranges of one session: the command that ends it takes them all away.
+pub const LOCKS_PER_SESSION_MAX: u64 = 65_536;
+
+/// Files that one session may have open: the leader remembers each, about 100 bytes.
+pub const OPENS_PER_SESSION_MAX: usize = 262_144;
+
+/// Inodes in one message about open files: 8 bytes each, well below `CONTROL_FRAME_MAX`.
+pub const OPENS_PAGE_MAX: usize = 16_384;
+
+/// How long one request may wait for a lock; below `dfs_client`'s patience with one answer.
+pub const LOCK_WAIT_MAX_MS: u64 = 2000;

@@ -52,7 +52,8 @@ impl Exit {
             | ErrorKind::SessionExpired
             | ErrorKind::StaleEpoch
             | ErrorKind::CapabilityExpired
-            | ErrorKind::BadReplica => Exit::Temporary,
+            | ErrorKind::BadReplica
+            | ErrorKind::WouldBlock => Exit::Temporary,
             ErrorKind::Corrupt => Exit::Corrupt,
             ErrorKind::Exists
             | ErrorKind::NotADirectory
@@ -67,7 +68,10 @@ impl Exit {
             | ErrorKind::NotSupported
             | ErrorKind::NoSpace
             | ErrorKind::Malformed
-            | ErrorKind::Internal => Exit::Failed,
+            | ErrorKind::Internal
+            | ErrorKind::Deadlock
+            | ErrorKind::NoLocks
+            | ErrorKind::TooManyOpen => Exit::Failed,
         }
     }
 }
@@ -101,6 +105,10 @@ fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::Corrupt => "corrupt",
         ErrorKind::Malformed => "malformed",
         ErrorKind::Internal => "internal",
+        ErrorKind::WouldBlock => "would_block",
+        ErrorKind::Deadlock => "deadlock",
+        ErrorKind::NoLocks => "no_locks",
+        ErrorKind::TooManyOpen => "too_many_open",
     }
 }
 

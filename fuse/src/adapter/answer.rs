@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_proto::Attr;
-use dfs_proto::msg::meta::StatFs;
+use dfs_proto::msg::meta::{LockClaim, StatFs};
 use fuser::{
     FopenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
 };
 
 use super::convert::{self, errno, file_attr, file_type, generation, handle_out, node};
@@ -78,6 +78,13 @@ pub fn written(reply: ReplyWrite) -> impl FnOnce(Result<u32, Errno>) {
 pub fn place(reply: ReplyLseek) -> impl FnOnce(Result<i64, Errno>) {
     |result| match result {
         Ok(offset) => reply.offset(offset),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub fn tested(reply: ReplyLock) -> impl FnOnce(Result<Option<LockClaim>, Errno>) {
+    |result| match result {
+        Ok(found) => convert::found_lock(reply, found),
         Err(error) => reply.error(errno(error)),
     }
 }

@@ -5,13 +5,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dfs_proto::limits::{FRAME_MAX, NAME_MAX};
-use dfs_proto::msg::meta::StatFs;
+use dfs_proto::msg::meta::{LockClaim, LockMode, LockRange, StatFs};
 use dfs_proto::{Attr, FileKind, InodeId, SetTime, Timestamp};
-use fuser::{FileAttr, FileHandle, FileType, Generation, INodeNo, ReplyStatfs, TimeOrNow};
+use fuser::{FileAttr, FileHandle, FileType, Generation, INodeNo, LockOwner, ReplyLock, ReplyStatfs, TimeOrNow};
 
 use crate::fs::directory::Listed;
 use crate::fs::errno::Errno;
 use crate::fs::handles::HandleId;
+use crate::fs::locks::LockRequest;
 
 /// The unit in which `statfs` counts. Programs multiply, so it only has to be one that they know.
 const STATFS_BLOCK_BYTES: u32 = 4096;
@@ -34,6 +35,34 @@ pub fn handle_in(handle: FileHandle) -> HandleId {
 
 pub fn handle_out(handle: HandleId) -> FileHandle {
     FileHandle(handle.0)
+}
+
+/// The kernel's name for the last byte that can be locked; here it means all that follow as well.
+const LOCK_END: u64 = i64::MAX as u64;
+
+/// `None` for a kind of lock that does not exist.
+pub fn lock_request(owner: LockOwner, start: u64, end: u64, kind: i32, process: u32) -> Option<LockRequest> {
+    let mode = match kind {
+        libc::F_RDLCK => Some(LockMode::Shared),
+        libc::F_WRLCK => Some(LockMode::Exclusive),
+        libc::F_UNLCK => None,
+        _ => return None,
+    };
+    let last = if end >= LOCK_END { u64::MAX } else { end };
+    Some(LockRequest { number: owner.0, range: LockRange { first: start, last }, mode, process })
+}
+
+pub fn found_lock(reply: ReplyLock, found: Option<LockClaim>) {
+    match found {
+        None => reply.locked(0, 0, libc::F_UNLCK, 0),
+        Some(claim) => {
+            let kind = match claim.mode {
+                LockMode::Shared => libc::F_RDLCK,
+                LockMode::Exclusive => libc::F_WRLCK,
+            };
+            reply.locked(claim.range.first, claim.range.last.min(LOCK_END), kind, claim.process);
+        }
+    }
 }
 
 pub fn os_str(bytes: &[u8]) -> &OsStr {

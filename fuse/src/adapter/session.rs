@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fuser::{Config, MountOption, Session, SessionACL};
 use tokio_util::sync::CancellationToken;
 
-use super::Adapter;
+use super::{Adapter, convert};
 use crate::fs::Fs;
 use crate::fs::caller::Squash;
 use crate::mount::MountOptions;
@@ -17,8 +17,15 @@ use crate::mount::MountOptions;
 ///
 /// Fails if the kernel or `fusermount3` refuses the mount; nothing is mounted then.
 pub fn start(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions, ended: CancellationToken) -> io::Result<()> {
-    let adapter = Adapter::new(fs, ended.drop_guard());
+    let adapter = Adapter::new(fs.clone(), ended.drop_guard());
     let session = Session::new(adapter, mountpoint, &config(options))?;
+    let notifier = session.notifier();
+    fs.set_drop_pages(Box::new(move |inode| {
+        // The kernel answers ENOENT if it does not know the inode, which is as good.
+        if let Err(error) = notifier.inval_inode(convert::node(inode), 0, 0) {
+            tracing::debug!(%inode, %error, "pages not dropped");
+        }
+    }));
     // Kept, it would unmount whatever is mounted at this path when it is dropped: fuser 0.18 takes a mount that is gone
     // for one that is there. `mount::point` unmounts, and makes sure that it is ours.
     std::mem::forget(session.spawn()?);

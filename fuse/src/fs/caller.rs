@@ -1,9 +1,11 @@
 //! On whose behalf a request is made.
 
 use std::fs;
+use std::time::Duration;
 
 use dfs_proto::Caller;
 use dfs_proto::limits::GROUPS_MAX;
+use dfs_proto::msg::meta::LockSpace;
 
 /// What the kernel says about who makes a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +57,85 @@ impl Requester {
         let groups = if self.uid == 0 || self.thread == 0 { Vec::new() } else { groups_of(self.thread) };
         Caller { uid: self.uid, gid: self.gid, groups }
     }
+}
+
+/// Which call asks for a lock. FUSE does not pass it on, and it decides which locks see each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LockCall {
+    /// flock(2): the owner is an open file.
+    File,
+    /// `F_SETLK` and `F_SETLKW`: the owner is a process.
+    Process,
+    /// `F_OFD_SETLK` and `F_OFD_SETLKW`: the owner is an open file.
+    Description,
+    /// The caller cannot be seen, or has a system call table of its own.
+    Unknown,
+}
+
+impl LockCall {
+    /// A call that is not known is taken for `fcntl`: a lock of the whole file excludes the same either way.
+    pub fn space(self) -> LockSpace {
+        match self {
+            LockCall::File => LockSpace::Whole,
+            LockCall::Process | LockCall::Description | LockCall::Unknown => LockSpace::Range,
+        }
+    }
+}
+
+/// flock(2) of 32-bit programs, the same number on x86 and ARM; no 64-bit call of that number locks.
+const SYS_FLOCK_32: i64 = 143;
+
+/// How often a caller is looked at that has not come to rest yet, a millisecond apart: it is about to wait for us.
+const LOOKS: u32 = 50;
+
+impl Requester {
+    /// The call that the thread is in. It waits in it for our answer, so it can be seen there.
+    pub async fn lock_call(self) -> LockCall {
+        if self.thread == 0 {
+            return LockCall::Unknown;
+        }
+        for _ in 0..LOOKS {
+            match fs::read_to_string(format!("/proc/{}/syscall", self.thread)) {
+                Ok(call) if call.starts_with("running") => tokio::time::sleep(Duration::from_millis(1)).await,
+                Ok(call) => return parse_lock_call(&call),
+                Err(error) => {
+                    tracing::debug!(thread = self.thread, %error, "system call not read");
+                    return LockCall::Unknown;
+                }
+            }
+        }
+        LockCall::Unknown
+    }
+
+    /// Whether a signal waits that the thread would act on if it were not waiting for us; SIGKILL is one.
+    /// `None` if the thread cannot be seen.
+    pub fn is_interrupted(self) -> Option<bool> {
+        if self.thread == 0 {
+            return None;
+        }
+        let status = fs::read_to_string(format!("/proc/{}/status", self.thread)).ok()?;
+        Some(parse_interrupted(&status))
+    }
+}
+
+fn parse_lock_call(call: &str) -> LockCall {
+    let mut words = call.split_ascii_whitespace();
+    let number = words.next().and_then(|word| word.parse::<i64>().ok());
+    let command = words.nth(1).and_then(|word| i32::from_str_radix(word.trim_start_matches("0x"), 16).ok());
+    match (number, command) {
+        (Some(libc::SYS_flock | SYS_FLOCK_32), _) => LockCall::File,
+        (Some(libc::SYS_fcntl), Some(libc::F_SETLK | libc::F_SETLKW)) => LockCall::Process,
+        (Some(libc::SYS_fcntl), Some(libc::F_OFD_SETLK | libc::F_OFD_SETLKW)) => LockCall::Description,
+        _ => LockCall::Unknown,
+    }
+}
+
+/// A signal of the whole process may be taken by another thread; it counts only if there is no other.
+fn parse_interrupted(status: &str) -> bool {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let mask = |name: &str| field(name).and_then(|mask| u64::from_str_radix(mask, 16).ok()).unwrap_or(0);
+    let shared = if field("Threads:") == Some("1") { mask("ShdPnd:") } else { 0 };
+    (mask("SigPnd:") | shared) & !mask("SigBlk:") != 0
 }
 
 /// No groups where they cannot be read: that refuses too much rather than too little.
@@ -111,6 +192,32 @@ mod tests {
         let many: String = (0..GROUPS_MAX as u32 + 9).map(|gid| format!("{gid} ")).collect();
         let groups = parse_groups(&format!("Groups:\t{many}\n"));
         assert_eq!(groups, (0..GROUPS_MAX as u32).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn calls_that_lock_are_told_apart_by_their_numbers() {
+        let call = |number: i64, command: i32| parse_lock_call(&format!("{number} 0x3 {command:#x} 0x0 0x1 0x2\n"));
+        assert_eq!(call(libc::SYS_flock, 2), LockCall::File);
+        assert_eq!(call(libc::SYS_fcntl, libc::F_SETLKW), LockCall::Process);
+        assert_eq!(call(libc::SYS_fcntl, libc::F_OFD_SETLK), LockCall::Description);
+        assert_eq!(call(libc::SYS_fcntl, libc::F_DUPFD), LockCall::Unknown);
+        assert_eq!(parse_lock_call("-1 0x7ffe 0x7f\n"), LockCall::Unknown);
+        assert_eq!(parse_lock_call(""), LockCall::Unknown);
+    }
+
+    #[test]
+    fn only_signals_that_would_be_acted_on_interrupt() {
+        let status = |threads: u32, own: u64, shared: u64, blocked: u64| {
+            parse_interrupted(&format!(
+                "Name:\tx\nThreads:\t{threads}\nSigPnd:\t{own:016x}\nShdPnd:\t{shared:016x}\nSigBlk:\t{blocked:016x}\n"
+            ))
+        };
+        assert!(!status(1, 0, 0, 0));
+        assert!(status(7, 1 << 8, 0, 0), "SIGKILL comes to each thread by itself");
+        assert!(status(1, 0, 1 << 13, 0));
+        assert!(!status(2, 0, 1 << 13, 0));
+        assert!(!status(1, 1 << 13, 1 << 13, 1 << 13));
+        assert_eq!(Requester { uid: 0, gid: 0, thread: 0 }.is_interrupted(), None);
     }
 
     #[test]

@@ -15,6 +15,10 @@ impl Errno {
     pub const NO_MEMORY: Errno = Errno(libc::ENOMEM);
     pub const NOT_SUPPORTED: Errno = Errno(libc::EOPNOTSUPP);
     pub const TIMED_OUT: Errno = Errno(libc::ETIMEDOUT);
+    pub const INTERRUPTED: Errno = Errno(libc::EINTR);
+    pub const WOULD_BLOCK: Errno = Errno(libc::EAGAIN);
+    pub const IO: Errno = Errno(libc::EIO);
+    pub const NO_LOCKS: Errno = Errno(libc::ENOLCK);
     pub const TOO_LARGE: Errno = Errno(libc::EFBIG);
     /// The kernel answers such a request itself from then on and does not ask again.
     pub const UNKNOWN_REQUEST: Errno = Errno(libc::ENOSYS);
@@ -52,6 +56,11 @@ impl From<ErrorKind> for Errno {
             ErrorKind::BadReplica | ErrorKind::Corrupt => libc::EIO,
 
             ErrorKind::Malformed | ErrorKind::Internal => libc::EIO,
+
+            ErrorKind::WouldBlock => libc::EAGAIN,
+            ErrorKind::Deadlock => libc::EDEADLK,
+            ErrorKind::NoLocks => libc::ENOLCK,
+            ErrorKind::TooManyOpen => libc::ENFILE,
         })
     }
 }
@@ -99,6 +108,10 @@ mod tests {
             ErrorKind::Stale,
             ErrorKind::NotSupported,
             ErrorKind::NoSpace,
+            ErrorKind::WouldBlock,
+            ErrorKind::Deadlock,
+            ErrorKind::NoLocks,
+            ErrorKind::TooManyOpen,
         ];
         let numbers: std::collections::BTreeSet<i32> = kinds.iter().map(|&kind| Errno::from(kind).0).collect();
         assert_eq!(numbers.len(), kinds.len());

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use dfs_client::{Dfs, File, MakeOptions, OpenMode};
@@ -30,6 +31,8 @@ pub struct OpenFile {
     /// For an append handle: a second one that writes where it is told. See [`OpenFile::positioned`].
     positioned: OnceCell<File>,
     open_inodes: Arc<OpenInodes>,
+    /// How many changes by others the client had seen when the kernel's pages were dropped last.
+    foreign_changes: AtomicU64,
 }
 
 /// A file that is open but has no handle yet. Dropped, it is closed again.
@@ -53,7 +56,6 @@ impl Fs {
     /// `flags` are those of open(2). Truncates if they say so.
     pub async fn open(&self, who: Requester, inode: InodeId, flags: i32) -> Result<Opened, Errno> {
         let caller = who.caller();
-        let gate = self.removals.opening(inode).await;
         let file = if flags & OPEN_TO_EXECUTE != 0 {
             // A program that may be run need not be readable.
             self.dfs.access(&caller, inode, EXECUTE).await?;
@@ -61,7 +63,6 @@ impl Fs {
         } else {
             self.dfs.open(&caller, inode, open_mode(flags)?).await?
         };
-        drop(gate);
         self.finish_open(file, flags, true).await
     }
 
@@ -96,7 +97,12 @@ impl Fs {
         let keep_cache = self.open_inodes.opened(file.inode(), file.attr().version, file.mode().write);
         // The kernel writes where it believes the file to end, into its cache as well; the bytes may land elsewhere.
         let direct = file.mode().append;
-        let file = OpenFile { file, positioned: OnceCell::new(), open_inodes: self.open_inodes.clone() };
+        let file = OpenFile {
+            file,
+            positioned: OnceCell::new(),
+            open_inodes: self.open_inodes.clone(),
+            foreign_changes: AtomicU64::new(u64::MAX),
+        };
         Ok(Opened { file, keep_cache, direct })
     }
 
@@ -108,12 +114,14 @@ impl Fs {
     /// Up to `len` bytes; fewer only at the end of the file.
     pub async fn read(&self, handle: HandleId, offset: u64, len: u32) -> Result<Bytes, Errno> {
         let open = self.handles.file(handle)?;
+        self.check_locks(handle, open.file.inode()).await?;
         Ok(open.file.read(offset, len as usize).await?)
     }
 
     /// How many bytes were taken: all of them, or an error.
     pub async fn write(&self, who: Requester, handle: HandleId, place: Place, payload: Payload) -> Result<u32, Errno> {
         let open = self.handles.file(handle)?;
+        self.check_locks(handle, open.file.inode()).await?;
         let (bytes, _room) = payload.into_parts();
         let len = bytes.len() as u32;
         self.open_inodes.changed(open.file.inode());
@@ -130,12 +138,20 @@ impl Fs {
     }
 
     /// A descriptor is closed: what was written through it must reach the cluster, or its caller learns why not.
-    pub async fn flush(&self, handle: HandleId) -> Result<(), Errno> {
-        self.handles.file(handle)?.flush().await
+    /// `closer` is the kernel's number of the process, as an owner of locks.
+    pub async fn flush(&self, handle: HandleId, closer: u64) -> Result<(), Errno> {
+        let open = self.handles.file(handle)?;
+        let inode = open.file.inode();
+        let kept = self.check_locks(handle, inode).await;
+        let flushed = open.flush().await;
+        // After the bytes: whoever gets the lock next must find them.
+        let unlocked = self.unlock_process(inode, closer).await;
+        flushed.and(kept).and(unlocked)
     }
 
     pub async fn fsync(&self, handle: HandleId) -> Result<(), Errno> {
         let open = self.handles.file(handle)?;
+        self.check_locks(handle, open.file.inode()).await?;
         if let Some(positioned) = open.positioned.get() {
             positioned.sync().await?;
         }
@@ -146,7 +162,11 @@ impl Fs {
     /// error any more; it is logged.
     pub async fn release(&self, handle: HandleId) -> Result<(), Errno> {
         match self.handles.remove(handle) {
-            Some(Handle::File(open)) => open.flush().await,
+            Some(Handle::File(open)) => {
+                let flushed = open.flush().await;
+                self.unlock_handle(handle, open.file.inode()).await;
+                flushed
+            }
             Some(Handle::Directory(_)) => Ok(()),
             None => Err(Errno::BAD_HANDLE),
         }
@@ -170,7 +190,13 @@ impl OpenFile {
         Ok(self.positioned.get_or_try_init(open).await?)
     }
 
-    async fn flush(&self) -> Result<(), Errno> {
+    /// Whether others have changed the file since this was asked last; the first time it may be.
+    pub(super) fn saw_foreign_change(&self) -> bool {
+        let now = self.file.foreign_changes();
+        self.foreign_changes.swap(now, Ordering::Relaxed) != now
+    }
+
+    pub(super) async fn flush(&self) -> Result<(), Errno> {
         if let Some(positioned) = self.positioned.get() {
             positioned.flush().await?;
         }

@@ -5,8 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use dfs_client::MakeOptions;
 use dfs_proto::msg::meta::{NewNode, RenameMode};
-use dfs_proto::{Attr, Caller, FileKind, InodeId, Name};
-use tokio::sync::RwLockWriteGuard;
+use dfs_proto::{Attr, FileKind, InodeId, Name};
 
 use super::Fs;
 use super::caller::Requester;
@@ -85,7 +84,6 @@ impl Fs {
 
     pub async fn unlink(&self, who: Requester, parent: InodeId, name: &OsStr) -> Result<(), Errno> {
         let (caller, name) = (who.caller(), parse(name)?);
-        let _alone = self.hold_off_opens(&caller, parent, &name).await;
         self.dfs.unlink(&caller, parent, &name).await?;
         Ok(())
     }
@@ -104,18 +102,8 @@ impl Fs {
     ) -> Result<(), Errno> {
         let mode = rename_mode(flags)?;
         let (caller, from_name, to_name) = (who.caller(), parse(from.1)?, parse(to.1)?);
-        let _alone = match mode {
-            RenameMode::Replace => self.hold_off_opens(&caller, to.0, &to_name).await,
-            RenameMode::NoReplace | RenameMode::Exchange => None,
-        };
         self.dfs.rename(&caller, from.0, &from_name, to.0, &to_name, mode).await?;
         Ok(())
-    }
-
-    /// Makes opens of what the name leads to wait. Nothing to wait for if it leads nowhere.
-    async fn hold_off_opens(&self, caller: &Caller, parent: InodeId, name: &Name) -> Option<RwLockWriteGuard<'_, ()>> {
-        let attr = self.dfs.lookup(caller, parent, name).await.ok()?;
-        Some(self.removals.removing(attr.inode).await)
     }
 }
 

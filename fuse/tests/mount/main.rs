@@ -8,6 +8,7 @@ mod content;
 mod directories;
 mod limits;
 mod model;
+mod locks;
 mod names;
 mod permissions;
 mod ranges;

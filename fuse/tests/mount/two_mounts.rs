@@ -1,11 +1,10 @@
 //! What one mount sees of what another does.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::{expect_errno, names_in, noise, on_two_mounts, set_mode};
@@ -147,31 +146,75 @@ fn exclusive_creation_has_one_winner() {
     }
 }
 
-#[test]
-fn locks_stay_on_their_mount() {
-    let Some((dir, other)) = on_two_mounts(
-        "`flock` and `fcntl` locks are kept by each kernel: they exclude processes on one mount and do not reach other \
-         mounts.",
-    ) else {
-        return;
-    };
-    let open = |dir: &Path| OpenOptions::new().write(true).create(true).truncate(false).open(dir.join("lock")).unwrap();
-    let held = open(dir.path());
-    flock(&held, FlockOperation::LockExclusive).unwrap();
-    assert_eq!(flock(open(dir.path()), FlockOperation::NonBlockingLockExclusive), Err(Errno::WOULDBLOCK));
-    flock(open(&other), FlockOperation::NonBlockingLockExclusive).unwrap();
-}
+const OPEN_ANYWHERE: &str = "A file that is unlinked or replaced while it is open stays readable and writable through \
+    its descriptors until the last one is closed. That holds for descriptors on any mount, whichever removed the name";
 
 #[test]
 fn a_deleted_file_is_gone_for_new_opens_only() {
-    let Some((dir, other)) = on_two_mounts("That holds for descriptors on the mount that removed the name") else {
-        return;
-    };
-    fs::write(dir.path().join("file"), b"still here").unwrap();
-    let mut open = File::open(dir.path().join("file")).unwrap();
-    fs::remove_file(dir.path().join("file")).unwrap();
-    expect_errno(File::open(other.join("file")), Errno::NOENT);
-    let mut text = String::new();
-    open.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "still here");
+    let Some((dir, other)) = on_two_mounts(OPEN_ANYWHERE) else { return };
+    for (opens, removes) in [(dir.path(), &*other), (&*other, dir.path()), (dir.path(), dir.path())] {
+        fs::write(opens.join("file"), noise(1, 300_000)).unwrap();
+        let open = OpenOptions::new().read(true).write(true).open(opens.join("file")).unwrap();
+        fs::remove_file(removes.join("file")).unwrap();
+        expect_errno(File::open(dir.path().join("file")), Errno::NOENT);
+        expect_errno(File::open(other.join("file")), Errno::NOENT);
+        still_works(&open);
+    }
+}
+
+#[test]
+fn a_replaced_file_stays_for_those_who_have_it_open() {
+    let Some((dir, other)) = on_two_mounts(OPEN_ANYWHERE) else { return };
+    fs::write(other.join("file"), noise(1, 300_000)).unwrap();
+    let options = || OpenOptions::new().read(true).write(true).to_owned();
+    let (here, there) = (options().open(dir.path().join("file")).unwrap(), options().open(other.join("file")).unwrap());
+    fs::write(dir.path().join("new"), b"new").unwrap();
+    fs::rename(dir.path().join("new"), dir.path().join("file")).unwrap();
+    assert_eq!(fs::read(other.join("file")).unwrap(), b"new");
+    still_works(&there);
+    drop(there);
+    // The other one holds it still.
+    let mut bytes = vec![0; 300_000];
+    here.read_exact_at(&mut bytes, 0).unwrap();
+    here.write_all_at(b"written", 0).unwrap();
+    here.sync_all().unwrap();
+}
+
+/// Opened and closed again and again while it is removed and made anew elsewhere.
+#[test]
+fn an_open_that_meets_a_removal_has_the_file_or_none() {
+    let Some((dir, other)) = on_two_mounts(OPEN_ANYWHERE) else { return };
+    let end = std::sync::atomic::AtomicBool::new(false);
+    let ordering = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        let opener = scope.spawn(|| {
+            let mut met = 0;
+            while !end.load(ordering) {
+                let Ok(file) = File::open(other.join("file")) else { continue };
+                let mut byte = [0];
+                // Made and not written yet, or written; never stale.
+                file.read_at(&mut byte, 0).unwrap();
+                met += 1;
+            }
+            met
+        });
+        for _ in 0..100 {
+            fs::write(dir.path().join("file"), b"x").unwrap();
+            fs::remove_file(dir.path().join("file")).unwrap();
+        }
+        end.store(true, ordering);
+        println!("{} opens", opener.join().unwrap());
+    });
+}
+
+/// Bytes that were there before, and bytes that are new.
+fn still_works(file: &File) {
+    let mut bytes = vec![0; 300_000];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert!(bytes == noise(1, 300_000));
+    file.write_all_at(&noise(2, 100_000), 250_000).unwrap();
+    file.sync_all().unwrap();
+    file.read_exact_at(&mut bytes[..100_000], 250_000).unwrap();
+    assert!(bytes[..100_000] == noise(2, 100_000));
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
 }

@@ -1,15 +1,15 @@
 //! Dispatches commands. What each does is in its own file under `ops`.
 
 use dfs_proto::msg::meta::{Op, OpReply};
-use dfs_proto::{Caller, NodeId, RequestId, SessionId, Timestamp, WireError};
+use dfs_proto::{Caller, InodeId, NodeId, RequestId, SessionId, Timestamp, WireError};
 
 use crate::command::{Applied, Body, Command, Outcome, Reply};
 use crate::dedup::{self, Request};
 use crate::ops::make::Make;
 use crate::ops::rename::Rename;
 use crate::ops::{
-    allocate, clone, commit, datanode, fallocate, genesis, link, note_reads, reclaim, release, replica, rmdir, session,
-    set_attr, unlink,
+    allocate, clone, commit, datanode, fallocate, genesis, link, lock, note_reads, reclaim, release, replica, rmdir,
+    session, set_attr, unlink,
 };
 use crate::tx::{Failure, Tx};
 use crate::view::{Fault, View};
@@ -19,6 +19,15 @@ pub(crate) struct Client<'a> {
     pub session: SessionId,
     pub caller: &'a Caller,
     pub now: Timestamp,
+    pub knowledge: Option<Knowledge<'a>>,
+}
+
+/// What the leader knew of who has a file open whose name is to be removed.
+#[derive(Clone, Copy)]
+pub(crate) struct Knowledge<'a> {
+    pub expected: Option<InodeId>,
+    pub holders: &'a [SessionId],
+    pub undecided: bool,
 }
 
 /// Applies a batch. Later commands see what earlier ones did. A refused command changes nothing; a
@@ -39,8 +48,14 @@ fn apply_one(tx: &mut Tx<'_>, command: &Command) -> Result<Outcome, Fault> {
     let now = command.now;
     match &command.body {
         Body::Client { id, acked_below, caller, op, placement } => {
-            let client = Client { session: id.session, caller, now };
+            let client = Client { session: id.session, caller, now, knowledge: None };
             let outcome = once(tx, *id, *acked_below, |tx| operate(tx, &client, op, placement))?;
+            Ok(outcome.map(Reply::Op))
+        }
+        Body::Removal { id, acked_below, caller, op, expected, holders, undecided } => {
+            let knowledge = Some(Knowledge { expected: *expected, holders, undecided: *undecided });
+            let client = Client { session: id.session, caller, now, knowledge };
+            let outcome = once(tx, *id, *acked_below, |tx| operate(tx, &client, op, &[]))?;
             Ok(outcome.map(Reply::Op))
         }
         body => tx.attempt(|tx| administer(tx, now, body)),
@@ -98,6 +113,8 @@ fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeI
             clone::apply(tx, client, source, clone::Place { inode: *inode, offset: *offset }, *len)
         }
         Op::NoteReads { reads } => note_reads::apply(tx, reads),
+        Op::Lock { inode, claim } => lock::lock(tx, client, *inode, claim),
+        Op::Unlock { inode, owner, range } => lock::unlock(tx, client, *inode, *owner, *range),
     }
 }
 
@@ -113,6 +130,9 @@ fn administer(tx: &mut Tx<'_>, now: Timestamp, body: &Body) -> Result<Reply, Fai
         Body::DropReplica { chunk, epoch, node } => replica::drop(tx, *chunk, *epoch, *node),
         Body::RotateKey { key } => genesis::rotate_key(tx, key),
         Body::Reclaim { inodes, extents_max } => reclaim::apply(tx, inodes, *extents_max),
-        Body::Client { .. } => Err(Failure::Fault(Fault("a client's request is not dispatched here".into()))),
+        Body::Holders { changes } => release::change_holders(tx, changes),
+        Body::Client { .. } | Body::Removal { .. } => {
+            Err(Failure::Fault(Fault("a client's request is not dispatched here".into())))
+        }
     }
 }

@@ -52,6 +52,29 @@ pub enum Body {
     RotateKey { key: CapabilityKey },
     /// Takes apart inodes without a name, at most `extents_max` extents in all.
     Reclaim { inodes: Vec<InodeId>, extents_max: u32 },
+    /// A client's mutation that can take a last name away, with what the leader knows of open files.
+    /// Otherwise as `Client`. Reply: `Op`.
+    Removal {
+        id: RequestId,
+        acked_below: u64,
+        caller: Caller,
+        op: Op,
+        /// What the name led to when the leader looked, and who had that open.
+        expected: Option<InodeId>,
+        holders: Vec<SessionId>,
+        /// Others may have it open.
+        undecided: bool,
+    },
+    /// Who holds nameless inodes has changed, or become known. What is no orphan is passed over.
+    Holders { changes: Vec<HolderChange> },
+}
+
+/// Sessions that no longer hold a nameless inode (`rows::UNDECIDED` among them), and those that do.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct HolderChange {
+    pub inode: InodeId,
+    pub leave: Vec<SessionId>,
+    pub join: Vec<SessionId>,
 }
 
 /// A command that was done.
@@ -92,4 +115,8 @@ pub enum Event {
     Attention(ChunkId),
     /// An inode waits in the reclaim queue.
     Orphaned(InodeId),
+    /// A nameless inode waits for word of who has it open.
+    Undecided(InodeId),
+    /// Some lock of the inode has gone: whoever waits may look again.
+    LocksReleased(InodeId),
 }

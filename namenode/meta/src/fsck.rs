@@ -3,6 +3,7 @@
 //!
 //! Takes memory in proportion to the number of inodes, names and chunks, for as long as it runs.
 
+mod locks;
 mod sessions;
 mod storage;
 mod tree;
@@ -31,6 +32,7 @@ pub fn check(view: &dyn View, root: InodeId, live: &dyn Fn(NodeId) -> bool) -> R
     let storage = Storage::load(view, &tree, &mut found)?;
     storage.check_files(&tree, live, &mut found);
     sessions::check(view, &tree, &storage, &mut found)?;
+    locks::check(view, &tree, &mut found)?;
     if whole {
         let counts = tree.counts(None, storage.chunks.len(), rows::sessions(view)?.len());
         found.compare_counts(&counts, &rows::totals(view)?.counts);

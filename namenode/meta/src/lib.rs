@@ -7,6 +7,7 @@
 
 pub mod command;
 pub mod fsck;
+pub mod locks;
 pub mod placement;
 pub mod query;
 pub mod reconcile;
@@ -29,5 +30,5 @@ mod tx;
 mod usage;
 
 pub use apply::apply;
-pub use command::{Applied, Body, Command, Event, Outcome, Reply};
+pub use command::{Applied, Body, Command, Event, HolderChange, Outcome, Reply};
 pub use view::{Change, Fault, MemoryView, Table, View};

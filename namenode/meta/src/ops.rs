@@ -10,6 +10,7 @@ pub(crate) mod datanode;
 pub(crate) mod fallocate;
 pub(crate) mod genesis;
 pub(crate) mod link;
+pub(crate) mod lock;
 pub(crate) mod make;
 pub(crate) mod note_reads;
 pub(crate) mod reclaim;

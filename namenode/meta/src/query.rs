@@ -6,12 +6,13 @@ use std::collections::BTreeSet;
 
 use dfs_proto::limits::READDIR_PAGE_MAX;
 use dfs_proto::msg::admin::{ChunkInfo, FileInfo, Liveness};
-use dfs_proto::msg::meta::{Answer, DirEntry, DirPage, Op, Query, StatFs};
+use dfs_proto::msg::meta::{Answer, DirEntry, DirPage, LockClaim, Op, Query, StatFs};
 use dfs_proto::{Caller, ErrorKind, Grant, InodeId, Name, NodeId, Refusal, SessionId, Timestamp, WireError};
 
+use crate::locks;
 use crate::permission::{self, EXECUTE, READ, WRITE};
 use crate::placement::NodeView;
-use crate::rows::{self, Content};
+use crate::rows::{self, Content, UNDECIDED};
 use crate::tree;
 use crate::tx::{Failure, refuse};
 use crate::view::{Fault, View};
@@ -49,6 +50,7 @@ pub fn answer(
         }
         Query::StatFs => Ok(Answer::StatFs(stat_fs(view, &[])?)),
         Query::Access { inode, mask } => access(view, asker, *inode, *mask),
+        Query::TestLock { inode, claim } => test_lock(view, asker, *inode, claim),
     }))
 }
 
@@ -181,6 +183,13 @@ fn open(view: &dyn View, asker: &Asker<'_>, inode: InodeId, read: bool, write: b
         return Err(refuse(ErrorKind::IsADirectory, "a directory is not opened for writing"));
     }
     permission::require(&row, asker.caller, READ * u8::from(read) + WRITE * u8::from(write))?;
+    if row.nlink == 0 {
+        // Whoever does not hold it would lose it without notice.
+        let holders = rows::holders(view, inode, usize::MAX)?;
+        if !holders.contains(&asker.session) && !holders.contains(&UNDECIDED) {
+            return Err(refuse(ErrorKind::Stale, format!("inode {inode} has no name any more")));
+        }
+    }
     let keys = rows::capability_keys(view)?;
     let grant = Grant::sign(keys.newest()?, inode, asker.session, read, write);
     Ok(Answer::Opened { attr: row.attr(inode), grant })
@@ -190,6 +199,13 @@ fn access(view: &dyn View, asker: &Asker<'_>, inode: InodeId, mask: u8) -> Resul
     let row = tree::live_inode(view, inode)?;
     permission::require(&row, asker.caller, mask & (READ | WRITE | EXECUTE))?;
     Ok(Answer::Attr(row.attr(inode)))
+}
+
+fn test_lock(view: &dyn View, asker: &Asker<'_>, inode: InodeId, claim: &LockClaim) -> Result<Answer, Failure> {
+    tree::live_inode(view, inode)?;
+    let held = rows::locks(view, inode)?;
+    let first = locks::in_the_way(&held, asker.session, claim).min_by_key(|other| other.claim.range.first);
+    Ok(Answer::Lock(first.map(|other| (other.session, other.claim))))
 }
 
 /// A grant under a retired key can be renewed by opening again; any other refusal is final.

@@ -16,7 +16,10 @@
 //! | `SessionChunks` | session, chunk | [`SessionChunkRow`]: open chunks |
 //! | `Replies` | session, request number | [`ReplyRow`] |
 //! | `Orphans` | session, inode | [`OrphanRow`]: held without a name; session 0 is the reclaim queue |
+//! | `Holders` | inode, session | [`HolderRow`]: `Orphans` the other way round, without the queue |
 //! | `Attention` | chunk | [`AttentionRow`]: sealed, replicas differ in number from the target |
+//! | `Locks` | inode, session, space (u8), owner, first byte | [`LockRow`] |
+//! | `SessionLocks` | session, inode (or 0 for all) | [`SessionLocksRow`]: how many locks |
 //! | `Counters` | `config`, `keys`, `totals` | [`Config`], [`CapabilityKeys`], [`Totals`] |
 //!
 //! Extents are keyed by their end because the first extent that reaches past an offset is then found
@@ -26,6 +29,7 @@
 mod chunks;
 mod cluster;
 mod files;
+mod locks;
 mod sessions;
 
 use std::marker::PhantomData;
@@ -45,9 +49,10 @@ pub use files::{
     Content, DentryRow, DirIndexRow, ExtentRow, FIRST_COOKIE, InodeRow, dentry, extents_back, extents_past,
     extents_touching, has_entries, inode, inodes, list_dir,
 };
+pub use locks::{ALL_INODES, LockRow, SessionLocksRow, locked_inodes, locks, session_locks};
 pub use sessions::{
-    OrphanRow, RECLAIM_QUEUE, ReplyRow, SessionChunkRow, SessionRow, orphans, replies_below, session, session_chunks,
-    sessions,
+    HolderRow, OrphanRow, RECLAIM_QUEUE, ReplyRow, SessionChunkRow, SessionRow, UNDECIDED, holders, orphans,
+    replies_below, session, session_chunks, sessions,
 };
 
 /// A type that is stored as the rows of one table.

@@ -1,9 +1,12 @@
 //! Names in directories: the rows behind an entry, kept together.
 
+use std::collections::BTreeSet;
+
 use dfs_proto::{Attr, ErrorKind, FileKind, InodeId, Name, SessionId, Timestamp};
 
+use crate::apply::Client;
 use crate::ops::reclaim;
-use crate::rows::{self, Content, DentryRow, DirIndexRow, InodeRow, RECLAIM_QUEUE};
+use crate::rows::{self, Content, DentryRow, DirIndexRow, InodeRow, RECLAIM_QUEUE, UNDECIDED};
 use crate::tx::{Failure, Tx, refuse};
 use crate::view::{Fault, View};
 
@@ -97,28 +100,55 @@ pub(crate) fn rename_within(
     put_entry(tx, parent, to, *entry)
 }
 
-/// A file (not a directory) has lost one of its names. With the last one it goes, unless the session
-/// holds it open. Answers its attributes after that.
+/// A file (not a directory) has lost one of its names. With the last one it goes, unless somebody may have
+/// it open. Answers its attributes after that.
 pub(crate) fn drop_link(
     tx: &mut Tx<'_>,
     inode: InodeId,
-    session: SessionId,
+    client: &Client<'_>,
     hold: Option<InodeId>,
-    now: Timestamp,
 ) -> Result<Attr, Failure> {
     let mut row = existing(tx.view(), inode)?;
     row.nlink =
         row.nlink.checked_sub(1).ok_or_else(|| Fault(format!("inode {inode} has a name and no link to count")))?;
-    row.ctime = now;
+    row.ctime = client.now;
     let attr = row.attr(inode);
     if row.nlink > 0 {
         tx.put(InodeRow::key(inode), &row)?;
-    } else if hold == Some(inode) {
-        reclaim::hold(tx, inode, row, session)?;
-    } else {
-        reclaim::let_go(tx, inode, row)?;
+        return Ok(attr);
+    }
+    let holders = holders(tx.view(), client, inode, hold)?;
+    match holders.is_empty() {
+        true => reclaim::let_go(tx, inode, row)?,
+        false => reclaim::hold(tx, inode, row, &holders)?,
     }
     Ok(attr)
+}
+
+/// Who holds an inode that has just lost its last name.
+fn holders(
+    view: &dyn View,
+    client: &Client<'_>,
+    inode: InodeId,
+    hold: Option<InodeId>,
+) -> Result<BTreeSet<SessionId>, Fault> {
+    let mut holders = BTreeSet::new();
+    if hold == Some(inode) {
+        holders.insert(client.session);
+    }
+    let Some(knowledge) = client.knowledge else { return Ok(holders) };
+    // The name may lead elsewhere by now, of which the leader did not ask who has it open.
+    let expected = knowledge.expected == Some(inode);
+    if knowledge.undecided || !expected {
+        holders.insert(UNDECIDED);
+    }
+    for session in knowledge.holders.iter().filter(|_| expected) {
+        // One that has ended meanwhile holds nothing.
+        if rows::session(view, *session)?.is_some() {
+            holders.insert(*session);
+        }
+    }
+    Ok(holders)
 }
 
 /// An inode that the rows say exists.

@@ -30,10 +30,13 @@ pub enum Table {
     Orphans,
     Attention,
     Counters,
+    Locks,
+    SessionLocks,
+    Holders,
 }
 
 impl Table {
-    pub const ALL: [Table; 16] = [
+    pub const ALL: [Table; 19] = [
         Table::Meta,
         Table::Inodes,
         Table::Dentries,
@@ -50,6 +53,9 @@ impl Table {
         Table::Orphans,
         Table::Attention,
         Table::Counters,
+        Table::Locks,
+        Table::SessionLocks,
+        Table::Holders,
     ];
 
     /// The name on disk. Never changes for a table that exists.
@@ -71,6 +77,9 @@ impl Table {
             Table::Orphans => "orphans",
             Table::Attention => "attention",
             Table::Counters => "counters",
+            Table::Locks => "locks",
+            Table::SessionLocks => "session_locks",
+            Table::Holders => "holders",
         }
     }
 }

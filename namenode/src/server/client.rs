@@ -3,17 +3,20 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use dfs_meta::locks::Holder;
 use dfs_meta::query::{self, Asker};
 use dfs_meta::{Body, Reply, placement, rows};
 use dfs_proto::limits::{ALLOCATE_MAX, GROUPS_MAX, REPLICATION_MAX};
 use dfs_proto::msg::admin::Liveness;
-use dfs_proto::msg::meta::{Answer, MetaReply, Op, OpReply, Query, RevocationDone};
+use dfs_proto::msg::meta::{Answer, MetaReply, Op, OpReply, Query, RenameMode, RevocationDone};
 use dfs_proto::msg::node::Order;
-use dfs_proto::{Caller, ChunkId, Epoch, ErrorKind, InodeId, NodeId, RequestId, SessionId, WireError};
+use dfs_proto::{Caller, ChunkId, Epoch, ErrorKind, InodeId, Name, NodeId, RequestId, SessionId, WireError};
 use dfs_rpc::{Moment, RecvStream, RpcError, SendStream};
 use tracing::{debug, info};
 
+use crate::leader::Knowledge;
 use crate::namenode::Namenode;
+use crate::server::opens;
 
 /// A session's description, for people.
 const DESCRIPTION_MAX: usize = 255;
@@ -40,7 +43,10 @@ pub async fn open_session(
 pub fn renew(namenode: &Namenode, holder: NodeId, session: SessionId) -> Result<MetaReply, WireError> {
     namenode.leading()?;
     namenode.sessions.renew(session, holder, Instant::now())?;
-    Ok(MetaReply::Done)
+    Ok(match namenode.opens.must_announce(session) {
+        true => MetaReply::Announce,
+        false => MetaReply::Done,
+    })
 }
 
 /// Carries out a mutation exactly once: checks who asks, completes the command, replicates it, and signs
@@ -70,13 +76,37 @@ pub async fn mutate(
         .inspect_err(refused)?;
     let placement = place(namenode, &op).inspect_err(refused)?;
     let closes = matches!(op, Op::CloseSession);
-    let command = Body::Client { id, acked_below, caller: caller.clone(), op, placement };
+    let locks = match &op {
+        Op::Lock { inode, claim } => Some((*inode, *claim)),
+        _ => None,
+    };
+    let _making = opened_name(&op).map(|name| namenode.opens.making(name));
+    let (removing, command) = match removed_name(&op) {
+        Some(name) => {
+            let expected = namenode.read(|view| rows::dentry(view, name.0, &name.1))?.map(|entry| entry.inode);
+            let (guard, Knowledge { holders, undecided }) = namenode.opens.remove(name, expected);
+            let removing = Some((guard, expected, holders.clone()));
+            (removing, Body::Removal { id, acked_below, caller: caller.clone(), op, expected, holders, undecided })
+        }
+        None => (None, Body::Client { id, acked_below, caller: caller.clone(), op, placement }),
+    };
     let mut reply = match namenode.propose(command).await.inspect_err(refused)? {
         Reply::Op(reply) => reply,
         _ => return Err(odd_reply()),
     };
+    if let Some((guard, expected, holders)) = removing {
+        drop(guard);
+        expected.into_iter().for_each(|inode| opens::recheck(namenode, inode, holders.clone()));
+    }
+    if let OpReply::Made { attr, grant: Some(_), .. } = &reply {
+        namenode.opens.opened(id.session, attr.inode)?;
+    }
     if closes {
         namenode.sessions.closed(id.session);
+        namenode.opens.ended(id.session);
+    }
+    if let Some((inode, claim)) = locks {
+        namenode.lock_waits.leave(inode, Holder { session: id.session, owner: claim.owner }, &claim);
     }
     debug!(target: "audit", request = id.number, session = %id.session, uid = caller.uid, op = name, "mutation done");
     let changed = namenode.watches.consequences(id).await;
@@ -88,6 +118,23 @@ pub async fn mutate(
         true => MetaReply::Mutated(reply),
         false => MetaReply::MutatedWatched { reply, changed },
     })
+}
+
+/// The name that an operation opens what it finds or makes under.
+fn opened_name(op: &Op) -> Option<(InodeId, Name)> {
+    match op {
+        Op::Make { parent, name, open: Some(_), .. } => Some((*parent, name.clone())),
+        _ => None,
+    }
+}
+
+/// The name that an operation may take from a file.
+fn removed_name(op: &Op) -> Option<(InodeId, Name)> {
+    match op {
+        Op::Unlink { parent, name, .. } => Some((*parent, name.clone())),
+        Op::Rename { to_parent, to_name, mode: RenameMode::Replace, .. } => Some((*to_parent, to_name.clone())),
+        _ => None,
+    }
 }
 
 /// Chooses the nodes of new chunks; empty for other operations.
@@ -130,7 +177,7 @@ pub async fn query(
     caller: Caller,
     query: Query,
 ) -> Result<MetaReply, WireError> {
-    admit_query(namenode, holder, session, &caller).await?;
+    admit_query(namenode, holder, session, &caller, &query).await?;
     let answer = read(namenode, holder, session, &caller, &query).await?;
     settled(namenode, &query, &answer).await;
     answer.map(MetaReply::Answer)
@@ -145,7 +192,7 @@ pub async fn watched_query(
     query: Query,
     life: u64,
 ) -> Result<MetaReply, WireError> {
-    admit_query(namenode, holder, session, &caller).await?;
+    admit_query(namenode, holder, session, &caller, &query).await?;
     let mut answer = read(namenode, holder, session, &caller, &query).await?;
     let mut valid = None;
     if let Some(inodes) = remembered(&query, &answer) {
@@ -185,7 +232,8 @@ async fn settled(namenode: &Namenode, query: &Query, answer: &Result<Answer, Wir
         | Query::Open { inode, .. }
         | Query::Locate { inode, .. }
         | Query::LocateChunks { inode, .. }
-        | Query::Access { inode, .. } => Some(*inode),
+        | Query::Access { inode, .. }
+        | Query::TestLock { inode, .. } => Some(*inode),
         Query::StatFs => None,
     };
     let mut inodes: Vec<InodeId> = asked.into_iter().collect();
@@ -203,10 +251,14 @@ async fn admit_query(
     holder: NodeId,
     session: SessionId,
     caller: &Caller,
+    query: &Query,
 ) -> Result<(), WireError> {
     namenode.leading()?;
     check_caller(caller)?;
     namenode.sessions.renew(session, holder, Instant::now())?;
+    if let Query::Open { inode, .. } = query {
+        namenode.opens.open(session, *inode).await?;
+    }
     namenode.read_barrier().await
 }
 
@@ -319,5 +371,7 @@ pub fn op_name(op: &Op) -> &'static str {
         Op::Fallocate { .. } => "fallocate",
         Op::CloneRange { .. } => "clone range",
         Op::NoteReads { .. } => "note reads",
+        Op::Lock { .. } => "lock",
+        Op::Unlock { .. } => "unlock",
     }
 }

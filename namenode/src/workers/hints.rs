@@ -48,5 +48,8 @@ fn act(namenode: &Namenode, event: Event) {
         }
         Event::Attention(_) => namenode.repair_wanted.notify_one(),
         Event::Orphaned(_) => namenode.reclaim_wanted.notify_one(),
+        // Every tick looks whether it can be decided.
+        Event::Undecided(_) => {}
+        Event::LocksReleased(inode) => namenode.lock_waits.released(inode),
     }
 }

@@ -49,11 +49,13 @@ async fn begin(namenode: &Arc<Namenode>, term: u64) -> Result<bool, WireError> {
         return Ok(false);
     };
     let lease = Duration::from_millis(config.lease_ms);
+    namenode.opens.begin(sessions.iter().map(|(session, _)| *session));
     let sessions = sessions.into_iter().map(|(session, row)| (session, row.holder));
     namenode.sessions.begin(sessions, lease, Instant::now());
     namenode.orders.clear();
     namenode.reports.clear();
     namenode.board.clear();
+    namenode.lock_waits.clear();
     let standing = namenode.consensus.standing();
     if !standing.leads() || standing.term != term {
         return Ok(false);

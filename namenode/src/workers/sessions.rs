@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::namenode::Namenode;
+use crate::server::opens;
 
 const TICK: Duration = Duration::from_millis(500);
 /// Sessions ended by one command: each may have many open chunks to seal.
@@ -35,6 +36,18 @@ pub async fn run(namenode: Arc<Namenode>, shutdown: CancellationToken) {
             namenode.sessions.adopt(sessions, Instant::now());
         }
         expire(&namenode).await;
+        settle(&namenode).await;
+    }
+}
+
+/// Decides what could not be decided before.
+async fn settle(namenode: &Arc<Namenode>) {
+    loop {
+        match opens::settle(namenode).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(error) => return warn!(%error, "nameless inodes wait"),
+        }
     }
 }
 
@@ -48,6 +61,7 @@ async fn expire(namenode: &Namenode) {
             for session in sessions {
                 info!(target: "audit", %session, "session expired");
                 namenode.sessions.closed(session);
+                namenode.opens.ended(session);
             }
         }
         Err(error) => warn!(%error, "sessions not expired yet"),

@@ -2,6 +2,8 @@
 
 mod datanodes;
 mod remembering;
+mod locks;
+mod opens;
 mod support;
 
 use dfs_proto::msg::admin::AdminRequest;

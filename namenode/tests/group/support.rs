@@ -304,3 +304,11 @@ pub fn make(name: &str, node: NewNode) -> Op {
 pub fn kind<T>(result: Result<T, WireError>) -> Option<ErrorKind> {
     result.err().map(|error| error.kind)
 }
+
+/// An empty file in the root directory.
+pub fn create(client: &Client<'_>, id: RequestId, name: &str) -> InodeId {
+    match client.mutate(id, make(name, NewNode::File)).unwrap() {
+        OpReply::Made { attr, .. } => attr.inode,
+        other => panic!("{other:?}"),
+    }
+}

@@ -62,6 +62,30 @@ pub enum MetaRequest {
     Watch {
         session: SessionId,
     },
+    /// Waits until `Op::Lock` with the same claim has a chance, at most `wait_ms` (and
+    /// `limits::LOCK_WAIT_MAX_MS`). Changes no state. `Done`: ask for the lock now; `WouldBlock`: not yet,
+    /// and the place in the queue is kept for a moment; `Deadlock`. With 0 the place is given up.
+    AwaitLock {
+        session: SessionId,
+        inode: InodeId,
+        claim: LockClaim,
+        /// The owner waits for nothing else meanwhile: a circle of such owners is refused.
+        detect_deadlock: bool,
+        wait_ms: u64,
+    },
+    /// The session has no handle on these inodes any more. Sent late and in batches, at most
+    /// `limits::OPENS_PAGE_MAX`. Answered with `Done`.
+    Closed {
+        session: SessionId,
+        inodes: Vec<InodeId>,
+    },
+    /// What the session has open, asked for with `MetaReply::Announce`, in pages of at most
+    /// `limits::OPENS_PAGE_MAX`. Answered with `Done`.
+    Announce {
+        session: SessionId,
+        inodes: Vec<InodeId>,
+        last: bool,
+    },
 }
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -88,6 +112,8 @@ pub enum MetaReply {
         /// Number of this stream among all that there ever were in this reign of this leader.
         life: u64,
     },
+    /// The lease is renewed, and the session must say what it has open: this leader is new.
+    Announce,
 }
 
 /// Leader to client on a watch stream: forget the attributes of these inodes, and the names in those that
@@ -139,7 +165,8 @@ pub enum Op {
     Unlink {
         parent: InodeId,
         name: Name,
-        /// The client has the inode open (if it is this one): keep it, without a name, until `Release`.
+        /// Keep the inode for this session (if it is this one), without a name, until `Release`. Not needed for
+        /// what the leader knows to be open.
         hold: Option<InodeId>,
     },
     /// Removes an empty directory. Reply: `Done`.
@@ -199,6 +226,11 @@ pub enum Op {
     /// Files were read: their atime moves on. Files that are gone or have changed since are passed over.
     /// Reply: `Done`.
     NoteReads { reads: Vec<FileRead> },
+    /// Locks a range of a file for an owner of this session, in place of what that owner has locked there.
+    /// `WouldBlock` if another owner's lock is in the way. Reply: `Done`.
+    Lock { inode: InodeId, claim: LockClaim },
+    /// Takes an owner's locks away from a range. Nothing to unlock is no error. Reply: `Done`.
+    Unlock { inode: InodeId, owner: LockOwner, range: LockRange },
 }
 
 /// That a file was read.
@@ -211,6 +243,56 @@ pub struct FileRead {
     pub seen_ctime: Timestamp,
     /// When, by the client's clock.
     pub at: Timestamp,
+}
+
+/// Who holds a lock, within a session.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
+pub struct LockOwner {
+    pub space: LockSpace,
+    /// The client's own number: one for each process, or for each open file description.
+    pub number: u64,
+}
+
+/// Locks of different spaces do not see each other, as on a local Linux file system.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Debug)]
+pub enum LockSpace {
+    /// `fcntl`: of ranges.
+    Range,
+    /// `flock`: of whole files.
+    Whole,
+}
+
+/// Bytes `first` to `last`, both of them inside.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
+pub struct LockRange {
+    pub first: u64,
+    pub last: u64,
+}
+
+impl LockRange {
+    pub const ALL: LockRange = LockRange { first: 0, last: u64::MAX };
+
+    pub fn overlaps(&self, other: &LockRange) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
+pub enum LockMode {
+    /// Any number of owners.
+    Shared,
+    /// One owner.
+    Exclusive,
+}
+
+/// A lock as it is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
+pub struct LockClaim {
+    pub owner: LockOwner,
+    pub range: LockRange,
+    pub mode: LockMode,
+    /// The process, for people and for `F_GETLK`. No meaning outside of its machine.
+    pub process: u32,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -307,6 +389,8 @@ pub enum Query {
     StatFs,
     /// Whether the caller may access with these bits (4 read, 2 write, 1 execute). Answer: `Attr`.
     Access { inode: InodeId, mask: u8 },
+    /// What stands in the way of a lock, if anything. Answer: `Lock`.
+    TestLock { inode: InodeId, claim: LockClaim },
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -314,10 +398,15 @@ pub enum Answer {
     Attr(Attr),
     Target(Vec<u8>),
     Page(DirPage),
-    Opened { attr: Attr, grant: Grant },
+    Opened {
+        attr: Attr,
+        grant: Grant,
+    },
     Map(FileMap),
     Chunks(Vec<ChunkLocation>),
     StatFs(StatFs),
+    /// The first lock in the way, by its range, and whose it is.
+    Lock(Option<(SessionId, LockClaim)>),
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]

@@ -7,7 +7,9 @@ use dfs_proto::{ChunkId, InodeId, SessionId};
 use super::Findings;
 use super::storage::Storage;
 use super::tree::{Tree, number_at};
-use crate::rows::{self, ChunkState, OrphanRow, RECLAIM_QUEUE, ReplyRow, SessionChunkRow, SessionRow};
+use crate::rows::{
+    self, ChunkState, HolderRow, OrphanRow, RECLAIM_QUEUE, ReplyRow, SessionChunkRow, SessionRow, UNDECIDED,
+};
 use crate::view::{Fault, View};
 
 pub(super) fn check(view: &dyn View, tree: &Tree, storage: &Storage, found: &mut Findings) -> Result<(), Fault> {
@@ -66,21 +68,43 @@ fn check_orphans(
     tree: &Tree,
     found: &mut Findings,
 ) -> Result<(), Fault> {
-    let mut orphans: BTreeSet<(SessionId, InodeId)> =
-        tree.inodes.iter().filter_map(|(inode, row)| Some((row.orphan?, *inode))).collect();
-    for (session, inode) in &orphans {
-        if *session != RECLAIM_QUEUE && !sessions.contains_key(session) {
-            found.broken_inode(*inode, format!("inode {inode} is held by session {session}, which has ended"));
+    // By inode: who is noted to hold it, in the one table and in the other.
+    let mut noted: BTreeMap<InodeId, BTreeSet<SessionId>> = BTreeMap::new();
+    let mut holders: BTreeMap<InodeId, BTreeSet<SessionId>> = BTreeMap::new();
+    rows::scan_all::<OrphanRow>(view, &mut |key, _| match number_at(key, 0)
+        .map(SessionId)
+        .zip(number_at(key, 8).map(InodeId))
+    {
+        Some((session, inode)) => drop(noted.entry(inode).or_default().insert(session)),
+        None => found.broken(format!("orphan key {key:02x?} is too short")),
+    })?;
+    rows::scan_all::<HolderRow>(view, &mut |key, _| match number_at(key, 0)
+        .map(InodeId)
+        .zip(number_at(key, 8).map(SessionId))
+    {
+        Some((inode, session)) => drop(holders.entry(inode).or_default().insert(session)),
+        None => found.broken(format!("holder key {key:02x?} is too short")),
+    })?;
+    for (inode, row) in &tree.inodes {
+        let noted = noted.remove(inode).unwrap_or_default();
+        let holders = holders.remove(inode).unwrap_or_default();
+        if row.orphan != noted.first().copied() {
+            found.broken_inode(*inode, format!("inode {inode} says {:?} and is an orphan of {noted:?}", row.orphan));
+        }
+        if noted.contains(&RECLAIM_QUEUE) && noted.len() > 1 {
+            found.broken_inode(*inode, format!("inode {inode} is to be reclaimed and is held by {noted:?}"));
+        }
+        if !noted.iter().filter(|session| **session != RECLAIM_QUEUE).eq(&holders) {
+            found.broken_inode(*inode, format!("inode {inode} is an orphan of {noted:?} and held by {holders:?}"));
+        }
+        for session in holders {
+            if session != UNDECIDED && !sessions.contains_key(&session) {
+                found.broken_inode(*inode, format!("inode {inode} is held by session {session}, which has ended"));
+            }
         }
     }
-    rows::scan_all::<OrphanRow>(view, &mut |key, _| {
-        let parts = number_at(key, 0).map(SessionId).zip(number_at(key, 8).map(InodeId));
-        if !parts.is_some_and(|parts| orphans.remove(&parts)) {
-            found.broken(format!("an orphan is noted that is none: {key:02x?}"));
-        }
-    })?;
-    for (_, inode) in orphans {
-        found.broken_inode(inode, format!("inode {inode} has no name and is not noted as an orphan"));
+    for inode in noted.keys().chain(holders.keys()) {
+        found.broken(format!("an orphan is noted that does not exist: {inode}"));
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 use dfs_proto::Epoch;
 use dfs_proto::msg::admin::FsckReport;
+use dfs_proto::msg::meta::{LockClaim, LockMode, LockOwner, LockRange, LockSpace, Op};
 
 use super::*;
 use crate::rows::{AttentionRow, ChunkFileRow, ChunkRow, Content, DentryRow, InodeRow, Key, NodeChunkRow, Row};
@@ -20,8 +21,15 @@ fn filled() -> (Rig, InodeId, ChunkId) {
     let held = rig.write_new(ROOT, "held", 100);
     rig.unlink(ROOT, "held", Some(held)).unwrap();
     rig.allocate(1);
+    rig.op(Op::Lock { inode: file, claim: claim(1) }).unwrap();
     let chunk = rig.extents(file)[0].chunk;
     (rig, file, chunk)
+}
+
+/// An owner's claim to all of a file.
+fn claim(number: u64) -> LockClaim {
+    let owner = LockOwner { space: LockSpace::Range, number };
+    LockClaim { owner, range: LockRange::ALL, mode: LockMode::Exclusive, process: 1 }
 }
 
 #[test]
@@ -114,6 +122,11 @@ fn damage_in_any_table_is_found() {
         change(rig, rows::OrphanRow::key(rig.session, held), None);
     }));
     assert!(finds(|rig, _, _| {
+        let held = rows::orphans(&rig.state, rig.session, 1).unwrap()[0];
+        change(rig, rows::HolderRow::key(held, rig.session), None);
+    }));
+    assert!(finds(|rig, file, _| change(rig, rows::HolderRow::key(file, rig.session), Some(&rows::HolderRow))));
+    assert!(finds(|rig, _, _| {
         let open = rows::session_chunks(&rig.state, rig.session).unwrap()[0];
         change(rig, rows::SessionChunkRow::key(rig.session, open), None);
     }));
@@ -122,6 +135,15 @@ fn damage_in_any_table_is_found() {
         totals.counts.files += 1;
         change(rig, rows::Totals::key(), Some(&totals));
     }));
+    assert!(finds(|rig, file, _| {
+        let second = rows::LockRow::of(&claim(2));
+        change(rig, rows::LockRow::key(file, rig.session, claim(2).owner, 0), Some(&second));
+        let counted = rows::SessionLocksRow { locks: 2 };
+        change(rig, rows::SessionLocksRow::key(rig.session, file), Some(&counted));
+        change(rig, rows::SessionLocksRow::key(rig.session, rows::ALL_INODES), Some(&counted));
+    }));
+    assert!(finds(|rig, file, _| change(rig, rows::LockRow::key(file, rig.session, claim(1).owner, 0), None)));
+    assert!(finds(|rig, file, _| change(rig, rows::SessionLocksRow::key(rig.session, file), None)));
     assert!(!finds(|_, _, _| {}));
 }
 

@@ -1,10 +1,14 @@
 //! Reclaim: what has no name and no holder is taken apart, at once when it is small, piece by piece
 //! behind everybody's back when it is not.
 
+use std::collections::BTreeSet;
+
 use dfs_proto::{FileKind, InodeId, SessionId};
 
 use crate::command::{Event, Reply};
-use crate::rows::{self, Content, InodeRow, OrphanRow, RECLAIM_QUEUE};
+use crate::ops::lock;
+use crate::rows::{self, Content, HolderRow, InodeRow, OrphanRow, RECLAIM_QUEUE, UNDECIDED};
+use crate::tree;
 use crate::tx::{Failure, Tx};
 use crate::usage::{Usage, shifted};
 use crate::view::Fault;
@@ -28,15 +32,39 @@ pub(crate) fn apply(tx: &mut Tx<'_>, inodes: &[InodeId], extents_max: u32) -> Re
     Ok(Reply::Done)
 }
 
-/// The inode has lost its last name and `session` has it open.
-pub(crate) fn hold(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow, session: SessionId) -> Result<(), Fault> {
-    let row = InodeRow { orphan: Some(session), ..row };
+/// The inode has no name, and `holders` are those who have it open, or may have. There is at least one.
+pub(crate) fn hold(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow, holders: &BTreeSet<SessionId>) -> Result<(), Fault> {
+    let row = InodeRow { orphan: holders.first().copied(), ..row };
     tx.put(InodeRow::key(inode), &row)?;
-    tx.put(OrphanRow::key(session, inode), &OrphanRow)
+    for session in holders {
+        tx.put(OrphanRow::key(*session, inode), &OrphanRow)?;
+        tx.put(HolderRow::key(inode, *session), &HolderRow)?;
+    }
+    if holders.contains(&UNDECIDED) {
+        tx.event(Event::Undecided(inode));
+    }
+    Ok(())
+}
+
+/// A session no longer holds an inode. Nothing happens if it did not. With its last holder the inode goes,
+/// into the queue unless it may go `at_once`.
+pub(crate) fn leave(tx: &mut Tx<'_>, inode: InodeId, session: SessionId, at_once: bool) -> Result<(), Fault> {
+    if tx.get(&OrphanRow::key(session, inode))?.is_none() || session == RECLAIM_QUEUE {
+        return Ok(());
+    }
+    tx.delete(OrphanRow::key(session, inode));
+    tx.delete(HolderRow::key(inode, session));
+    let row = tree::existing(tx.view(), inode)?;
+    match rows::holders(tx.view(), inode, 1)?.first() {
+        Some(next) => tx.put(InodeRow::key(inode), &InodeRow { orphan: Some(*next), ..row }),
+        None if at_once => let_go(tx, inode, row),
+        None => queue(tx, inode, row),
+    }
 }
 
 /// The inode has lost its last name and holder: it goes now, or is queued if it has many extents.
 pub(crate) fn let_go(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow) -> Result<(), Fault> {
+    lock::forget_inode(tx, inode)?;
     let mut extents = 0;
     rows::extents_past(tx.view(), inode, 0, &mut |_| {
         extents += 1;
@@ -50,7 +78,9 @@ pub(crate) fn let_go(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow) -> Result<(
 
 /// The inode waits for `Body::Reclaim`. From here on nobody can name it.
 pub(crate) fn queue(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow) -> Result<(), Fault> {
-    hold(tx, inode, row, RECLAIM_QUEUE)?;
+    lock::forget_inode(tx, inode)?;
+    tx.put(InodeRow::key(inode), &InodeRow { orphan: Some(RECLAIM_QUEUE), ..row })?;
+    tx.put(OrphanRow::key(RECLAIM_QUEUE, inode), &OrphanRow)?;
     tx.event(Event::Orphaned(inode));
     Ok(())
 }

@@ -123,7 +123,7 @@ impl Rename<'_> {
             }
             (false, false) => {
                 tree::remove(tx, self.to_parent, self.to_name, to, client.now)?;
-                let gone = tree::drop_link(tx, to.inode, client.session, self.hold, client.now)?;
+                let gone = tree::drop_link(tx, to.inode, client, self.hold)?;
                 self.shift(tx, client, from)?;
                 Ok(OpReply::Removed { inode: Some(gone) })
             }

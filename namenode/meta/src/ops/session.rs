@@ -3,13 +3,13 @@
 use dfs_proto::msg::meta::{OpReply, SessionGrant};
 use dfs_proto::{ErrorKind, NodeId, SessionId, Timestamp};
 
+use crate::chunks;
 use crate::command::Reply;
-use crate::ops::reclaim;
-use crate::rows::{self, OrphanRow, ReplyRow, SessionRow};
+use crate::ops::{lock, reclaim};
+use crate::rows::{self, ReplyRow, SessionRow};
 use crate::tx::{Failure, Tx, refuse};
 use crate::usage::shifted;
 use crate::view::Fault;
-use crate::{chunks, tree};
 
 /// In bytes; it is shown to people and kept as long as the session.
 const DESCRIPTION_MAX: usize = 255;
@@ -58,10 +58,9 @@ fn end(tx: &mut Tx<'_>, session: SessionId) -> Result<(), Fault> {
         chunks::seal(tx, chunk, row, replicas)?;
     }
     for inode in rows::orphans(tx.view(), session, usize::MAX)? {
-        let row = tree::existing(tx.view(), inode)?;
-        tx.delete(OrphanRow::key(session, inode));
-        reclaim::queue(tx, inode, row)?;
+        reclaim::leave(tx, inode, session, false)?;
     }
+    lock::forget_session(tx, session)?;
     for number in rows::replies_below(tx.view(), session, 0, u64::MAX)? {
         tx.delete(ReplyRow::key(session, number));
     }

@@ -24,7 +24,7 @@ pub(crate) fn apply(
         return Err(refuse(ErrorKind::IsADirectory, format!("`{name}` is a directory")));
     }
     tree::remove(tx, parent, name, &entry, client.now)?;
-    let attr = tree::drop_link(tx, entry.inode, client.session, hold, client.now)?;
+    let attr = tree::drop_link(tx, entry.inode, client, hold)?;
     Ok(OpReply::Removed { inode: Some(attr) })
 }
 

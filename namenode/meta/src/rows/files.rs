@@ -26,7 +26,7 @@ pub struct InodeRow {
     /// Raised by every change of a file's bytes or of a directory's entries.
     pub version: u64,
     pub content: Content,
-    /// With `nlink` 0: the session that keeps it, or `RECLAIM_QUEUE`. Ties the row to its `Orphans` row.
+    /// With `nlink` 0: the first of those that hold it, or `RECLAIM_QUEUE`. Ties the row to its `Orphans` rows.
     pub orphan: Option<SessionId>,
 }
 

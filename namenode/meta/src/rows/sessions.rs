@@ -10,6 +10,10 @@ use crate::view::{Fault, Table, View};
 /// Owns the nameless inodes that nobody holds any more. No session has this number.
 pub const RECLAIM_QUEUE: SessionId = SessionId(0);
 
+/// Holds the nameless inodes of which the leader does not know yet who has them open. No session has this
+/// number.
+pub const UNDECIDED: SessionId = SessionId(u64::MAX);
+
 /// A live session; the row goes when it ends. Renewals are soft state of the leader and not kept here.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct SessionRow {
@@ -72,6 +76,26 @@ impl OrphanRow {
     pub fn key(session: SessionId, inode: InodeId) -> Key<OrphanRow> {
         Key::new(pair(session.0, inode.0))
     }
+}
+
+/// The session holds the nameless inode.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct HolderRow;
+
+impl Row for HolderRow {
+    const TABLE: Table = Table::Holders;
+}
+
+impl HolderRow {
+    pub fn key(inode: InodeId, session: SessionId) -> Key<HolderRow> {
+        Key::new(pair(inode.0, session.0))
+    }
+}
+
+/// Who holds a nameless inode, `UNDECIDED` last; at most `limit`.
+pub fn holders(view: &dyn View, inode: InodeId, limit: usize) -> Result<Vec<SessionId>, Fault> {
+    let found = numbers::<HolderRow>(view, &inode.0.to_be_bytes(), 8, limit)?;
+    Ok(found.into_iter().map(SessionId).collect())
 }
 
 pub fn session(view: &dyn View, session: SessionId) -> Result<Option<SessionRow>, Fault> {
