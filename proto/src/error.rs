@@ -50,6 +50,12 @@ pub enum ErrorKind {
     Malformed,
     /// Disk or state machine failed on that node.
     Internal,
+
+    // More answers about the namespace.
+    /// There is no such extended attribute (ENODATA).
+    NoAttribute,
+    /// A value beyond its limit (E2BIG).
+    TooBig,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, thiserror::Error)]

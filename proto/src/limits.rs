@@ -60,3 +60,23 @@ pub const ORDERS_MAX: usize = 512;
 
 /// Chunks allocated by one request: a writer asks for the next one ahead of need.
 pub const ALLOCATE_MAX: u8 = 8;
+
+/// Name of an extended attribute with its namespace, in bytes (Linux's XATTR_NAME_MAX).
+pub const XATTR_NAME_MAX: usize = 255;
+
+/// Value of an extended attribute, in bytes (Linux's XATTR_SIZE_MAX).
+pub const XATTR_VALUE_MAX: usize = 65_536;
+
+/// All names of an inode's extended attributes, each with a byte behind it (Linux's XATTR_LIST_MAX: what no program
+/// could list must not be there).
+pub const XATTR_LIST_MAX: usize = 65_536;
+
+/// All extended attributes of an inode: names, values, and `XATTR_OVERHEAD` for each. An inode's attributes are added
+/// up when one is set, so this also bounds that work.
+pub const XATTRS_MAX: usize = 256 << 10;
+
+/// What an extended attribute counts beside its name and value: about what it costs in the state.
+pub const XATTR_OVERHEAD: usize = 64;
+
+/// An access control list, in bytes: what the kernel takes (a page), which is 511 entries.
+pub const ACL_MAX: usize = 4096;

@@ -10,6 +10,7 @@ use crate::chunk::Extent;
 use crate::ids::{ChunkId, Epoch, InodeId, NodeId, RequestId, SessionId};
 use crate::msg::{admin, node};
 use crate::name::Name;
+use crate::xattr::{XattrMode, XattrName, XattrValue};
 
 /// Everything that may arrive on the meta plane. Which roles may send which is decided per request.
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -121,6 +122,22 @@ pub enum Op {
     Commit { chunks: Vec<ChunkCommit>, files: Vec<FileCommit> },
     /// Ends the session in order: its open chunks are sealed, what it held is released. Reply: `Done`.
     CloseSession,
+    /// As `Make`, with the umask apart: a default ACL of the parent takes its place. Reply: `Made`.
+    MakeMasked {
+        parent: InodeId,
+        name: Name,
+        node: NewNode,
+        mode: u16,
+        /// Bits of `mode` that a new inode does not get unless its parent has a default ACL.
+        umask: u16,
+        exclusive: bool,
+        open: Option<(bool, bool)>,
+        replication: Option<u8>,
+    },
+    /// Reply: `Attr`.
+    SetXattr { inode: InodeId, name: XattrName, value: XattrValue, mode: XattrMode },
+    /// Reply: `Attr`.
+    RemoveXattr { inode: InodeId, name: XattrName },
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -212,6 +229,10 @@ pub enum Query {
     StatFs,
     /// Whether the caller may access with these bits (4 read, 2 write, 1 execute). Answer: `Attr`.
     Access { inode: InodeId, mask: u8 },
+    /// Answer: `Xattr`.
+    GetXattr { inode: InodeId, name: XattrName },
+    /// The names that the caller may know of. Answer: `XattrNames`.
+    ListXattrs { inode: InodeId },
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -219,10 +240,16 @@ pub enum Answer {
     Attr(Attr),
     Target(Vec<u8>),
     Page(DirPage),
-    Opened { attr: Attr, grant: Grant },
+    Opened {
+        attr: Attr,
+        grant: Grant,
+    },
     Map(FileMap),
     Chunks(Vec<ChunkLocation>),
     StatFs(StatFs),
+    Xattr(XattrValue),
+    /// In order.
+    XattrNames(Vec<XattrName>),
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
