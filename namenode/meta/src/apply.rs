@@ -8,7 +8,7 @@ use crate::dedup::{self, Request};
 use crate::ops::make::Make;
 use crate::ops::rename::Rename;
 use crate::ops::{
-    allocate, commit, datanode, genesis, link, reclaim, release, replica, rmdir, session, set_attr, unlink,
+    allocate, commit, datanode, genesis, link, reclaim, release, replica, rmdir, session, set_attr, unlink, xattr,
 };
 use crate::tx::{Failure, Tx};
 use crate::view::{Fault, View};
@@ -69,6 +69,7 @@ fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeI
             name,
             node,
             mode: *mode,
+            umask: 0,
             exclusive: *exclusive,
             open: *open,
             replication: *replication,
@@ -88,6 +89,19 @@ fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeI
         }
         Op::Commit { chunks, files } => commit::apply(tx, client, chunks, files),
         Op::CloseSession => session::close(tx, client.session),
+        Op::MakeMasked { parent, name, node, mode, umask, exclusive, open, replication } => Make {
+            parent: *parent,
+            name,
+            node,
+            mode: *mode,
+            umask: *umask,
+            exclusive: *exclusive,
+            open: *open,
+            replication: *replication,
+        }
+        .apply(tx, client),
+        Op::SetXattr { inode, name, value, mode } => xattr::set(tx, client, *inode, name, value, *mode),
+        Op::RemoveXattr { inode, name } => xattr::remove(tx, client, *inode, name),
     }
 }
 

@@ -14,6 +14,7 @@ pub mod repair;
 pub mod rows;
 pub mod view;
 
+mod acl;
 mod apply;
 mod chunks;
 mod dedup;
@@ -27,6 +28,7 @@ mod testing;
 mod tree;
 mod tx;
 mod usage;
+mod xattrs;
 
 pub use apply::apply;
 pub use command::{Applied, Body, Command, Event, Outcome, Reply};

@@ -18,6 +18,7 @@
 //! | `Orphans` | session, inode | [`OrphanRow`]: held without a name; session 0 is the reclaim queue |
 //! | `Attention` | chunk | [`AttentionRow`]: sealed, replicas differ in number from the target |
 //! | `Counters` | `config`, `keys`, `totals` | [`Config`], [`CapabilityKeys`], [`Totals`] |
+//! | `Xattrs` | inode, name bytes | [`XattrRow`]: an extended attribute |
 //!
 //! Extents are keyed by their end because the first extent that reaches past an offset is then found
 //! by one forward seek. By their start it would take a backward seek, or a walk over everything that
@@ -27,6 +28,7 @@ mod chunks;
 mod cluster;
 mod files;
 mod sessions;
+mod xattrs;
 
 use std::marker::PhantomData;
 
@@ -49,6 +51,8 @@ pub use sessions::{
     OrphanRow, RECLAIM_QUEUE, ReplyRow, SessionChunkRow, SessionRow, orphans, replies_below, session, session_chunks,
     sessions,
 };
+pub(crate) use xattrs::xattr_key;
+pub use xattrs::{XattrRow, xattr, xattrs};
 
 /// A type that is stored as the rows of one table.
 pub trait Row: Serialize + DeserializeOwned {

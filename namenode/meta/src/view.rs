@@ -30,10 +30,11 @@ pub enum Table {
     Orphans,
     Attention,
     Counters,
+    Xattrs,
 }
 
 impl Table {
-    pub const ALL: [Table; 16] = [
+    pub const ALL: [Table; 17] = [
         Table::Meta,
         Table::Inodes,
         Table::Dentries,
@@ -50,6 +51,7 @@ impl Table {
         Table::Orphans,
         Table::Attention,
         Table::Counters,
+        Table::Xattrs,
     ];
 
     /// The name on disk. Never changes for a table that exists.
@@ -71,6 +73,7 @@ impl Table {
             Table::Orphans => "orphans",
             Table::Attention => "attention",
             Table::Counters => "counters",
+            Table::Xattrs => "xattrs",
         }
     }
 }

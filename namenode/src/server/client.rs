@@ -130,7 +130,7 @@ pub async fn query(
     namenode.sessions.renew(session, holder, Instant::now())?;
     namenode.read_barrier().await?;
     // Most answers are a few rows that are in memory: less work than a hop to another thread.
-    let long = matches!(query, Query::ReadDir { .. } | Query::Locate { .. } | Query::StatFs);
+    let long = matches!(query, Query::ReadDir { .. } | Query::Locate { .. } | Query::StatFs | Query::ListXattrs { .. });
     let me = namenode.clone();
     let answer = move |view: &dyn dfs_meta::View| {
         let asker = Asker { caller: &caller, session, holder, now: me.consensus.now() };
@@ -189,5 +189,8 @@ pub fn op_name(op: &Op) -> &'static str {
         Op::AllocateChunks { .. } => "allocate chunks",
         Op::Commit { .. } => "commit",
         Op::CloseSession => "close session",
+        Op::MakeMasked { .. } => "make",
+        Op::SetXattr { .. } => "set extended attribute",
+        Op::RemoveXattr { .. } => "remove extended attribute",
     }
 }

@@ -1,9 +1,12 @@
-use dfs_proto::Epoch;
 use dfs_proto::msg::admin::FsckReport;
+use dfs_proto::{Epoch, XattrValue};
 
 use super::*;
-use crate::rows::{AttentionRow, ChunkFileRow, ChunkRow, Content, DentryRow, InodeRow, Key, NodeChunkRow, Row};
-use crate::testing::{NODES, Rig, name};
+use crate::acl::tests::acl;
+use crate::rows::{
+    AttentionRow, ChunkFileRow, ChunkRow, Content, DentryRow, InodeRow, Key, NodeChunkRow, Row, XattrRow,
+};
+use crate::testing::{NODES, Rig, name, xattr_name};
 use crate::view::Change;
 
 const ROOT: InodeId = InodeId::ROOT;
@@ -20,6 +23,8 @@ fn filled() -> (Rig, InodeId, ChunkId) {
     let held = rig.write_new(ROOT, "held", 100);
     rig.unlink(ROOT, "held", Some(held)).unwrap();
     rig.allocate(1);
+    rig.set_xattr(file, "user.a", b"x").unwrap();
+    rig.set_xattr(file, "system.posix_acl_access", &acl("u::rw,u:5:r,g::r,m::r,o::")).unwrap();
     let chunk = rig.extents(file)[0].chunk;
     (rig, file, chunk)
 }
@@ -121,6 +126,24 @@ fn damage_in_any_table_is_found() {
         let mut totals = rig.totals();
         totals.counts.files += 1;
         change(rig, rows::Totals::key(), Some(&totals));
+    }));
+    assert!(finds(|rig, file, _| {
+        let row = XattrRow { value: XattrValue::new("x").unwrap() };
+        change(rig, XattrRow::key(file, &xattr_name("security.capability")), Some(&row));
+    }));
+    assert!(finds(|rig, file, _| change(rig, XattrRow::key(file, &xattr_name("user.a")), None)));
+    assert!(finds(|rig, _, _| {
+        let row = XattrRow { value: XattrValue::new("x").unwrap() };
+        change(rig, XattrRow::key(InodeId(999), &xattr_name("user.a")), Some(&row));
+    }));
+    assert!(finds(|rig, file, _| {
+        let mut row = rows::inode(&rig.state, file).unwrap().unwrap();
+        row.mode ^= 0o010;
+        change(rig, InodeRow::key(file), Some(&row));
+    }));
+    assert!(finds(|rig, file, _| {
+        let row = XattrRow { value: XattrValue::new("not an ACL").unwrap() };
+        change(rig, XattrRow::key(file, &xattr_name("system.posix_acl_access")), Some(&row));
     }));
     assert!(!finds(|_, _, _| {}));
 }
