@@ -67,6 +67,8 @@ impl Exit {
             | ErrorKind::NotSupported
             | ErrorKind::NoSpace
             | ErrorKind::Malformed
+            | ErrorKind::NoAttribute
+            | ErrorKind::TooBig
             | ErrorKind::Internal => Exit::Failed,
         }
     }
@@ -101,6 +103,8 @@ fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::Corrupt => "corrupt",
         ErrorKind::Malformed => "malformed",
         ErrorKind::Internal => "internal",
+        ErrorKind::NoAttribute => "no_attribute",
+        ErrorKind::TooBig => "too_big",
     }
 }
 
