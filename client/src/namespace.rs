@@ -1,7 +1,7 @@
 //! Names and attributes.
 
 use dfs_proto::msg::meta::{Answer, DirPage, NewNode, Op, OpReply, Query, RenameMode, StatFs};
-use dfs_proto::{Attr, Caller, InodeId, Name, SetAttr};
+use dfs_proto::{Attr, Caller, InodeId, Name, SetAttr, XattrMode, XattrName, XattrValue};
 
 use crate::dfs::Dfs;
 use crate::error::{Result, unexpected_answer};
@@ -16,6 +16,8 @@ pub struct MakeOptions {
     pub open: Option<OpenMode>,
     /// Copies of its chunks; the cluster's default if `None`.
     pub replication: Option<u8>,
+    /// Taken away from the mode, unless the parent has a default ACL.
+    pub umask: u16,
 }
 
 pub struct Made {
@@ -57,7 +59,7 @@ impl Dfs {
         self.attr_answer(caller, Query::Access { inode, mask }).await.map(|_| ())
     }
 
-    /// Makes a file, directory, symlink or special file; `mode` with the umask already taken away.
+    /// Makes a file, directory, symlink or special file.
     pub async fn make(
         &self,
         caller: &Caller,
@@ -67,11 +69,12 @@ impl Dfs {
         mode: u16,
         options: MakeOptions,
     ) -> Result<Made> {
-        let op = Op::Make {
+        let op = Op::MakeMasked {
             parent,
             name: name.clone(),
             node,
             mode,
+            umask: options.umask,
             exclusive: options.exclusive,
             open: options.open.map(|open| (open.read, open.write)),
             replication: options.replication,
@@ -85,6 +88,37 @@ impl Dfs {
             (None, _) => None,
         };
         Ok(Made { attr: self.client.files.merge(attr), created, file })
+    }
+
+    /// Sets an extended attribute; an ACL in the kernel's binary form.
+    pub async fn set_xattr(
+        &self,
+        caller: &Caller,
+        inode: InodeId,
+        name: &XattrName,
+        value: XattrValue,
+        mode: XattrMode,
+    ) -> Result<Attr> {
+        self.attr_reply(caller, Op::SetXattr { inode, name: name.clone(), value, mode }).await
+    }
+
+    pub async fn remove_xattr(&self, caller: &Caller, inode: InodeId, name: &XattrName) -> Result<Attr> {
+        self.attr_reply(caller, Op::RemoveXattr { inode, name: name.clone() }).await
+    }
+
+    pub async fn get_xattr(&self, caller: &Caller, inode: InodeId, name: &XattrName) -> Result<XattrValue> {
+        match self.client.query(caller, Query::GetXattr { inode, name: name.clone() }).await? {
+            Answer::Xattr(value) => Ok(value),
+            _ => Err(unexpected_answer("GetXattr")),
+        }
+    }
+
+    /// The names of the extended attributes that the caller may know of.
+    pub async fn list_xattrs(&self, caller: &Caller, inode: InodeId) -> Result<Vec<XattrName>> {
+        match self.client.query(caller, Query::ListXattrs { inode }).await? {
+            Answer::XattrNames(names) => Ok(names),
+            _ => Err(unexpected_answer("ListXattrs")),
+        }
     }
 
     pub async fn link(&self, caller: &Caller, inode: InodeId, parent: InodeId, name: &Name) -> Result<Attr> {

@@ -190,14 +190,19 @@ fn span_of(request: &MetaRequest) -> Span {
 
 fn inode_of_op(op: &Op) -> Option<u64> {
     match op {
-        Op::Make { parent, .. } | Op::Unlink { parent, .. } | Op::Rmdir { parent, .. } => Some(parent.0),
+        Op::Make { parent, .. }
+        | Op::MakeMasked { parent, .. }
+        | Op::Unlink { parent, .. }
+        | Op::Rmdir { parent, .. } => Some(parent.0),
         Op::Rename { from_parent, .. } => Some(from_parent.0),
         Op::Link { inode, .. }
         | Op::SetAttr { inode, .. }
         | Op::Fallocate { inode, .. }
         | Op::CloneRange { inode, .. }
         | Op::Lock { inode, .. }
-        | Op::Unlock { inode, .. } => Some(inode.0),
+        | Op::Unlock { inode, .. }
+        | Op::SetXattr { inode, .. }
+        | Op::RemoveXattr { inode, .. } => Some(inode.0),
         Op::Commit { files, .. } => files.first().map(|file| file.inode.0),
         Op::Release { .. } | Op::AllocateChunks { .. } | Op::CloseSession | Op::NoteReads { .. } => None,
     }
@@ -213,7 +218,9 @@ fn inode_of_query(query: &Query) -> Option<u64> {
         | Query::Locate { inode, .. }
         | Query::LocateChunks { inode, .. }
         | Query::Access { inode, .. }
-        | Query::TestLock { inode, .. } => Some(inode.0),
+        | Query::TestLock { inode, .. }
+        | Query::GetXattr { inode, .. }
+        | Query::ListXattrs { inode } => Some(inode.0),
         Query::StatFs => None,
     }
 }

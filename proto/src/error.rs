@@ -60,6 +60,11 @@ pub enum ErrorKind {
     NoLocks,
     /// Too many files are open (ENFILE).
     TooManyOpen,
+    // More answers about the namespace.
+    /// There is no such extended attribute (ENODATA).
+    NoAttribute,
+    /// A value beyond its limit (E2BIG).
+    TooBig,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, thiserror::Error)]

@@ -75,7 +75,8 @@ impl Plane {
 
     pub fn alpn(self) -> &'static [u8] {
         match self {
-            Plane::Meta => b"dfs-meta/1",
+            // 2: attributes carry the kinds of extended attributes in the bits above the mode.
+            Plane::Meta => b"dfs-meta/2",
             Plane::Raft => b"dfs-raft/1",
             Plane::Data => b"dfs-data/1",
         }

@@ -14,6 +14,7 @@ pub mod limits;
 pub mod msg;
 pub mod name;
 pub mod version;
+pub mod xattr;
 
 pub use attr::{Attr, Caller, FileKind, SetAttr, SetTime, Timestamp};
 pub use capability::{Access, Capability, CapabilityKey, Grant, Refusal};
@@ -22,3 +23,4 @@ pub use error::{ErrorKind, WireError};
 pub use identity::{PeerIdentity, Plane, Role};
 pub use ids::{ChunkId, ClusterId, Epoch, InodeId, NodeId, RequestId, SessionId};
 pub use name::Name;
+pub use xattr::{XattrKinds, XattrMode, XattrName, XattrValue};

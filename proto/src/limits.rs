@@ -70,6 +70,7 @@ pub const ALLOCATE_MAX: u8 = 8;
 
 /// Inodes that one revocation names.
 pub const REVOKED_MAX: usize = 4096;
+
 /// Locked ranges of one file: every request for a lock looks at all of them.
 pub const LOCKS_PER_INODE_MAX: usize = 4096;
 
@@ -84,3 +85,23 @@ pub const OPENS_PAGE_MAX: usize = 16_384;
 
 /// How long one request may wait for a lock; below `dfs_client`'s patience with one answer.
 pub const LOCK_WAIT_MAX_MS: u64 = 2000;
+
+/// Name of an extended attribute with its namespace, in bytes (Linux's XATTR_NAME_MAX).
+pub const XATTR_NAME_MAX: usize = 255;
+
+/// Value of an extended attribute, in bytes (Linux's XATTR_SIZE_MAX).
+pub const XATTR_VALUE_MAX: usize = 65_536;
+
+/// All names of an inode's extended attributes, each with a byte behind it (Linux's XATTR_LIST_MAX: what no program
+/// could list must not be there).
+pub const XATTR_LIST_MAX: usize = 65_536;
+
+/// All extended attributes of an inode: names, values, and `XATTR_OVERHEAD` for each. An inode's attributes are added
+/// up when one is set, so this also bounds that work.
+pub const XATTRS_MAX: usize = 256 << 10;
+
+/// What an extended attribute counts beside its name and value: about what it costs in the state.
+pub const XATTR_OVERHEAD: usize = 64;
+
+/// An access control list, in bytes: what the kernel takes (a page), which is 511 entries.
+pub const ACL_MAX: usize = 4096;

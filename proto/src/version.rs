@@ -6,7 +6,8 @@
 /// Version of the rows in the namenode's state, stored beside them; a reader refuses a higher one.
 ///
 /// 1: first layout.
-pub const STATE_VERSION: u32 = 1;
+/// 2: the table of extended attributes, and their kinds above the bits of the mode. Rows of 1 are rows of 2.
+pub const STATE_VERSION: u32 = 2;
 
 /// Version of a chunk file, in its header; drawn in `datanode/FORMAT.md`.
 ///

@@ -69,6 +69,8 @@ impl Exit {
             | ErrorKind::NoSpace
             | ErrorKind::Malformed
             | ErrorKind::Internal
+            | ErrorKind::NoAttribute
+            | ErrorKind::TooBig
             | ErrorKind::Deadlock
             | ErrorKind::NoLocks
             | ErrorKind::TooManyOpen => Exit::Failed,
@@ -109,6 +111,8 @@ fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::Deadlock => "deadlock",
         ErrorKind::NoLocks => "no_locks",
         ErrorKind::TooManyOpen => "too_many_open",
+        ErrorKind::NoAttribute => "no_attribute",
+        ErrorKind::TooBig => "too_big",
     }
 }
 

@@ -134,7 +134,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use dfs_proto::{FileKind, Timestamp};
+    use dfs_proto::{FileKind, Timestamp, XattrKinds};
 
     const DIR: InodeId = InodeId(1);
     const FILE: InodeId = InodeId(2);
@@ -157,6 +157,7 @@ mod tests {
             crtime: epoch,
             version: 1,
             replication: 3,
+            xattrs: XattrKinds::default(),
         }
     }
 

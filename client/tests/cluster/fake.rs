@@ -290,7 +290,7 @@ impl Namenode {
 
 fn kind_of(op: &Op) -> &'static str {
     match op {
-        Op::Make { .. } => "make",
+        Op::Make { .. } | Op::MakeMasked { .. } => "make",
         Op::AllocateChunks { .. } => "allocate",
         Op::Commit { .. } => "commit",
         Op::Release { .. } => "release",

@@ -9,7 +9,7 @@ use crate::ops::make::Make;
 use crate::ops::rename::Rename;
 use crate::ops::{
     allocate, clone, commit, datanode, fallocate, genesis, link, lock, note_reads, reclaim, release, replica, rmdir,
-    session, set_attr, unlink,
+    session, set_attr, unlink, xattr,
 };
 use crate::tx::{Failure, Tx};
 use crate::view::{Fault, View};
@@ -86,6 +86,7 @@ fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeI
             name,
             node,
             mode: *mode,
+            umask: 0,
             exclusive: *exclusive,
             open: *open,
             replication: *replication,
@@ -115,6 +116,19 @@ fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeI
         Op::NoteReads { reads } => note_reads::apply(tx, reads),
         Op::Lock { inode, claim } => lock::lock(tx, client, *inode, claim),
         Op::Unlock { inode, owner, range } => lock::unlock(tx, client, *inode, *owner, *range),
+        Op::MakeMasked { parent, name, node, mode, umask, exclusive, open, replication } => Make {
+            parent: *parent,
+            name,
+            node,
+            mode: *mode,
+            umask: *umask,
+            exclusive: *exclusive,
+            open: *open,
+            replication: *replication,
+        }
+        .apply(tx, client),
+        Op::SetXattr { inode, name, value, mode } => xattr::set(tx, client, *inode, name, value, *mode),
+        Op::RemoveXattr { inode, name } => xattr::remove(tx, client, *inode, name),
     }
 }
 

@@ -7,6 +7,7 @@ mod locks;
 mod sessions;
 mod storage;
 mod tree;
+mod xattrs;
 
 use std::collections::BTreeSet;
 
@@ -33,6 +34,7 @@ pub fn check(view: &dyn View, root: InodeId, live: &dyn Fn(NodeId) -> bool) -> R
     storage.check_files(&tree, live, &mut found);
     sessions::check(view, &tree, &storage, &mut found)?;
     locks::check(view, &tree, &mut found)?;
+    xattrs::check(view, &tree, &mut found)?;
     if whole {
         let counts = tree.counts(None, storage.chunks.len(), rows::sessions(view)?.len());
         found.compare_counts(&counts, &rows::totals(view)?.counts);

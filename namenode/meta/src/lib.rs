@@ -15,6 +15,7 @@ pub mod repair;
 pub mod rows;
 pub mod view;
 
+mod acl;
 mod apply;
 mod chunks;
 mod dedup;
@@ -28,6 +29,7 @@ mod testing;
 mod tree;
 mod tx;
 mod usage;
+mod xattrs;
 
 pub use apply::apply;
 pub use command::{Applied, Body, Command, Event, HolderChange, Outcome, Reply};

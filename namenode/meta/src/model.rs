@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 
 use dfs_proto::msg::meta::{ChunkCommit, NewNode, Op, OpReply, RenameMode};
-use dfs_proto::{ChunkId, Extent, FileKind, Grant, InodeId, NodeId, SetAttr};
+use dfs_proto::{ChunkId, Extent, FileKind, Grant, InodeId, NodeId, SetAttr, XattrMode, XattrValue};
 use proptest::prelude::*;
 
+use crate::acl::tests::acl;
 use crate::command::{Body, Command, Outcome, Reply};
 use crate::rows::{self, RECLAIM_QUEUE};
-use crate::testing::{NODES, Rig, name};
+use crate::testing::{NODES, Rig, name, xattr_name};
 use crate::view::MemoryView;
 
 /// Few files grow beyond this, so that comparing stays cheap and writes often meet edge to edge.
@@ -31,6 +32,11 @@ enum Step {
     /// From one file at an offset to another at another.
     Clone((Path, u16), (Path, u16), u8),
     Copies(Path, u8),
+    SetXattr(Path, &'static str, u8, XattrMode),
+    RemoveXattr(Path, &'static str),
+    /// Sets one of `ACLS` as the access or default ACL.
+    SetAcl(Path, bool, usize),
+    Chmod(Path, u16),
     /// Seals the chunk that is written to, on so many of its replicas.
     Seal(usize),
     /// The session ends, in order or not; a new one begins.
@@ -40,6 +46,9 @@ enum Step {
     DropReplica(usize, usize),
     AddReplica(usize, usize),
 }
+
+/// Lists, some of which say no more than a mode.
+const ACLS: [&str; 3] = ["u::rwx,u:5:rw,g::r,m::rw,o::x", "u::rwx,g::rx,o::r", "u::rwx,g::rwx,g:7:,m::rx,o::"];
 
 /// One to three names, each `a` or `b`: few enough that steps meet.
 type Path = Vec<&'static str>;
@@ -56,6 +65,8 @@ enum Node {
 struct Model {
     nodes: BTreeMap<Path, Node>,
     files: Vec<Vec<u8>>,
+    /// Of each of `files`: the attributes in `user`.
+    xattrs: BTreeMap<usize, BTreeMap<&'static str, u8>>,
 }
 
 impl Model {
@@ -66,6 +77,13 @@ impl Model {
     fn file(&mut self, path: &Path) -> Option<&mut Vec<u8>> {
         match self.nodes.get(path)? {
             Node::File(file) => Some(&mut self.files[*file]),
+            Node::Directory => None,
+        }
+    }
+
+    fn file_xattrs(&mut self, path: &Path) -> Option<&mut BTreeMap<&'static str, u8>> {
+        match self.nodes.get(path)? {
+            Node::File(file) => Some(self.xattrs.entry(*file).or_default()),
             Node::Directory => None,
         }
     }
@@ -252,6 +270,7 @@ impl System {
                         assert_eq!(bytes, model.files[*file], "{path:?}");
                         links.entry(row.inode).or_insert((0, *file)).0 += 1;
                         assert_eq!(links[&row.inode].1, *file, "{path:?}");
+                        self.compare_xattrs(row.inode, model.xattrs.get(file));
                         let version = self.rig.attr(row.inode).version;
                         let seen = self.versions.entry((row.inode, version)).or_insert_with(|| bytes.clone());
                         assert_eq!(*seen, bytes, "one version, two contents: {path:?}");
@@ -264,6 +283,16 @@ impl System {
         for (inode, (count, _)) in links {
             assert_eq!(self.rig.attr(inode).nlink, count);
         }
+    }
+
+    fn compare_xattrs(&self, inode: InodeId, expected: Option<&BTreeMap<&'static str, u8>>) {
+        let mut names = self.rig.xattr_names(inode);
+        names.retain(|name| name.starts_with("user."));
+        let found: BTreeMap<_, _> =
+            names.iter().map(|name| (name.as_str(), self.rig.xattr(inode, name).unwrap())).collect();
+        let expected: BTreeMap<_, _> =
+            expected.into_iter().flatten().map(|(name, byte)| (*name, vec![*byte])).collect();
+        assert_eq!(found, expected);
     }
 
     fn seal(&mut self, replicas: usize) {
@@ -424,6 +453,44 @@ fn take(system: &mut System, model: &mut Model, step: &Step) {
                 assert!(system.op(Some(Op::SetAttr { inode, set, grant: None })));
             }
         }
+        Step::SetXattr(path, name, byte, mode) => {
+            if let Some(xattrs) = model.file_xattrs(path) {
+                let fits = match mode {
+                    XattrMode::Set => true,
+                    XattrMode::Create => !xattrs.contains_key(name),
+                    XattrMode::Replace => xattrs.contains_key(name),
+                };
+                let value = XattrValue::new([*byte]).unwrap();
+                let inode = system.inode(path).unwrap();
+                let op = Op::SetXattr { inode, name: xattr_name(name), value, mode: *mode };
+                assert_eq!(system.op(Some(op)), fits);
+                if fits {
+                    xattrs.insert(name, *byte);
+                }
+            }
+        }
+        Step::RemoveXattr(path, name) => {
+            if let Some(xattrs) = model.file_xattrs(path) {
+                let op = Op::RemoveXattr { inode: system.inode(path).unwrap(), name: xattr_name(name) };
+                assert_eq!(system.op(Some(op)), xattrs.remove(name).is_some());
+            }
+        }
+        // What the lists and modes must be to each other is recounted by `fsck`.
+        Step::SetAcl(path, access, list) => {
+            let op = system.inode(path).map(|inode| Op::SetXattr {
+                inode,
+                name: xattr_name(if *access { "system.posix_acl_access" } else { "system.posix_acl_default" }),
+                value: XattrValue::new(acl(ACLS[list % ACLS.len()])).unwrap(),
+                mode: XattrMode::Set,
+            });
+            let fits = if *access { model.nodes.contains_key(path) } else { model.is_directory(path) };
+            assert_eq!(system.op(op), fits);
+        }
+        Step::Chmod(path, mode) => {
+            let set = SetAttr { mode: Some(*mode), ..SetAttr::default() };
+            let op = system.inode(path).map(|inode| Op::SetAttr { inode, set, grant: None });
+            assert_eq!(system.op(op), model.nodes.contains_key(path));
+        }
         Step::Seal(replicas) => system.seal(*replicas),
         Step::EndSession(in_order) => system.end_session(*in_order),
         Step::ReleaseAll => {
@@ -466,6 +533,14 @@ fn any_mode() -> impl Strategy<Value = RenameMode> {
     prop_oneof![3 => Just(RenameMode::Replace), 1 => Just(RenameMode::NoReplace), 1 => Just(RenameMode::Exchange)]
 }
 
+fn any_xattr() -> impl Strategy<Value = &'static str> {
+    prop_oneof![Just("user.a"), Just("user.b"), Just("user.ab")]
+}
+
+fn any_xattr_mode() -> impl Strategy<Value = XattrMode> {
+    prop_oneof![Just(XattrMode::Set), Just(XattrMode::Create), Just(XattrMode::Replace)]
+}
+
 fn any_step() -> impl Strategy<Value = Step> {
     let p = any_path;
     prop_oneof![
@@ -482,6 +557,11 @@ fn any_step() -> impl Strategy<Value = Step> {
             .prop_map(|(path, offset, len, zero, keep_size)| Step::Fallocate(path, offset, len, zero, keep_size)),
         4 => ((p(), any::<u16>()), (p(), any::<u16>()), 1u8..60).prop_map(|(from, to, len)| Step::Clone(from, to, len)),
         1 => (p(), 1u8..5).prop_map(|(path, copies)| Step::Copies(path, copies)),
+        4 => (p(), any_xattr(), any::<u8>(), any_xattr_mode())
+            .prop_map(|(path, name, byte, mode)| Step::SetXattr(path, name, byte, mode)),
+        2 => (p(), any_xattr()).prop_map(|(path, name)| Step::RemoveXattr(path, name)),
+        3 => (p(), any::<(bool, usize)>()).prop_map(|(path, (access, list))| Step::SetAcl(path, access, list)),
+        2 => (p(), 0u16..0o10000).prop_map(|(path, mode)| Step::Chmod(path, mode)),
         2 => (2usize..4).prop_map(Step::Seal),
         1 => any::<bool>().prop_map(Step::EndSession),
         1 => Just(Step::ReleaseAll),

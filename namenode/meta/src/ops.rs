@@ -21,3 +21,4 @@ pub(crate) mod rmdir;
 pub(crate) mod session;
 pub(crate) mod set_attr;
 pub(crate) mod unlink;
+pub(crate) mod xattr;

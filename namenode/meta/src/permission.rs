@@ -1,8 +1,12 @@
-//! Who may do what: the one place where mode bits are looked at. The rules are Linux's.
+//! Who may do what: the one place where mode bits and ACLs are looked at. The rules are Linux's.
 
-use dfs_proto::{Caller, ErrorKind, WireError};
+use dfs_proto::{Caller, ErrorKind, FileKind, InodeId, WireError, XattrKinds};
 
+use crate::acl::{self, Which};
 use crate::rows::InodeRow;
+use crate::tx::{Failure, refuse};
+use crate::view::{Fault, View};
+use crate::xattrs::Namespace;
 
 pub(crate) const READ: u8 = 4;
 pub(crate) const WRITE: u8 = 2;
@@ -13,31 +17,47 @@ pub(crate) const SET_UID: u16 = 0o4000;
 pub(crate) const SET_GID: u16 = 0o2000;
 pub(crate) const STICKY: u16 = 0o1000;
 const GROUP_EXECUTE: u16 = 0o010;
+const GROUP_ALL: u16 = 0o070;
 pub(crate) const MODE_MASK: u16 = 0o7777;
 
 /// Whether `caller` has every access in `mask` (READ, WRITE, EXECUTE added up). Exactly one class of
-/// bits counts: the owner's for the owner, else the group's for members, else the others'. Root may do
-/// all, but execute only what somebody may execute.
-pub(crate) fn allows(row: &InodeRow, caller: &Caller, mask: u8) -> bool {
+/// bits counts: the owner's for the owner, else the group's for members, else the others'. An ACL decides
+/// for all but the owner, unless the mode says that it gives nothing (Linux does not look at it then). Root
+/// may do all, but execute only what somebody may execute.
+pub(crate) fn allows(
+    view: &dyn View,
+    inode: InodeId,
+    row: &InodeRow,
+    caller: &Caller,
+    mask: u8,
+) -> Result<bool, Fault> {
     if caller.uid == 0 {
-        return mask & EXECUTE == 0 || row.is_directory() || row.mode & 0o111 != 0;
+        return Ok(mask & EXECUTE == 0 || row.is_directory() || row.mode & 0o111 != 0);
     }
     let class = if row.uid == caller.uid {
         row.mode >> 6
+    } else if row.xattrs.contains(XattrKinds::ACCESS_ACL) && row.mode & GROUP_ALL != 0 {
+        return Ok(acl::stored(view, inode, Which::Access)?.permits(row.gid, caller, mask & 7));
     } else if caller.in_group(row.gid) {
         row.mode >> 3
     } else {
         row.mode
     };
     let mask = u16::from(mask & 7);
-    class & mask == mask
+    Ok(class & mask == mask)
 }
 
 /// `allows`, or `AccessDenied`.
-pub(crate) fn require(row: &InodeRow, caller: &Caller, mask: u8) -> Result<(), WireError> {
-    match allows(row, caller, mask) {
+pub(crate) fn require(
+    view: &dyn View,
+    inode: InodeId,
+    row: &InodeRow,
+    caller: &Caller,
+    mask: u8,
+) -> Result<(), Failure> {
+    match allows(view, inode, row, caller, mask)? {
         true => Ok(()),
-        false => Err(WireError::new(ErrorKind::AccessDenied, "permission denied")),
+        false => Err(refuse(ErrorKind::AccessDenied, "permission denied")),
     }
 }
 
@@ -55,17 +75,61 @@ pub(crate) fn require_owner(row: &InodeRow, caller: &Caller) -> Result<(), WireE
 }
 
 /// To put a new name into a directory.
-pub(crate) fn require_add(directory: &InodeRow, caller: &Caller) -> Result<(), WireError> {
-    require(directory, caller, WRITE | EXECUTE)
+pub(crate) fn require_add(
+    view: &dyn View,
+    inode: InodeId,
+    directory: &InodeRow,
+    caller: &Caller,
+) -> Result<(), Failure> {
+    require(view, inode, directory, caller, WRITE | EXECUTE)
 }
 
 /// To take the name of `victim` out of a directory. In a sticky one only the owner of either may.
-pub(crate) fn require_remove(directory: &InodeRow, victim: &InodeRow, caller: &Caller) -> Result<(), WireError> {
-    require(directory, caller, WRITE | EXECUTE)?;
+pub(crate) fn require_remove(
+    view: &dyn View,
+    inode: InodeId,
+    directory: &InodeRow,
+    victim: &InodeRow,
+    caller: &Caller,
+) -> Result<(), Failure> {
+    require(view, inode, directory, caller, WRITE | EXECUTE)?;
     if directory.mode & STICKY != 0 && !owns(directory, caller) && !owns(victim, caller) {
-        return Err(WireError::new(ErrorKind::NotPermitted, "the directory is sticky and the file is another user's"));
+        return Err(refuse(ErrorKind::NotPermitted, "the directory is sticky and the file is another user's"));
     }
     Ok(())
+}
+
+/// To read (READ) or change (WRITE) an extended attribute. Who may change an ACL is for `require_owner`.
+pub(crate) fn require_xattr(
+    view: &dyn View,
+    inode: InodeId,
+    row: &InodeRow,
+    caller: &Caller,
+    space: Namespace,
+    access: u8,
+) -> Result<(), Failure> {
+    // What may not be seen is not there.
+    let refused = |why| match access & WRITE {
+        0 => Err(refuse(ErrorKind::NoAttribute, "there is no such attribute for this caller")),
+        _ => Err(refuse(ErrorKind::NotPermitted, why)),
+    };
+    match space {
+        Namespace::Trusted if caller.uid != 0 => refused("only root has attributes in `trusted`"),
+        Namespace::Security if caller.uid != 0 && access & WRITE != 0 => {
+            refused("only root changes attributes in `security`")
+        }
+        Namespace::User if !matches!(row.kind(), FileKind::File | FileKind::Directory) => {
+            refused("only files and directories have attributes in `user`")
+        }
+        // Everybody may write to it: that must not mean that everybody marks it.
+        Namespace::User
+            if row.is_directory() && row.mode & STICKY != 0 && access & WRITE != 0 && !owns(row, caller) =>
+        {
+            refused("the directory is sticky and another user's")
+        }
+        Namespace::User => require(view, inode, row, caller, access),
+        Namespace::Trusted | Namespace::Security | Namespace::Acl(_) => Ok(()),
+    }
 }
 
 /// Group and mode of something new in `directory`. A setgid directory hands its group down, and the
@@ -92,10 +156,13 @@ pub(crate) fn without_set_id(mode: u16) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use dfs_proto::{InodeId, Timestamp};
+    use dfs_proto::Timestamp;
 
     use super::*;
     use crate::rows::Content;
+    use crate::view::MemoryView;
+
+    const INODE: InodeId = InodeId(7);
 
     fn row(mode: u16, uid: u32, gid: u32, directory: bool) -> InodeRow {
         let content = match directory {
@@ -115,6 +182,7 @@ mod tests {
             version: 1,
             content,
             orphan: None,
+            xattrs: XattrKinds::NONE,
         }
     }
 
@@ -141,31 +209,45 @@ mod tests {
             (0o004, &other, READ | WRITE, false),
             (0o000, &other, 0, true),
         ] {
-            assert_eq!(allows(&row(mode, 10, 20, false), caller, mask), allowed, "{mode:o} {caller:?} {mask}");
+            let decided = allows(&MemoryView::new(), INODE, &row(mode, 10, 20, false), caller, mask);
+            assert_eq!(decided, Ok(allowed), "{mode:o} {caller:?} {mask}");
         }
     }
 
     #[test]
     fn root_may_do_all_but_execute_what_nobody_may() {
-        assert!(allows(&row(0, 10, 20, false), &Caller::ROOT, READ | WRITE));
-        assert!(!allows(&row(0o666, 10, 20, false), &Caller::ROOT, EXECUTE));
-        assert!(allows(&row(0o010, 10, 20, false), &Caller::ROOT, EXECUTE));
-        assert!(allows(&row(0, 10, 20, true), &Caller::ROOT, EXECUTE));
+        let allows = |row: InodeRow, mask| allows(&MemoryView::new(), INODE, &row, &Caller::ROOT, mask).unwrap();
+        assert!(allows(row(0, 10, 20, false), READ | WRITE));
+        assert!(!allows(row(0o666, 10, 20, false), EXECUTE));
+        assert!(allows(row(0o010, 10, 20, false), EXECUTE));
+        assert!(allows(row(0, 10, 20, true), EXECUTE));
     }
 
     #[test]
     fn a_sticky_directory_protects_names_of_others() {
-        let kind = |result: Result<(), WireError>| result.err().map(|e| e.kind);
+        let require_remove = |directory: &InodeRow, victim: &InodeRow, caller: &Caller| match require_remove(
+            &MemoryView::new(),
+            INODE,
+            directory,
+            victim,
+            caller,
+        ) {
+            Err(Failure::Refused(error)) => Some(error.kind),
+            other => {
+                other.unwrap();
+                None
+            }
+        };
         let tmp = row(0o1777, 1, 1, true);
         let theirs = row(0o666, 10, 10, false);
-        assert_eq!(kind(require_remove(&tmp, &theirs, &user(11, 11, &[]))), Some(ErrorKind::NotPermitted));
-        assert_eq!(kind(require_remove(&tmp, &theirs, &user(10, 10, &[]))), None);
-        assert_eq!(kind(require_remove(&tmp, &theirs, &user(1, 1, &[]))), None);
-        assert_eq!(kind(require_remove(&tmp, &theirs, &Caller::ROOT)), None);
+        assert_eq!(require_remove(&tmp, &theirs, &user(11, 11, &[])), Some(ErrorKind::NotPermitted));
+        assert_eq!(require_remove(&tmp, &theirs, &user(10, 10, &[])), None);
+        assert_eq!(require_remove(&tmp, &theirs, &user(1, 1, &[])), None);
+        assert_eq!(require_remove(&tmp, &theirs, &Caller::ROOT), None);
         let plain = row(0o777, 1, 1, true);
-        assert_eq!(kind(require_remove(&plain, &theirs, &user(11, 11, &[]))), None);
+        assert_eq!(require_remove(&plain, &theirs, &user(11, 11, &[])), None);
         let closed = row(0o755, 1, 1, true);
-        assert_eq!(kind(require_remove(&closed, &theirs, &user(10, 10, &[]))), Some(ErrorKind::AccessDenied));
+        assert_eq!(require_remove(&closed, &theirs, &user(10, 10, &[])), Some(ErrorKind::AccessDenied));
     }
 
     #[test]

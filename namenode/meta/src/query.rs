@@ -1,6 +1,7 @@
 //! Linearizable reads: what clients ask, answered from one view, with the permissions that Linux asks for.
 
 mod locate;
+mod xattrs;
 
 use std::collections::BTreeSet;
 
@@ -51,6 +52,8 @@ pub fn answer(
         Query::StatFs => Ok(Answer::StatFs(stat_fs(view, &[])?)),
         Query::Access { inode, mask } => access(view, asker, *inode, *mask),
         Query::TestLock { inode, claim } => test_lock(view, asker, *inode, claim),
+        Query::GetXattr { inode, name } => xattrs::get(view, asker, *inode, name),
+        Query::ListXattrs { inode } => xattrs::list(view, asker, *inode),
     }))
 }
 
@@ -135,7 +138,7 @@ fn require_session(view: &dyn View, session: SessionId, holder: NodeId) -> Resul
 
 fn look_up(view: &dyn View, asker: &Asker<'_>, parent: InodeId, name: &Name) -> Result<Answer, Failure> {
     let directory = tree::directory(view, parent)?;
-    permission::require(&directory, asker.caller, EXECUTE)?;
+    permission::require(view, parent, &directory, asker.caller, EXECUTE)?;
     let entry = tree::entry(view, parent, name)?;
     Ok(Answer::Attr(tree::named_inode(view, &entry)?.attr(entry.inode)))
 }
@@ -156,12 +159,12 @@ fn read_dir(
     attrs: bool,
 ) -> Result<Answer, Failure> {
     let directory = tree::directory(view, inode)?;
-    permission::require(&directory, asker.caller, READ)?;
+    permission::require(view, inode, &directory, asker.caller, READ)?;
     let Content::Directory { parent, .. } = directory.content else {
         return Err(refuse(ErrorKind::NotADirectory, "not a directory"));
     };
     // What is behind a name is for those who may search the directory; its names for those who may read it.
-    let attrs = attrs && permission::allows(&directory, asker.caller, EXECUTE);
+    let attrs = attrs && permission::allows(view, inode, &directory, asker.caller, EXECUTE)?;
     let limit = limit.clamp(1, READDIR_PAGE_MAX) as usize;
     let mut listed = rows::list_dir(view, inode, after, limit + 1)?;
     let end = listed.len() <= limit;
@@ -182,7 +185,7 @@ fn open(view: &dyn View, asker: &Asker<'_>, inode: InodeId, read: bool, write: b
     if write && row.is_directory() {
         return Err(refuse(ErrorKind::IsADirectory, "a directory is not opened for writing"));
     }
-    permission::require(&row, asker.caller, READ * u8::from(read) + WRITE * u8::from(write))?;
+    permission::require(view, inode, &row, asker.caller, READ * u8::from(read) + WRITE * u8::from(write))?;
     if row.nlink == 0 {
         // Whoever does not hold it would lose it without notice.
         let holders = rows::holders(view, inode, usize::MAX)?;
@@ -197,7 +200,7 @@ fn open(view: &dyn View, asker: &Asker<'_>, inode: InodeId, read: bool, write: b
 
 fn access(view: &dyn View, asker: &Asker<'_>, inode: InodeId, mask: u8) -> Result<Answer, Failure> {
     let row = tree::live_inode(view, inode)?;
-    permission::require(&row, asker.caller, mask & (READ | WRITE | EXECUTE))?;
+    permission::require(view, inode, &row, asker.caller, mask & (READ | WRITE | EXECUTE))?;
     Ok(Answer::Attr(row.attr(inode)))
 }
 

@@ -21,6 +21,7 @@
 //! | `Locks` | inode, session, space (u8), owner, first byte | [`LockRow`] |
 //! | `SessionLocks` | session, inode (or 0 for all) | [`SessionLocksRow`]: how many locks |
 //! | `Counters` | `config`, `keys`, `totals` | [`Config`], [`CapabilityKeys`], [`Totals`] |
+//! | `Xattrs` | inode, name bytes | [`XattrRow`]: an extended attribute |
 //!
 //! Extents are keyed by their end because the first extent that reaches past an offset is then found
 //! by one forward seek. By their start it would take a backward seek, or a walk over everything that
@@ -31,6 +32,7 @@ mod cluster;
 mod files;
 mod locks;
 mod sessions;
+mod xattrs;
 
 use std::marker::PhantomData;
 
@@ -54,6 +56,8 @@ pub use sessions::{
     HolderRow, OrphanRow, RECLAIM_QUEUE, ReplyRow, SessionChunkRow, SessionRow, UNDECIDED, holders, orphans,
     replies_below, session, session_chunks, sessions,
 };
+pub(crate) use xattrs::xattr_key;
+pub use xattrs::{XattrRow, xattr, xattrs};
 
 /// A type that is stored as the rows of one table.
 pub trait Row: Serialize + DeserializeOwned {

@@ -6,7 +6,7 @@ use dfs_proto::msg::admin::{Liveness, ProblemKind};
 use dfs_proto::msg::meta::{Answer, ChunkCommit, FileCommit, NewNode, Op, OpReply, Query};
 use dfs_proto::{
     Attr, Caller, CapabilityKey, ChunkId, ClusterId, Epoch, ErrorKind, Extent, Grant, InodeId, Name, NodeId, RequestId,
-    SessionId, SetAttr, Timestamp, WireError,
+    SessionId, SetAttr, Timestamp, WireError, XattrMode, XattrName, XattrValue,
 };
 
 use crate::command::{Body, Command, Event, Outcome, Reply};
@@ -169,6 +169,39 @@ impl Rig {
         attr(self.op(Op::SetAttr { inode, set, grant })?)
     }
 
+    pub fn set_xattr(&mut self, inode: InodeId, name: &str, value: &[u8]) -> Result<Attr, WireError> {
+        self.set_xattr_if(inode, name, value, XattrMode::Set)
+    }
+
+    pub fn set_xattr_if(
+        &mut self,
+        inode: InodeId,
+        name: &str,
+        value: &[u8],
+        mode: XattrMode,
+    ) -> Result<Attr, WireError> {
+        let value = XattrValue::new(value).unwrap();
+        attr(self.op(Op::SetXattr { inode, name: xattr_name(name), value, mode })?)
+    }
+
+    pub fn remove_xattr(&mut self, inode: InodeId, name: &str) -> Result<Attr, WireError> {
+        attr(self.op(Op::RemoveXattr { inode, name: xattr_name(name) })?)
+    }
+
+    pub fn xattr(&self, inode: InodeId, name: &str) -> Result<Vec<u8>, WireError> {
+        match self.query(Query::GetXattr { inode, name: xattr_name(name) })? {
+            Answer::Xattr(value) => Ok(value.as_bytes().to_vec()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn xattr_names(&self, inode: InodeId) -> Vec<String> {
+        match self.query(Query::ListXattrs { inode }) {
+            Ok(Answer::XattrNames(names)) => names.iter().map(|name| name.to_string()).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// New chunks on the first three nodes.
     pub fn allocate(&mut self, count: u8) -> Vec<ChunkId> {
         let op = Op::AllocateChunks { count, replication: 3, avoid: Vec::new() };
@@ -283,6 +316,10 @@ impl Rig {
 
 pub(crate) fn name(text: &str) -> Name {
     Name::new(text).unwrap()
+}
+
+pub(crate) fn xattr_name(text: &str) -> XattrName {
+    XattrName::new(text).unwrap()
 }
 
 pub(crate) fn mkdir(parent: InodeId, text: &str) -> Op {

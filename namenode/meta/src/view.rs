@@ -33,10 +33,11 @@ pub enum Table {
     Locks,
     SessionLocks,
     Holders,
+    Xattrs,
 }
 
 impl Table {
-    pub const ALL: [Table; 19] = [
+    pub const ALL: [Table; 20] = [
         Table::Meta,
         Table::Inodes,
         Table::Dentries,
@@ -56,6 +57,7 @@ impl Table {
         Table::Locks,
         Table::SessionLocks,
         Table::Holders,
+        Table::Xattrs,
     ];
 
     /// The name on disk. Never changes for a table that exists.
@@ -80,6 +82,7 @@ impl Table {
             Table::Locks => "locks",
             Table::SessionLocks => "session_locks",
             Table::Holders => "holders",
+            Table::Xattrs => "xattrs",
         }
     }
 }

@@ -123,7 +123,9 @@ pub async fn mutate(
 /// The name that an operation opens what it finds or makes under.
 fn opened_name(op: &Op) -> Option<(InodeId, Name)> {
     match op {
-        Op::Make { parent, name, open: Some(_), .. } => Some((*parent, name.clone())),
+        Op::Make { parent, name, open: Some(_), .. } | Op::MakeMasked { parent, name, open: Some(_), .. } => {
+            Some((*parent, name.clone()))
+        }
         _ => None,
     }
 }
@@ -233,7 +235,9 @@ async fn settled(namenode: &Namenode, query: &Query, answer: &Result<Answer, Wir
         | Query::Locate { inode, .. }
         | Query::LocateChunks { inode, .. }
         | Query::Access { inode, .. }
-        | Query::TestLock { inode, .. } => Some(*inode),
+        | Query::TestLock { inode, .. }
+        | Query::GetXattr { inode, .. }
+        | Query::ListXattrs { inode } => Some(*inode),
         Query::StatFs => None,
     };
     let mut inodes: Vec<InodeId> = asked.into_iter().collect();
@@ -270,7 +274,7 @@ async fn read(
     query: &Query,
 ) -> Result<Result<Answer, WireError>, WireError> {
     // Most answers are a few rows that are in memory: less work than a hop to another thread.
-    let long = matches!(query, Query::ReadDir { .. } | Query::Locate { .. } | Query::StatFs);
+    let long = matches!(query, Query::ReadDir { .. } | Query::Locate { .. } | Query::StatFs | Query::ListXattrs { .. });
     let answer = {
         let (me, caller, query) = (namenode.clone(), caller.clone(), query.clone());
         move |view: &dyn dfs_meta::View| {
@@ -373,5 +377,8 @@ pub fn op_name(op: &Op) -> &'static str {
         Op::NoteReads { .. } => "note reads",
         Op::Lock { .. } => "lock",
         Op::Unlock { .. } => "unlock",
+        Op::MakeMasked { .. } => "make",
+        Op::SetXattr { .. } => "set extended attribute",
+        Op::RemoveXattr { .. } => "remove extended attribute",
     }
 }

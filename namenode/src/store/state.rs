@@ -74,14 +74,16 @@ impl Generation {
         }
     }
 
-    /// Refuses rows written by a newer program; marks a new database with this program's version.
+    /// Refuses rows written by a newer program; marks a new or older database with this program's version, so that
+    /// an older program refuses it from then on.
     fn check_version(&self) -> Result<(), StoreError> {
         match self.version()? {
             Some(version) if version > STATE_VERSION => Err(StoreError::Damaged(format!(
                 "the state has version {version}, and this program reads up to {STATE_VERSION}"
             ))),
-            Some(_) => Ok(()),
-            None => self
+            Some(STATE_VERSION) => Ok(()),
+            // Older rows are read as they are: see `STATE_VERSION`.
+            _ => self
                 .db
                 .put_cf(self.table(Table::Meta)?, VERSION_KEY, STATE_VERSION.to_le_bytes())
                 .map_err(db("cannot write the state")),

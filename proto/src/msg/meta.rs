@@ -11,6 +11,7 @@ use crate::error::WireError;
 use crate::ids::{ChunkId, Epoch, InodeId, NodeId, RequestId, SessionId};
 use crate::msg::{admin, node};
 use crate::name::Name;
+use crate::xattr::{XattrMode, XattrName, XattrValue};
 
 /// Everything that may arrive on the meta plane. Which roles may send which is decided per request.
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -231,6 +232,22 @@ pub enum Op {
     Lock { inode: InodeId, claim: LockClaim },
     /// Takes an owner's locks away from a range. Nothing to unlock is no error. Reply: `Done`.
     Unlock { inode: InodeId, owner: LockOwner, range: LockRange },
+    /// As `Make`, with the umask apart: a default ACL of the parent takes its place. Reply: `Made`.
+    MakeMasked {
+        parent: InodeId,
+        name: Name,
+        node: NewNode,
+        mode: u16,
+        /// Bits of `mode` that a new inode does not get unless its parent has a default ACL.
+        umask: u16,
+        exclusive: bool,
+        open: Option<(bool, bool)>,
+        replication: Option<u8>,
+    },
+    /// Reply: `Attr`.
+    SetXattr { inode: InodeId, name: XattrName, value: XattrValue, mode: XattrMode },
+    /// Reply: `Attr`.
+    RemoveXattr { inode: InodeId, name: XattrName },
 }
 
 /// That a file was read.
@@ -391,6 +408,10 @@ pub enum Query {
     Access { inode: InodeId, mask: u8 },
     /// What stands in the way of a lock, if anything. Answer: `Lock`.
     TestLock { inode: InodeId, claim: LockClaim },
+    /// Answer: `Xattr`.
+    GetXattr { inode: InodeId, name: XattrName },
+    /// The names that the caller may know of. Answer: `XattrNames`.
+    ListXattrs { inode: InodeId },
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -407,6 +428,9 @@ pub enum Answer {
     StatFs(StatFs),
     /// The first lock in the way, by its range, and whose it is.
     Lock(Option<(SessionId, LockClaim)>),
+    Xattr(XattrValue),
+    /// In order.
+    XattrNames(Vec<XattrName>),
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]

@@ -203,7 +203,7 @@ impl Target for ClusterTree {
         let (temporary, temporary_path) = ClusterTree::join(dir, &temporary_name(name.as_bytes()))?;
         let Remote { dfs, caller } = &self.remote;
         let mode = meta.mode & 0o777 & !users::umask();
-        let exclusive = MakeOptions { exclusive: true, open: Some(OpenMode::WRITE), replication: None };
+        let exclusive = MakeOptions { exclusive: true, open: Some(OpenMode::WRITE), ..MakeOptions::default() };
         let at = |error| Failure::from(error).at(&temporary_path);
         let made = match dfs.make(caller, dir.inode, &temporary, NewNode::File, mode, exclusive).await {
             // Left by a copy that was cut off. A new inode, so that the other copy, should it still

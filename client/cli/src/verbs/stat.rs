@@ -2,9 +2,10 @@ use dfs_proto::{Attr, FileKind};
 use serde_json::{Value, json};
 
 use crate::context::Context;
-use crate::error::{Result, Tally};
+use crate::error::{Failure, Result, Tally};
 use crate::output::put_bytes;
 use crate::path::DfsPath;
+use crate::remote::Remote;
 use crate::units;
 use crate::users;
 use crate::verbs::ls::{kind_letter, kind_name};
@@ -26,7 +27,10 @@ pub async fn run(context: &Context, args: Args) -> Result {
             let mut tally = Tally::default();
             for path in &args.paths {
                 let attr = if args.dereference { remote.stat(path).await } else { remote.lstat(path).await };
-                let done = attr.and_then(|attr| print(context, path, &attr));
+                let done = match attr {
+                    Ok(attr) => show(context, remote, path, &attr).await,
+                    Err(failure) => Err(failure),
+                };
                 context.out.keep_going(&mut tally, done)?;
             }
             tally.end()
@@ -34,9 +38,21 @@ pub async fn run(context: &Context, args: Args) -> Result {
         .await
 }
 
-fn print(context: &Context, path: &DfsPath, attr: &Attr) -> Result {
+async fn show(context: &Context, remote: &Remote, path: &DfsPath, attr: &Attr) -> Result {
+    let mut xattrs = Vec::new();
+    if !attr.xattrs.is_empty() {
+        let names = remote.dfs.list_xattrs(&remote.caller, attr.inode).await;
+        let names = names.map_err(|error| Failure::from(error).at(path))?;
+        xattrs = names.iter().map(|name| name.to_string()).collect();
+    }
+    print(context, path, attr, &xattrs)
+}
+
+fn print(context: &Context, path: &DfsPath, attr: &Attr, xattrs: &[String]) -> Result {
     if context.out.json {
-        return context.out.object(object(path, attr));
+        let mut object = object(path, attr);
+        object["xattrs"] = json!(xattrs);
+        return context.out.object(object);
     }
     let permissions = format!("{}{}", kind_letter(attr.kind), units::permissions(attr.mode));
     let mut lines = vec![
@@ -63,6 +79,7 @@ fn print(context: &Context, path: &DfsPath, attr: &Attr) -> Result {
     {
         lines.push(format!("{name:12} {}", units::utc_time(time)));
     }
+    lines.extend(xattrs.iter().map(|name| format!("attribute    {name}")));
     context.out.line(lines.join("\n"))
 }
 

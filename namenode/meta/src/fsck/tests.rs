@@ -1,10 +1,13 @@
-use dfs_proto::Epoch;
 use dfs_proto::msg::admin::FsckReport;
 use dfs_proto::msg::meta::{LockClaim, LockMode, LockOwner, LockRange, LockSpace, Op};
+use dfs_proto::{Epoch, XattrValue};
 
 use super::*;
-use crate::rows::{AttentionRow, ChunkFileRow, ChunkRow, Content, DentryRow, InodeRow, Key, NodeChunkRow, Row};
-use crate::testing::{NODES, Rig, name};
+use crate::acl::tests::acl;
+use crate::rows::{
+    AttentionRow, ChunkFileRow, ChunkRow, Content, DentryRow, InodeRow, Key, NodeChunkRow, Row, XattrRow,
+};
+use crate::testing::{NODES, Rig, name, xattr_name};
 use crate::view::Change;
 
 const ROOT: InodeId = InodeId::ROOT;
@@ -22,6 +25,8 @@ fn filled() -> (Rig, InodeId, ChunkId) {
     rig.unlink(ROOT, "held", Some(held)).unwrap();
     rig.allocate(1);
     rig.op(Op::Lock { inode: file, claim: claim(1) }).unwrap();
+    rig.set_xattr(file, "user.a", b"x").unwrap();
+    rig.set_xattr(file, "system.posix_acl_access", &acl("u::rw,u:5:r,g::r,m::r,o::")).unwrap();
     let chunk = rig.extents(file)[0].chunk;
     (rig, file, chunk)
 }
@@ -144,6 +149,23 @@ fn damage_in_any_table_is_found() {
     }));
     assert!(finds(|rig, file, _| change(rig, rows::LockRow::key(file, rig.session, claim(1).owner, 0), None)));
     assert!(finds(|rig, file, _| change(rig, rows::SessionLocksRow::key(rig.session, file), None)));
+        let row = XattrRow { value: XattrValue::new("x").unwrap() };
+        change(rig, XattrRow::key(file, &xattr_name("security.capability")), Some(&row));
+    }));
+    assert!(finds(|rig, file, _| change(rig, XattrRow::key(file, &xattr_name("user.a")), None)));
+    assert!(finds(|rig, _, _| {
+        let row = XattrRow { value: XattrValue::new("x").unwrap() };
+        change(rig, XattrRow::key(InodeId(999), &xattr_name("user.a")), Some(&row));
+    }));
+    assert!(finds(|rig, file, _| {
+        let mut row = rows::inode(&rig.state, file).unwrap().unwrap();
+        row.mode ^= 0o010;
+        change(rig, InodeRow::key(file), Some(&row));
+    }));
+    assert!(finds(|rig, file, _| {
+        let row = XattrRow { value: XattrValue::new("not an ACL").unwrap() };
+        change(rig, XattrRow::key(file, &xattr_name("system.posix_acl_access")), Some(&row));
+    }));
     assert!(!finds(|_, _, _| {}));
 }
 

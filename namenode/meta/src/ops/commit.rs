@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use dfs_proto::limits::{CHUNK_MAX, COMMIT_CHUNKS_MAX, COMMIT_EXTENTS_MAX, COMMIT_FILES_MAX, FILE_MAX};
 use dfs_proto::msg::meta::{ChunkCommit, FileCommit, OpReply};
-use dfs_proto::{Attr, ChunkId, ErrorKind, Extent, FileKind, InodeId, SessionId, Timestamp};
+use dfs_proto::{Attr, ChunkId, ErrorKind, Extent, FileKind, InodeId, SessionId, Timestamp, XattrKinds};
 
 use crate::apply::Client;
 use crate::permission::without_set_id;
@@ -14,7 +14,7 @@ use crate::rows::{self, ChunkRow, ChunkState, Content, InodeRow, RECLAIM_QUEUE};
 use crate::tx::{Failure, Tx, refuse};
 use crate::usage::{Usage, shifted};
 use crate::view::Fault;
-use crate::{chunks, extents};
+use crate::{chunks, extents, xattrs};
 
 pub(crate) fn apply(
     tx: &mut Tx<'_>,
@@ -117,6 +117,7 @@ fn change_file(tx: &mut Tx<'_>, client: &Client<'_>, commit: &FileCommit, usage:
         if client.caller.uid != 0 {
             row.mode = without_set_id(row.mode);
         }
+        xattrs::drop_capability(tx, inode, &mut row)?;
     }
     row.mtime = commit.mtime.unwrap_or(row.mtime);
     row.ctime = client.now;
@@ -174,6 +175,7 @@ fn vanished(inode: InodeId) -> Attr {
         crtime: never,
         version: 0,
         replication: 0,
+        xattrs: XattrKinds::NONE,
     }
 }
 

@@ -48,6 +48,7 @@ pub(crate) fn apply(
         version: 1,
         content: Content::Directory { parent: InodeId::ROOT, next_cookie: FIRST_COOKIE },
         orphan: None,
+        xattrs: dfs_proto::XattrKinds::NONE,
     };
     tx.put(InodeRow::key(InodeId::ROOT), &root)?;
     tx.totals.counts.directories = 1;

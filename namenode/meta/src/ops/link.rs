@@ -17,11 +17,11 @@ pub(crate) fn apply(
     name: &Name,
 ) -> Result<OpReply, Failure> {
     let directory = tree::directory(tx.view(), parent)?;
-    permission::require(&directory, client.caller, permission::EXECUTE)?;
+    permission::require(tx.view(), parent, &directory, client.caller, permission::EXECUTE)?;
     if rows::dentry(tx.view(), parent, name)?.is_some() {
         return Err(refuse(ErrorKind::Exists, format!("`{name}` exists")));
     }
-    permission::require_add(&directory, client.caller)?;
+    permission::require_add(tx.view(), parent, &directory, client.caller)?;
 
     let mut row = tree::live_inode(tx.view(), inode)?;
     if row.is_directory() {

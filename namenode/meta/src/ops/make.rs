@@ -3,19 +3,23 @@
 
 use dfs_proto::limits::{PATH_MAX, REPLICATION_MAX};
 use dfs_proto::msg::meta::{NewNode, OpReply};
-use dfs_proto::{ErrorKind, FileKind, Grant, InodeId, Name};
+use dfs_proto::{ErrorKind, FileKind, Grant, InodeId, Name, XattrKinds};
 
+use crate::acl::{self, Which};
 use crate::apply::Client;
 use crate::permission::{self, EXECUTE, READ, WRITE};
 use crate::rows::{self, Content, DentryRow, FIRST_COOKIE, InodeRow};
-use crate::tree;
 use crate::tx::{Failure, Tx, refuse};
+use crate::view::Fault;
+use crate::{tree, xattrs};
 
 pub(crate) struct Make<'a> {
     pub parent: InodeId,
     pub name: &'a Name,
     pub node: &'a NewNode,
     pub mode: u16,
+    /// Taken away from `mode`, unless the parent has a default ACL.
+    pub umask: u16,
     pub exclusive: bool,
     /// Open it, too: for reading, for writing.
     pub open: Option<(bool, bool)>,
@@ -25,7 +29,7 @@ pub(crate) struct Make<'a> {
 impl Make<'_> {
     pub fn apply(self, tx: &mut Tx<'_>, client: &Client<'_>) -> Result<OpReply, Failure> {
         let directory = tree::directory(tx.view(), self.parent)?;
-        permission::require(&directory, client.caller, EXECUTE)?;
+        permission::require(tx.view(), self.parent, &directory, client.caller, EXECUTE)?;
         match rows::dentry(tx.view(), self.parent, self.name)? {
             Some(entry) => self.existing(tx, client, &entry),
             None => self.new_inode(tx, client, &directory),
@@ -43,14 +47,15 @@ impl Make<'_> {
         }
         let row = tree::named_inode(tx.view(), entry)?;
         if let Some((read, write)) = self.open {
-            permission::require(&row, client.caller, READ * u8::from(read) + WRITE * u8::from(write))?;
+            let mask = READ * u8::from(read) + WRITE * u8::from(write);
+            permission::require(tx.view(), entry.inode, &row, client.caller, mask)?;
         }
         let grant = self.grant(tx, client, entry.inode)?;
         Ok(OpReply::Made { attr: row.attr(entry.inode), created: false, grant })
     }
 
     fn new_inode(&self, tx: &mut Tx<'_>, client: &Client<'_>, directory: &InodeRow) -> Result<OpReply, Failure> {
-        permission::require_add(directory, client.caller)?;
+        permission::require_add(tx.view(), self.parent, directory, client.caller)?;
         let content = self.content(tx, client)?;
         let kind = content.kind();
         let is_directory = kind == FileKind::Directory;
@@ -59,7 +64,7 @@ impl Make<'_> {
             FileKind::Symlink => (permission::of_new(directory, client.caller, 0, false).0, 0o777),
             _ => permission::of_new(directory, client.caller, self.mode, is_directory),
         };
-        let row = InodeRow {
+        let mut row = InodeRow {
             mode,
             nlink: if is_directory { 2 } else { 1 },
             uid: client.caller.uid,
@@ -71,6 +76,7 @@ impl Make<'_> {
             version: 1,
             content,
             orphan: None,
+            xattrs: XattrKinds::NONE,
         };
 
         let inode = tx.totals.next_inode;
@@ -81,11 +87,39 @@ impl Make<'_> {
             FileKind::Directory => counts.directories += 1,
             _ => counts.symlinks_and_specials += 1,
         }
+        self.settle_rights(tx, directory, inode, &mut row)?;
         tx.put(InodeRow::key(inode), &row)?;
         tree::insert(tx, self.parent, self.name, inode, kind, client.now)?;
 
         let grant = self.grant(tx, client, inode)?;
         Ok(OpReply::Made { attr: row.attr(inode), created: true, grant })
+    }
+
+    /// A default ACL of the parent, which a new directory also hands on, or else the umask.
+    fn settle_rights(
+        &self,
+        tx: &mut Tx<'_>,
+        directory: &InodeRow,
+        inode: InodeId,
+        row: &mut InodeRow,
+    ) -> Result<(), Fault> {
+        if row.kind() == FileKind::Symlink {
+            return Ok(());
+        }
+        if !directory.xattrs.contains(XattrKinds::DEFAULT_ACL) {
+            row.mode &= !(self.umask & 0o777);
+            return Ok(());
+        }
+        let default = acl::stored(tx.view(), self.parent, Which::Default)?;
+        let (mode, access) = default.inherited(row.mode);
+        row.mode = mode;
+        if access.is_some() {
+            xattrs::put_acl(tx, inode, row, Which::Access, access.as_ref())?;
+        }
+        if row.is_directory() {
+            xattrs::put_acl(tx, inode, row, Which::Default, Some(&default))?;
+        }
+        Ok(())
     }
 
     fn content(&self, tx: &Tx<'_>, client: &Client<'_>) -> Result<Content, Failure> {

@@ -12,12 +12,14 @@ use crate::tree;
 use crate::tx::{Failure, Tx};
 use crate::usage::{Usage, shifted};
 use crate::view::Fault;
+use crate::xattrs;
 
-/// Extents that the command which removes the last name takes away itself. Most files have one.
-const AT_ONCE_EXTENTS_MAX: usize = 64;
+/// Extents and extended attributes that the command which removes the last name takes away itself. Most files have
+/// one.
+const AT_ONCE_MAX: usize = 64;
 
-/// Takes away at most `extents_max` extents of queued inodes in all, and the inodes that have none
-/// left. What is not in the queue is passed over.
+/// Takes away at most `extents_max` extents and extended attributes of queued inodes in all, and the inodes that have
+/// none left. What is not in the queue is passed over.
 pub(crate) fn apply(tx: &mut Tx<'_>, inodes: &[InodeId], extents_max: u32) -> Result<Reply, Failure> {
     let mut left = extents_max as usize;
     for inode in inodes {
@@ -62,18 +64,19 @@ pub(crate) fn leave(tx: &mut Tx<'_>, inode: InodeId, session: SessionId, at_once
     }
 }
 
-/// The inode has lost its last name and holder: it goes now, or is queued if it has many extents.
+/// The inode has lost its last name and holder: it goes now, or is queued if there is much to take away.
 pub(crate) fn let_go(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow) -> Result<(), Fault> {
     lock::forget_inode(tx, inode)?;
     let mut extents = 0;
     rows::extents_past(tx.view(), inode, 0, &mut |_| {
         extents += 1;
-        extents <= AT_ONCE_EXTENTS_MAX
+        extents <= AT_ONCE_MAX
     })?;
-    if extents > AT_ONCE_EXTENTS_MAX {
+    let attributes = xattrs::first_names(tx.view(), inode, &row, AT_ONCE_MAX + 1)?.len();
+    if extents + attributes > AT_ONCE_MAX {
         return queue(tx, inode, row);
     }
-    take_apart(tx, inode, InodeRow { orphan: Some(RECLAIM_QUEUE), ..row }, AT_ONCE_EXTENTS_MAX + 1).map(|_| ())
+    take_apart(tx, inode, InodeRow { orphan: Some(RECLAIM_QUEUE), ..row }, AT_ONCE_MAX + 1).map(|_| ())
 }
 
 /// The inode waits for `Body::Reclaim`. From here on nobody can name it.
@@ -85,12 +88,13 @@ pub(crate) fn queue(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow) -> Result<()
     Ok(())
 }
 
-/// Takes at most `limit` extents from an inode in the queue, and the inode too if that were all of
-/// them. Answers how many extents it took.
+/// Takes at most `limit` extents and extended attributes from an inode in the queue, and the inode too if that were all
+/// of them. Answers how many it took.
 fn take_apart(tx: &mut Tx<'_>, inode: InodeId, mut row: InodeRow, limit: usize) -> Result<usize, Fault> {
     let mut usage = Usage::default();
-    let (taken, bytes) = usage.take(tx, inode, limit)?;
+    let (extents, bytes) = usage.take(tx, inode, limit)?;
     usage.settle(tx)?;
+    let taken = extents + xattrs::take(tx, inode, &row, limit - extents)?;
     // Fewer than could have been taken: there are no more.
     if taken < limit {
         tx.delete(OrphanRow::key(RECLAIM_QUEUE, inode));
@@ -150,6 +154,30 @@ mod tests {
         assert_eq!(rows::orphans(&rig.state, RECLAIM_QUEUE, 9).unwrap(), [files[1]]);
         rig.apply(Body::Reclaim { inodes: files, extents_max: 100 }).unwrap();
         assert_eq!(rig.totals().counts.files, 0);
+    }
+
+    #[test]
+    fn extended_attributes_are_taken_apart_with_their_file() {
+        let mut rig = Rig::new();
+        let few = rig.create(InodeId::ROOT, "few").inode;
+        let many = rig.write_scattered(InodeId::ROOT, "many", 50);
+        rig.set_xattr(few, "user.a", b"1").unwrap();
+        for number in 0..50 {
+            rig.set_xattr(many, &format!("user.{number}"), b"1").unwrap();
+        }
+        rig.unlink(InodeId::ROOT, "few", None).unwrap();
+        rig.unlink(InodeId::ROOT, "many", None).unwrap();
+        assert_eq!(rows::orphans(&rig.state, RECLAIM_QUEUE, 9).unwrap(), [many]);
+        rig.apply(Body::Reclaim { inodes: vec![many], extents_max: 80 }).unwrap();
+        assert_eq!(
+            xattrs::first_names(&rig.state, many, &rows::inode(&rig.state, many).unwrap().unwrap(), 99).unwrap().len(),
+            20
+        );
+        rig.apply(Body::Reclaim { inodes: vec![many], extents_max: 80 }).unwrap();
+        assert_eq!(rig.totals().counts.files, 0);
+        let mut left = 0;
+        rows::scan_all::<rows::XattrRow>(&rig.state, &mut |_, _| left += 1).unwrap();
+        assert_eq!(left, 0);
     }
 
     #[test]

@@ -24,19 +24,19 @@ impl Rename<'_> {
     pub fn apply(self, tx: &mut Tx<'_>, client: &Client<'_>) -> Result<OpReply, Failure> {
         let from_directory = tree::directory(tx.view(), self.from_parent)?;
         let to_directory = tree::directory(tx.view(), self.to_parent)?;
-        permission::require(&from_directory, client.caller, EXECUTE)?;
-        permission::require(&to_directory, client.caller, EXECUTE)?;
+        permission::require(tx.view(), self.from_parent, &from_directory, client.caller, EXECUTE)?;
+        permission::require(tx.view(), self.to_parent, &to_directory, client.caller, EXECUTE)?;
         let from = tree::entry(tx.view(), self.from_parent, self.from_name)?;
         let to = rows::dentry(tx.view(), self.to_parent, self.to_name)?;
         self.require_no_cycle(tx, &from, to.as_ref())?;
 
         let moved = tree::named_inode(tx.view(), &from)?;
-        self.require_may_leave(client, &from_directory, &moved)?;
+        self.require_may_leave(tx, client, &from_directory, from.inode, &moved)?;
         let Some(to) = to else {
             if self.mode == RenameMode::Exchange {
                 return Err(refuse(ErrorKind::NotFound, format!("there is no `{}` to exchange with", self.to_name)));
             }
-            permission::require_add(&to_directory, client.caller)?;
+            permission::require_add(tx.view(), self.to_parent, &to_directory, client.caller)?;
             self.shift(tx, client, &from)?;
             return Ok(OpReply::Removed { inode: None });
         };
@@ -47,12 +47,12 @@ impl Rename<'_> {
             // Two names of one file: nothing to do, says POSIX, and both names stay.
             _ if from.inode == to.inode => Ok(OpReply::Removed { inode: None }),
             RenameMode::Exchange => {
-                permission::require_remove(&to_directory, &other, client.caller)?;
-                self.require_may_reparent(client, &other)?;
+                permission::require_remove(tx.view(), self.to_parent, &to_directory, &other, client.caller)?;
+                self.require_may_reparent(tx, client, to.inode, &other)?;
                 self.exchange(tx, client, &from, &to)
             }
             RenameMode::Replace => {
-                permission::require_remove(&to_directory, &other, client.caller)?;
+                permission::require_remove(tx.view(), self.to_parent, &to_directory, &other, client.caller)?;
                 self.replace(tx, client, &from, &to)
             }
         }
@@ -75,18 +75,26 @@ impl Rename<'_> {
 
     fn require_may_leave(
         &self,
+        tx: &Tx<'_>,
         client: &Client<'_>,
         from_directory: &InodeRow,
+        inode: InodeId,
         moved: &InodeRow,
     ) -> Result<(), Failure> {
-        permission::require_remove(from_directory, moved, client.caller)?;
-        self.require_may_reparent(client, moved)
+        permission::require_remove(tx.view(), self.from_parent, from_directory, moved, client.caller)?;
+        self.require_may_reparent(tx, client, inode, moved)
     }
 
     /// A directory that gets another parent has its `..` changed, which is writing to it.
-    fn require_may_reparent(&self, client: &Client<'_>, moved: &InodeRow) -> Result<(), Failure> {
+    fn require_may_reparent(
+        &self,
+        tx: &Tx<'_>,
+        client: &Client<'_>,
+        inode: InodeId,
+        moved: &InodeRow,
+    ) -> Result<(), Failure> {
         if moved.is_directory() && self.from_parent != self.to_parent {
-            permission::require(moved, client.caller, WRITE)?;
+            permission::require(tx.view(), inode, moved, client.caller, WRITE)?;
         }
         Ok(())
     }
@@ -117,7 +125,7 @@ impl Rename<'_> {
                 tree::remove(tx, self.to_parent, self.to_name, to, client.now)?;
                 let mut gone = tree::existing(tx.view(), to.inode)?;
                 gone.nlink = 0;
-                rmdir::forget_directory(tx, to.inode)?;
+                rmdir::forget_directory(tx, to.inode, &gone)?;
                 self.shift(tx, client, from)?;
                 Ok(OpReply::Removed { inode: Some(gone.attr(to.inode)) })
             }

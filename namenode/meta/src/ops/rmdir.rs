@@ -10,19 +10,20 @@ use crate::tree;
 use crate::tx::{Failure, Tx, refuse};
 use crate::usage::shifted;
 use crate::view::Fault;
+use crate::xattrs;
 
 pub(crate) fn apply(tx: &mut Tx<'_>, client: &Client<'_>, parent: InodeId, name: &Name) -> Result<OpReply, Failure> {
     let directory = tree::directory(tx.view(), parent)?;
-    permission::require(&directory, client.caller, EXECUTE)?;
+    permission::require(tx.view(), parent, &directory, client.caller, EXECUTE)?;
     let entry = tree::entry(tx.view(), parent, name)?;
     let victim = tree::named_inode(tx.view(), &entry)?;
-    permission::require_remove(&directory, &victim, client.caller)?;
+    permission::require_remove(tx.view(), parent, &directory, &victim, client.caller)?;
     if entry.kind != FileKind::Directory {
         return Err(refuse(ErrorKind::NotADirectory, format!("`{name}` is not a directory")));
     }
     require_empty(tx, entry.inode, name)?;
     tree::remove(tx, parent, name, &entry, client.now)?;
-    forget_directory(tx, entry.inode)?;
+    forget_directory(tx, entry.inode, &victim)?;
     Ok(OpReply::Done)
 }
 
@@ -34,8 +35,9 @@ pub(crate) fn require_empty(tx: &Tx<'_>, directory: InodeId, name: &Name) -> Res
 }
 
 /// Removes the inode of an empty directory whose entry is gone. Nobody can hold one: what a client has
-/// open of it is only a place in its listing.
-pub(crate) fn forget_directory(tx: &mut Tx<'_>, directory: InodeId) -> Result<(), Fault> {
+/// open of it is only a place in its listing. Its extended attributes go at once: their limits bound the work.
+pub(crate) fn forget_directory(tx: &mut Tx<'_>, directory: InodeId, row: &InodeRow) -> Result<(), Fault> {
+    xattrs::take(tx, directory, row, usize::MAX)?;
     tx.delete(InodeRow::key(directory));
     tx.totals.counts.directories = shifted(tx.totals.counts.directories, -1, "directories")?;
     Ok(())

@@ -11,7 +11,7 @@ use crate::permission::{self, MODE_MASK, SET_GID, WRITE, without_set_id};
 use crate::rows::{self, ChunkRow, Content, InodeRow};
 use crate::tx::{Failure, Tx, refuse};
 use crate::usage::{Usage, shifted};
-use crate::{chunks, tree};
+use crate::{chunks, tree, xattrs};
 
 /// `granted`: the request brings a write grant for this inode, which the leader has verified.
 pub(crate) fn apply(
@@ -23,9 +23,9 @@ pub(crate) fn apply(
 ) -> Result<OpReply, Failure> {
     let before = tree::live_inode(tx.view(), inode)?;
     let mut row = before.clone();
-    change_owner(client, &before, set, &mut row)?;
-    change_mode(client, &before, set, &mut row)?;
-    change_times(client, &before, set, granted, &mut row)?;
+    change_owner(tx, client, inode, &before, set, &mut row)?;
+    change_mode(tx, client, inode, &before, set, &mut row)?;
+    change_times(tx, client, inode, &before, set, granted, &mut row)?;
     if let Some(size_bytes) = set.size_bytes
         && !change_size(tx, client, inode, size_bytes, set, granted, &mut row)?
     {
@@ -42,7 +42,14 @@ pub(crate) fn apply(
 }
 
 /// Only root gives files away; an owner may choose among the groups it is in.
-fn change_owner(client: &Client<'_>, before: &InodeRow, set: &SetAttr, row: &mut InodeRow) -> Result<(), Failure> {
+fn change_owner(
+    tx: &mut Tx<'_>,
+    client: &Client<'_>,
+    inode: InodeId,
+    before: &InodeRow,
+    set: &SetAttr,
+    row: &mut InodeRow,
+) -> Result<(), Failure> {
     if set.uid.is_none() && set.gid.is_none() {
         return Ok(());
     }
@@ -58,23 +65,33 @@ fn change_owner(client: &Client<'_>, before: &InodeRow, set: &SetAttr, row: &mut
     row.gid = set.gid.unwrap_or(row.gid);
     if !row.is_directory() {
         row.mode = without_set_id(row.mode);
+        xattrs::drop_capability(tx, inode, row)?;
     }
     Ok(())
 }
 
-fn change_mode(client: &Client<'_>, before: &InodeRow, set: &SetAttr, row: &mut InodeRow) -> Result<(), Failure> {
+fn change_mode(
+    tx: &mut Tx<'_>,
+    client: &Client<'_>,
+    inode: InodeId,
+    before: &InodeRow,
+    set: &SetAttr,
+    row: &mut InodeRow,
+) -> Result<(), Failure> {
     let Some(mode) = set.mode else { return Ok(()) };
     permission::require_owner(before, client.caller)?;
     row.mode = mode & MODE_MASK;
     if client.caller.uid != 0 && !client.caller.in_group(row.gid) {
         row.mode &= !SET_GID;
     }
-    Ok(())
+    Ok(xattrs::follow_mode(tx, inode, row)?)
 }
 
 /// "Now" is for whoever may write; any other time for the owner.
 fn change_times(
+    tx: &Tx<'_>,
     client: &Client<'_>,
+    inode: InodeId,
     before: &InodeRow,
     set: &SetAttr,
     granted: bool,
@@ -92,7 +109,7 @@ fn change_times(
             }
             Some(SetTime::Now) => {
                 if !granted && !permission::owns(before, client.caller) {
-                    permission::require(before, client.caller, WRITE)?;
+                    permission::require(tx.view(), inode, before, client.caller, WRITE)?;
                 }
                 *time = client.now;
             }
@@ -114,7 +131,7 @@ fn change_size(
     if !granted {
         // By the bits as they were: a mode in the same request does not open the way for itself.
         let before = tree::live_inode(tx.view(), inode)?;
-        permission::require(&before, client.caller, WRITE)?;
+        permission::require(tx.view(), inode, &before, client.caller, WRITE)?;
     }
     let Content::File { size_bytes, mapped_bytes, .. } = &mut row.content else {
         return Err(match row.is_directory() {
@@ -143,6 +160,7 @@ fn change_size(
     if client.caller.uid != 0 && set.mode.is_none() {
         row.mode = without_set_id(row.mode);
     }
+    xattrs::drop_capability(tx, inode, row)?;
     if set.mtime.is_none() {
         row.mtime = client.now;
     }

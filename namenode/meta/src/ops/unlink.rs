@@ -16,10 +16,10 @@ pub(crate) fn apply(
     hold: Option<InodeId>,
 ) -> Result<OpReply, Failure> {
     let directory = tree::directory(tx.view(), parent)?;
-    permission::require(&directory, client.caller, EXECUTE)?;
+    permission::require(tx.view(), parent, &directory, client.caller, EXECUTE)?;
     let entry = tree::entry(tx.view(), parent, name)?;
     let victim = tree::named_inode(tx.view(), &entry)?;
-    permission::require_remove(&directory, &victim, client.caller)?;
+    permission::require_remove(tx.view(), parent, &directory, &victim, client.caller)?;
     if entry.kind == FileKind::Directory {
         return Err(refuse(ErrorKind::IsADirectory, format!("`{name}` is a directory")));
     }

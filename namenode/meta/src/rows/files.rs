@@ -1,7 +1,8 @@
 //! Inodes, names and extents.
 
-use dfs_proto::{Attr, ChunkId, Extent, FileKind, InodeId, Name, SessionId, Timestamp};
-use serde::{Deserialize, Serialize};
+use dfs_proto::xattr::{pack_mode, unpack_mode};
+use dfs_proto::{Attr, ChunkId, Extent, FileKind, InodeId, Name, SessionId, Timestamp, XattrKinds};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{Key, Row, decode, get, number_at, pair, prefix_end, scan, scan_prefix};
 use crate::view::{Fault, Table, View};
@@ -12,7 +13,7 @@ pub const FIRST_COOKIE: u64 = 3;
 /// Shown as the size of a directory, as most file systems do.
 const DIRECTORY_SIZE_BYTES: u64 = 4096;
 
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct InodeRow {
     /// Permission bits with setuid, setgid and sticky: at most 0o7777.
     pub mode: u16,
@@ -28,6 +29,29 @@ pub struct InodeRow {
     pub content: Content,
     /// With `nlink` 0: the first of those that hold it, or `RECLAIM_QUEUE`. Ties the row to its `Orphans` rows.
     pub orphan: Option<SessionId>,
+    /// Which kinds of extended attributes it has in `Xattrs`.
+    pub xattrs: XattrKinds,
+}
+
+/// Field by field, with mode and kinds of extended attributes in one number: see `pack_mode`.
+impl Serialize for InodeRow {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (
+            (pack_mode(self.mode, self.xattrs), self.nlink, self.uid, self.gid),
+            (self.atime, self.mtime, self.ctime, self.crtime),
+            (self.version, &self.content, self.orphan),
+        )
+            .serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for InodeRow {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<InodeRow, D::Error> {
+        let ((packed, nlink, uid, gid), (atime, mtime, ctime, crtime), (version, content, orphan)) =
+            Deserialize::deserialize(deserializer)?;
+        let (mode, xattrs) = unpack_mode(packed);
+        Ok(InodeRow { mode, nlink, uid, gid, atime, mtime, ctime, crtime, version, content, orphan, xattrs })
+    }
 }
 
 /// What only inodes of one kind have.
@@ -111,6 +135,7 @@ impl InodeRow {
             crtime: self.crtime,
             version: self.version,
             replication,
+            xattrs: self.xattrs,
         }
     }
 }
