@@ -4,3 +4,4 @@ mod bad_input;
 mod bed;
 mod command_line;
 mod faults;
+mod two_mounts;
