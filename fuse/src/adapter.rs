@@ -3,8 +3,8 @@
 //! A request is copied out of the session's buffer, which is used again at once, and runs as a task; the threads
 //! of the session never wait for the cluster. Nothing here decides anything about files.
 //!
-//! The kernel is not notified of anything from here. Whoever adds that must do it from a thread of its own
-//! that holds no lock: the kernel may have to finish a request of this mount first.
+//! The kernel is notified of one thing, that pages are old, after a lock was had. Whoever adds to that must do it
+//! like that from a thread of its own that holds no lock: the kernel may have to finish a request of this mount first.
 
 mod answer;
 mod convert;

@@ -17,12 +17,16 @@ pub struct Bed {
 
 impl Bed {
     pub fn start(namenodes: usize, datanodes: usize, extra: &[&str]) -> Bed {
+        Bed::start_with_mounts(namenodes, datanodes, 1, extra)
+    }
+
+    pub fn start_with_mounts(namenodes: usize, datanodes: usize, mounts: usize, extra: &[&str]) -> Bed {
         let dir = TempDir::new().unwrap();
         let layout = Layout {
             namenodes,
             datanodes,
             replication: 3,
-            mounts: vec![dir.path().join("mnt")],
+            mounts: (1..=mounts).map(|number| dir.path().join(format!("mnt{number}"))).collect(),
             extra: extra.iter().map(|arg| (*arg).to_owned()).collect(),
         };
         let cluster = Cluster::up(&program(), &dir.path().join("data"), layout).unwrap();

@@ -8,3 +8,4 @@ mod faults;
 mod memory;
 mod mounting;
 mod unmounting;
+mod two_mounts;
