@@ -14,6 +14,7 @@ pub mod handles;
 mod names;
 mod open_inodes;
 mod removals;
+mod xattrs;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +24,7 @@ use dfs_client::Dfs;
 use handles::Handles;
 use open_inodes::OpenInodes;
 use removals::Removals;
+use xattrs::KnownKinds;
 
 /// Everything a mount knows while it lasts.
 pub struct Fs {
@@ -30,6 +32,7 @@ pub struct Fs {
     handles: Handles,
     open_inodes: Arc<OpenInodes>,
     removals: Removals,
+    known_kinds: KnownKinds,
     pub admission: Admission,
 }
 
@@ -38,6 +41,7 @@ impl Fs {
     pub fn new(dfs: Dfs, deadline: Option<Duration>) -> Fs {
         let open_inodes = Arc::new(OpenInodes::default());
         let admission = Admission::new(deadline);
-        Fs { dfs, handles: Handles::new(), open_inodes, removals: Removals::new(), admission }
+        let (handles, removals, known_kinds) = (Handles::new(), Removals::new(), KnownKinds::default());
+        Fs { dfs, handles, open_inodes, removals, known_kinds, admission }
     }
 }

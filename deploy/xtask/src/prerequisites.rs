@@ -8,11 +8,14 @@ use anyhow::{Result, bail};
 use crate::run::must;
 
 /// Debian packages, and a file or program that shows that each is there.
-const NEEDED: [(&str, &[&str]); 4] = [
+const NEEDED: [(&str, &[&str]); 7] = [
     ("libclang-dev", &["/usr/lib/llvm-14/lib", "/usr/lib/llvm-15/lib", "/usr/lib/llvm-16/lib", "/usr/lib/llvm-19/lib"]),
     ("g++", &["/usr/bin/g++"]),
     ("fuse3", &["/usr/bin/fusermount3", "/bin/fusermount3"]),
     ("xfsprogs", &["/usr/sbin/mkfs.xfs", "/sbin/mkfs.xfs"]),
+    ("acl", &["/usr/bin/setfacl", "/bin/setfacl"]),
+    ("attr", &["/usr/bin/setfattr", "/bin/setfattr"]),
+    ("rsync", &["/usr/bin/rsync"]),
 ];
 
 /// Installs what is missing, or says exactly what to install.

@@ -4,8 +4,8 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags, fallocate, seek,
-    setxattr, statvfs, utimensat,
+    AtFlags, CWD, FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, fallocate, seek, statvfs,
+    utimensat,
 };
 use rustix::io::Errno;
 
@@ -91,14 +91,6 @@ fn a_file_has_no_holes_for_seek() {
     file.set_len(1 << 20).unwrap();
     assert_eq!(seek(&file, SeekFrom::Hole(10)), Ok(1 << 20));
     assert_eq!(seek(&file, SeekFrom::Data(10)), Ok(10));
-}
-
-#[test]
-fn extended_attributes_are_refused() {
-    let Some(dir) = on_mount("Extended attributes and ACLs fail with `EOPNOTSUPP`.") else { return };
-    let path = dir.path().join("file");
-    File::create(&path).unwrap();
-    assert_eq!(setxattr(&path, "user.x", b"y", XattrFlags::empty()), Err(Errno::OPNOTSUPP));
 }
 
 #[test]
