@@ -34,7 +34,9 @@ use crate::fs::errno::Errno;
 use crate::fs::file::Place;
 use crate::fs::file_ranges::Start;
 use crate::fs::handles::HandleId;
-use answer::{attr, created, data, directory, directory_plus, empty, entry, opened, place, statistics, tested, written};
+use answer::{
+    attr, created, data, directory, directory_plus, empty, entry, opened, place, sized, statistics, tested, written,
+};
 use convert::{errno, handle_in, handle_out, lock_request, set_time};
 
 /// The largest request: what the kernel allows without a change of `fs.fuse.max_pages_limit`.
@@ -45,8 +47,9 @@ const REQUEST_MAX: u32 = 1 << 20;
 const BACKGROUND_MAX: u16 = 64;
 
 /// Asked of the kernel as far as it knows them. What is left out is left out on purpose: the writeback cache, because
-/// the kernel would own size and mtime of files that others write; SETXATTR_EXT, on which this fuser version stops a session thread.
-const CAPABILITIES: [InitFlags; 10] = [
+/// the kernel would own size and mtime of files that others write; SETXATTR_EXT, on which this fuser version stops a
+/// session thread.
+const CAPABILITIES: [InitFlags; 13] = [
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
@@ -61,6 +64,14 @@ const CAPABILITIES: [InitFlags; 10] = [
     // fcntl and flock come here; otherwise they would not reach other mounts.
     InitFlags::FUSE_POSIX_LOCKS,
     InitFlags::FUSE_FLOCK_LOCKS,
+    // The umask comes with the request instead of being taken away from the mode: a default ACL takes its place.
+    InitFlags::FUSE_DONT_MASK,
+    // The kernel asks for ACLs and decides by them as the namenode does.
+    InitFlags::FUSE_POSIX_ACL,
+    // Set-id bits and capabilities of a changed file are ours to take away; the kernel then need not ask for the
+    // capability before each write. This fuser version does not pass on for which requests to open and to truncate the
+    // kernel wants that; the caller's uid says the same.
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
 ];
 
 pub struct Adapter {
@@ -180,19 +191,19 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let span = span!("mknod", request, parent);
-        self.spawn(span, |fs| async move { fs.make_node(who, parent, &name, mode, rdev).await }, entry(reply));
+        self.spawn(span, |fs| async move { fs.make_node(who, parent, &name, mode, umask, rdev).await }, entry(reply));
     }
 
-    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let span = span!("mkdir", request, parent);
-        self.spawn(span, |fs| async move { fs.make_directory(who, parent, &name, mode).await }, entry(reply));
+        self.spawn(span, |fs| async move { fs.make_directory(who, parent, &name, mode, umask).await }, entry(reply));
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -250,14 +261,14 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         flags: i32,
         reply: ReplyCreate,
     ) {
         let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let answer = created(self.fs.clone(), reply);
         let span = span!("create", request, parent);
-        self.spawn(span, |fs| async move { fs.create(who, parent, &name, mode, flags).await }, answer);
+        self.spawn(span, |fs| async move { fs.create(who, parent, &name, mode, umask, flags).await }, answer);
     }
 
     fn read(
@@ -461,24 +472,46 @@ impl Filesystem for Adapter {
         self.spawn(span, |fs| async move { fs.access(who, inode, mask).await }, empty(reply));
     }
 
+    fn setxattr(
+        &self,
+        request: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (who, inode, name) = (self.requester(request), self.inode(ino), name.to_owned());
+        let value = match self.fs.admission.take(value) {
+            Ok(value) => value,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let span = span!("setxattr", request, inode);
+        self.spawn(span, |fs| async move { fs.set_xattr(who, inode, &name, value, flags).await }, empty(reply));
+    }
+
+    fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let (who, inode, name) = (self.requester(request), self.inode(ino), name.to_owned());
+        let span = span!("getxattr", request, inode);
+        let operation = |fs: Arc<Fs>| async move { Ok(Vec::from(fs.get_xattr(who, inode, &name).await?)) };
+        self.spawn(span, operation, sized(reply, size));
+    }
+
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let (who, inode) = (self.requester(request), self.inode(ino));
+        let span = span!("listxattr", request, inode);
+        self.spawn(span, |fs| async move { fs.list_xattrs(who, inode).await }, sized(reply, size));
+    }
+
+    fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let (who, inode, name) = (self.requester(request), self.inode(ino), name.to_owned());
+        let span = span!("removexattr", request, inode);
+        self.spawn(span, |fs| async move { fs.remove_xattr(who, inode, &name).await }, empty(reply));
+    }
+
     // What this file system does not have. The kernel then answers by itself, mostly with EOPNOTSUPP, and does
-    // not ask again: for security.capability it would at each write.
-
-    fn setxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: &[u8], _: i32, _: u32, reply: ReplyEmpty) {
-        reply.error(errno(Errno::UNKNOWN_REQUEST));
-    }
-
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(errno(Errno::UNKNOWN_REQUEST));
-    }
-
-    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
-        reply.error(errno(Errno::UNKNOWN_REQUEST));
-    }
-
-    fn removexattr(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(errno(Errno::UNKNOWN_REQUEST));
-    }
+    // not ask again.
 
     fn ioctl(
         &self,

@@ -15,6 +15,7 @@ pub mod handles;
 pub mod locks;
 mod names;
 mod open_inodes;
+mod xattrs;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +27,7 @@ use dfs_proto::InodeId;
 use handles::Handles;
 use locks::Locks;
 use open_inodes::OpenInodes;
+use xattrs::KnownKinds;
 
 /// Everything a mount knows while it lasts.
 pub struct Fs {
@@ -36,6 +38,7 @@ pub struct Fs {
     handles: Handles,
     open_inodes: Arc<OpenInodes>,
     locks: Locks,
+    known_kinds: KnownKinds,
     pub admission: Admission,
 }
 
@@ -44,6 +47,7 @@ impl Fs {
     pub fn new(dfs: Dfs, root: InodeId, squash: Squash, deadline: Option<Duration>) -> Fs {
         let open_inodes = Arc::new(OpenInodes::default());
         let admission = Admission::new(deadline);
-        Fs { dfs, root, squash, handles: Handles::new(), open_inodes, locks: Locks::new(deadline), admission }
+        let (handles, locks, known_kinds) = (Handles::new(), Locks::new(deadline), KnownKinds::default());
+        Fs { dfs, root, squash, handles, open_inodes, locks, known_kinds, admission }
     }
 }

@@ -19,7 +19,9 @@ const NEEDED: [Package; 4] = [
 ];
 
 /// What `programs` runs on the mount. libacl1-dev is what pjdfstest is linked with.
-const FOR_PROGRAMS: [Package; 7] = [
+const FOR_PROGRAMS: [Package; 9] = [
+    ("acl", &["/usr/bin/setfacl", "/bin/setfacl"]),
+    ("attr", &["/usr/bin/setfattr", "/bin/setfattr"]),
     ("git", &["/usr/bin/git", "/usr/local/bin/git"]),
     ("sqlite3", &["/usr/bin/sqlite3"]),
     ("rsync", &["/usr/bin/rsync"]),

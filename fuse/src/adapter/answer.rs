@@ -7,7 +7,7 @@ use dfs_proto::Attr;
 use dfs_proto::msg::meta::{LockClaim, StatFs};
 use fuser::{
     FopenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 
 use super::convert::{self, errno, file_attr, file_type, generation, handle_out, node};
@@ -36,6 +36,17 @@ pub fn attr(reply: ReplyAttr) -> impl FnOnce(Result<Attr, Errno>) {
 pub fn data<T: AsRef<[u8]>>(reply: ReplyData) -> impl FnOnce(Result<T, Errno>) {
     |result| match result {
         Ok(bytes) => reply.data(bytes.as_ref()),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// Bytes for a buffer of `size`; how many there are, if it is 0.
+pub fn sized(reply: ReplyXattr, size: u32) -> impl FnOnce(Result<Vec<u8>, Errno>) {
+    move |result| match result {
+        // At most 64 KiB.
+        Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
+        Ok(bytes) if bytes.len() > size as usize => reply.error(errno(Errno::RANGE)),
+        Ok(bytes) => reply.data(&bytes),
         Err(error) => reply.error(errno(error)),
     }
 }

@@ -207,6 +207,7 @@ mod tests {
             crtime: zero,
             version: 1,
             replication: 3,
+            xattrs: dfs_proto::XattrKinds::NONE,
         };
         let shown = file_attr(&attr);
         assert_eq!((shown.size, shown.blocks, shown.perm), (1 << 40, 2, 0o4755));

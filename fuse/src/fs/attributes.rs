@@ -1,5 +1,7 @@
 //! Attributes of inodes and of the whole file system.
 
+use std::time::Instant;
+
 use dfs_proto::msg::meta::StatFs;
 use dfs_proto::{Attr, Caller, ErrorKind, InodeId, SetAttr};
 
@@ -16,7 +18,8 @@ const GROUP_EXECUTE: u16 = 0o0010;
 impl Fs {
     /// With the size and times that this mount's own writes give it, whether or not they are committed.
     pub async fn getattr(&self, who: Requester, inode: InodeId) -> Result<Attr, Errno> {
-        Ok(self.dfs.getattr(&who.caller(), inode).await?)
+        let asked = Instant::now();
+        Ok(self.told(self.dfs.getattr(&who.caller(), inode).await?, asked))
     }
 
     /// `handle` is the open file by which the caller asks (ftruncate): its right to change the size is that of
@@ -39,18 +42,23 @@ impl Fs {
                 if !drops_privilege(&attr, &set) {
                     return Err(error.into());
                 }
-                Ok(self.dfs.setattr(&Caller::ROOT, inode, set, None).await?)
+                Ok(self.told(self.dfs.setattr(&Caller::ROOT, inode, set, None).await?, Instant::now()))
             }
-            other => Ok(other?),
+            other => Ok(self.told(other?, Instant::now())),
         }
     }
 
-    /// Takes from a file the set-id bits that a write by another than root takes away. The kernel does so itself,
-    /// except for writes past its cache.
-    pub async fn drop_privilege(&self, attr: &Attr) -> Result<(), Errno> {
-        let mode = attr.mode & !privilege(attr.mode);
-        if mode != attr.mode {
-            let set = SetAttr { mode: Some(mode), ..SetAttr::default() };
+    /// Takes from a file the set-id bits that a change of its bytes by another than root takes away. It costs nothing
+    /// for a file that has none, as `attr` knows it; one that has got them since loses them when the bytes are
+    /// committed.
+    pub async fn drop_privilege(&self, who: Requester, attr: &Attr) -> Result<(), Errno> {
+        if who.uid == 0 || privilege(attr.mode) == 0 {
+            return Ok(());
+        }
+        // The other bits stay as they are now, not as they were when the file was opened.
+        let mode = self.dfs.getattr(&Caller::ROOT, attr.inode).await?.mode;
+        if privilege(mode) != 0 {
+            let set = SetAttr { mode: Some(mode & !privilege(mode)), ..SetAttr::default() };
             self.dfs.setattr(&Caller::ROOT, attr.inode, set, None).await?;
         }
         Ok(())
@@ -83,7 +91,7 @@ fn drops_privilege(attr: &Attr, set: &SetAttr) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use dfs_proto::{FileKind, Timestamp};
+    use dfs_proto::{FileKind, Timestamp, XattrKinds};
 
     use super::*;
 
@@ -105,6 +113,7 @@ mod tests {
             crtime: epoch,
             version: 1,
             replication: 3,
+            xattrs: XattrKinds::NONE,
         }
     }
 

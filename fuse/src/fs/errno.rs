@@ -2,6 +2,7 @@
 
 use dfs_proto::ErrorKind;
 use dfs_proto::name::BadName;
+use dfs_proto::xattr::BadXattr;
 
 /// A number from `errno.h`, never 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,6 +15,9 @@ impl Errno {
     pub const NO_SUCH_PLACE: Errno = Errno(libc::ENXIO);
     pub const NO_MEMORY: Errno = Errno(libc::ENOMEM);
     pub const NOT_SUPPORTED: Errno = Errno(libc::EOPNOTSUPP);
+    pub const NO_ATTRIBUTE: Errno = Errno(libc::ENODATA);
+    /// The buffer is too small.
+    pub const RANGE: Errno = Errno(libc::ERANGE);
     pub const TIMED_OUT: Errno = Errno(libc::ETIMEDOUT);
     pub const INTERRUPTED: Errno = Errno(libc::EINTR);
     pub const WOULD_BLOCK: Errno = Errno(libc::EAGAIN);
@@ -42,6 +46,8 @@ impl From<ErrorKind> for Errno {
             ErrorKind::Stale => libc::ESTALE,
             ErrorKind::NotSupported => libc::EOPNOTSUPP,
             ErrorKind::NoSpace => libc::ENOSPC,
+            ErrorKind::NoAttribute => libc::ENODATA,
+            ErrorKind::TooBig => libc::E2BIG,
 
             // The client has retried these until its deadline.
             ErrorKind::NotLeader | ErrorKind::Unavailable | ErrorKind::Timeout => libc::ETIMEDOUT,
@@ -86,6 +92,15 @@ impl From<BadName> for Errno {
     }
 }
 
+impl From<BadXattr> for Errno {
+    fn from(bad: BadXattr) -> Errno {
+        Errno(match bad {
+            BadXattr::Name => libc::ERANGE,
+            BadXattr::Value => libc::E2BIG,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +127,8 @@ mod tests {
             ErrorKind::Deadlock,
             ErrorKind::NoLocks,
             ErrorKind::TooManyOpen,
+            ErrorKind::NoAttribute,
+            ErrorKind::TooBig,
         ];
         let numbers: std::collections::BTreeSet<i32> = kinds.iter().map(|&kind| Errno::from(kind).0).collect();
         assert_eq!(numbers.len(), kinds.len());

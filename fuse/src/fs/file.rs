@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use dfs_client::{Dfs, File, MakeOptions, OpenMode};
@@ -63,36 +64,37 @@ impl Fs {
         } else {
             self.dfs.open(&caller, inode, open_mode(flags)?).await?
         };
-        self.finish_open(file, flags, true).await
+        self.finish_open(who, file, flags, true).await
     }
 
-    /// Makes the file unless it is there, and opens it. `mode` has the umask taken away.
+    /// Makes the file unless it is there, and opens it. `umask` counts unless the parent has a default ACL.
     pub async fn create(
         &self,
         who: Requester,
         parent: InodeId,
         name: &OsStr,
         mode: u32,
+        umask: u32,
         flags: i32,
     ) -> Result<(Attr, Opened), Errno> {
         let name = Name::new(name.as_bytes())?;
         let exclusive = flags & libc::O_EXCL != 0;
-        let options = MakeOptions { exclusive, open: Some(open_mode(flags)?), replication: None };
-        let mode = (mode & MODE_MASK) as u16;
+        let (mode, umask) = ((mode & MODE_MASK) as u16, (umask & MODE_MASK) as u16);
+        let options = MakeOptions { exclusive, open: Some(open_mode(flags)?), replication: None, umask };
         let made = self.dfs.make(&who.caller(), parent, &name, NewNode::File, mode, options).await?;
         let file = match made.file {
             Some(file) => file,
             // Found rather than made, and without a grant: open it as any other.
             None => self.dfs.open(&who.caller(), made.attr.inode, open_mode(flags)?).await?,
         };
-        let opened = self.finish_open(file, flags, !made.created).await?;
-        Ok((opened.file.file.attr(), opened))
+        let opened = self.finish_open(who, file, flags, !made.created).await?;
+        Ok((self.told(opened.file.file.attr(), Instant::now()), opened))
     }
 
-    async fn finish_open(&self, file: File, flags: i32, may_truncate: bool) -> Result<Opened, Errno> {
+    async fn finish_open(&self, who: Requester, file: File, flags: i32, may_truncate: bool) -> Result<Opened, Errno> {
         if may_truncate && flags & libc::O_TRUNC != 0 && file.mode().write {
             self.open_inodes.changed(file.inode());
-            file.set_size(0).await?;
+            self.drop_privilege(who, &file.set_size(0).await?).await?;
         }
         let keep_cache = self.open_inodes.opened(file.inode(), file.attr().version, file.mode().write);
         // The kernel writes where it believes the file to end, into its cache as well; the bytes may land elsewhere.
@@ -125,13 +127,9 @@ impl Fs {
         let (bytes, _room) = payload.into_parts();
         let len = bytes.len() as u32;
         self.open_inodes.changed(open.file.inode());
+        self.drop_privilege(who, &open.file.attr()).await?;
         match place {
-            Place::End => {
-                if who.uid != 0 {
-                    self.drop_privilege(&open.file.attr()).await?;
-                }
-                open.file.write(0, bytes).await?;
-            }
+            Place::End => open.file.write(0, bytes).await?,
             Place::At(offset) => open.positioned(&self.dfs).await?.write(offset, bytes).await?,
         }
         Ok(len)

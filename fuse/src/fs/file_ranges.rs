@@ -32,6 +32,7 @@ impl Fs {
         offset.checked_add(len).filter(|&end| end <= FILE_MAX).ok_or(Errno::TOO_LARGE)?;
         let open = self.handles.file(handle)?;
         let file = open.client_file();
+        self.drop_privilege(who, &file.attr()).await?;
         self.open_inodes.changed(file.inode());
         Ok(file.fallocate(&who.caller(), offset, len, how).await?)
     }
@@ -53,6 +54,7 @@ impl Fs {
         let source = self.handles.file(from.handle)?;
         let target = self.handles.file(to.handle)?;
         let file = target.client_file();
+        self.drop_privilege(who, &file.attr()).await?;
         self.open_inodes.changed(file.inode());
         let len = len.min(COPY_MAX);
         let done = file.copy_from(&who.caller(), source.client_file(), from.offset, to.offset, len).await?;

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Instant;
 
 use dfs_client::MakeOptions;
 use dfs_proto::msg::meta::{NewNode, RenameMode};
@@ -16,14 +17,15 @@ pub const MODE_MASK: u32 = 0o7777;
 
 impl Fs {
     pub async fn lookup(&self, who: Requester, parent: InodeId, name: &OsStr) -> Result<Attr, Errno> {
-        Ok(self.dfs.lookup(&who.caller(), parent, &parse(name)?).await?)
+        let asked = Instant::now();
+        Ok(self.told(self.dfs.lookup(&who.caller(), parent, &parse(name)?).await?, asked))
     }
 
     pub async fn readlink(&self, who: Requester, inode: InodeId) -> Result<Vec<u8>, Errno> {
         Ok(self.dfs.readlink(&who.caller(), inode).await?)
     }
 
-    /// `mode` holds the file type as well; the kernel has taken the umask away. Fails with EINVAL for a type
+    /// `mode` holds the file type as well. `umask` counts unless the parent has a default ACL. Fails with EINVAL for a type
     /// that has calls of its own.
     pub async fn make_node(
         &self,
@@ -31,6 +33,7 @@ impl Fs {
         parent: InodeId,
         name: &OsStr,
         mode: u32,
+        umask: u32,
         device: u32,
     ) -> Result<Attr, Errno> {
         let node = match mode & libc::S_IFMT {
@@ -42,7 +45,7 @@ impl Fs {
             libc::S_IFBLK => NewNode::Special(FileKind::BlockDevice, device),
             _ => return Err(Errno::INVALID),
         };
-        self.make(who, parent, name, node, mode).await
+        self.make(who, parent, name, node, mode, umask).await
     }
 
     pub async fn make_directory(
@@ -51,8 +54,9 @@ impl Fs {
         parent: InodeId,
         name: &OsStr,
         mode: u32,
+        umask: u32,
     ) -> Result<Attr, Errno> {
-        self.make(who, parent, name, NewNode::Directory, mode).await
+        self.make(who, parent, name, NewNode::Directory, mode, umask).await
     }
 
     pub async fn make_symlink(
@@ -62,7 +66,7 @@ impl Fs {
         name: &OsStr,
         target: &OsStr,
     ) -> Result<Attr, Errno> {
-        self.make(who, parent, name, NewNode::Symlink(target.as_bytes().to_vec()), 0o777).await
+        self.make(who, parent, name, NewNode::Symlink(target.as_bytes().to_vec()), 0o777, 0).await
     }
 
     async fn make(
@@ -72,14 +76,17 @@ impl Fs {
         name: &OsStr,
         node: NewNode,
         mode: u32,
+        umask: u32,
     ) -> Result<Attr, Errno> {
-        let options = MakeOptions { exclusive: true, ..MakeOptions::default() };
+        let umask = (umask & MODE_MASK) as u16;
+        let options = MakeOptions { exclusive: true, umask, ..MakeOptions::default() };
         let mode = (mode & MODE_MASK) as u16;
-        Ok(self.dfs.make(&who.caller(), parent, &parse(name)?, node, mode, options).await?.attr)
+        let made = self.dfs.make(&who.caller(), parent, &parse(name)?, node, mode, options).await?;
+        Ok(self.told(made.attr, Instant::now()))
     }
 
     pub async fn link(&self, who: Requester, inode: InodeId, parent: InodeId, name: &OsStr) -> Result<Attr, Errno> {
-        Ok(self.dfs.link(&who.caller(), inode, parent, &parse(name)?).await?)
+        Ok(self.told(self.dfs.link(&who.caller(), inode, parent, &parse(name)?).await?, Instant::now()))
     }
 
     pub async fn unlink(&self, who: Requester, parent: InodeId, name: &OsStr) -> Result<(), Errno> {

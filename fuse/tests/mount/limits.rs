@@ -4,10 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{
-    AtFlags, CWD, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags, setxattr, statvfs, utimensat,
-};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, CWD, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, statvfs, utimensat};
 
 use crate::{on_mount, on_two_mounts};
 
@@ -89,12 +86,4 @@ fn statfs_shows_a_sane_size() {
     assert!(stat.f_blocks > 0 && stat.f_bfree <= stat.f_blocks && stat.f_bavail <= stat.f_bfree);
     assert_eq!(stat.f_namemax, 255);
     assert!(stat.f_files > 0 && stat.f_ffree > 0);
-}
-
-#[test]
-fn extended_attributes_are_refused() {
-    let Some(dir) = on_mount("Extended attributes and ACLs fail with `EOPNOTSUPP`.") else { return };
-    let path = dir.path().join("file");
-    File::create(&path).unwrap();
-    assert_eq!(setxattr(&path, "user.x", b"y", XattrFlags::empty()), Err(Errno::OPNOTSUPP));
 }

@@ -4,15 +4,17 @@
 //! first nothing is tried, without the second only what one mount can show. Tests about permissions need root, and
 //! mounts made by root. Each test works in a directory of its own and leaves nothing behind.
 
+mod acls;
 mod content;
 mod directories;
 mod limits;
-mod model;
 mod locks;
+mod model;
 mod names;
 mod permissions;
 mod ranges;
 mod two_mounts;
+mod xattrs;
 
 use std::ffi::OsStr;
 use std::io;

@@ -1,9 +1,9 @@
 //! Namenodes as a group: elections, retries, snapshots, roles, datanodes.
 
 mod datanodes;
-mod remembering;
 mod locks;
 mod opens;
+mod remembering;
 mod support;
 
 use dfs_proto::msg::admin::AdminRequest;

@@ -57,8 +57,7 @@ fn what_one_client_changes_no_other_sees_as_it_was_whoever_leads() {
             match model.get(&which) {
                 None => {
                     let options = MakeOptions { exclusive: true, ..MakeOptions::default() };
-                    let made =
-                        author.make(&Caller::ROOT, InodeId::ROOT, name, NewNode::Directory, mode, options).await;
+                    let made = author.make(&Caller::ROOT, InodeId::ROOT, name, NewNode::Directory, mode, options).await;
                     assert!(made.unwrap().created);
                     model.insert(which, mode);
                 }

@@ -7,5 +7,5 @@ mod disks;
 mod faults;
 mod memory;
 mod mounting;
-mod unmounting;
 mod two_mounts;
+mod unmounting;

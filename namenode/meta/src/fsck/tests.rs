@@ -149,6 +149,7 @@ fn damage_in_any_table_is_found() {
     }));
     assert!(finds(|rig, file, _| change(rig, rows::LockRow::key(file, rig.session, claim(1).owner, 0), None)));
     assert!(finds(|rig, file, _| change(rig, rows::SessionLocksRow::key(rig.session, file), None)));
+    assert!(finds(|rig, file, _| {
         let row = XattrRow { value: XattrValue::new("x").unwrap() };
         change(rig, XattrRow::key(file, &xattr_name("security.capability")), Some(&row));
     }));
