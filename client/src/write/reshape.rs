@@ -1,7 +1,6 @@
 //! Changes of a file's ranges that move no bytes where they can: fallocate, and copies that share.
 //!
-//! They work on what is committed. So this client's own bytes go first: those in a range that is to be empty are
-//! dropped, all others are committed, and no write comes in between.
+//! They work on what is committed. So this client's own bytes are committed first, and no write comes in between.
 
 use std::sync::Arc;
 
@@ -35,13 +34,7 @@ impl Client {
         let deadline = self.deadline();
         let _alone = deadline.bound("writes are under way", file.resize.write()).await?;
         if how.zero {
-            let freed = {
-                let mut inner = file.inner.lock();
-                let freed = inner.writes.punch(offset, offset.saturating_add(len));
-                self.unlist_if_clean(file, &mut inner);
-                freed
-            };
-            self.free(freed);
+            // Also what is to be taken away again: its end may be the end of the file.
             self.flush(file, deadline).await?;
         }
         let mut done = 0;

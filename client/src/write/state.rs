@@ -141,11 +141,6 @@ impl WriteState {
         self.cut(size, u64::MAX)
     }
 
-    /// Drops everything in `[start, end)`; otherwise as `truncate`.
-    pub fn punch(&mut self, start: u64, end: u64) -> u64 {
-        self.cut(start, end)
-    }
-
     /// Drops everything. Returns how many bytes that were.
     pub fn discard(&mut self) -> u64 {
         self.uploads.clear();

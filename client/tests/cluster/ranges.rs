@@ -165,6 +165,19 @@ async fn what_was_written_before_a_punch_does_not_come_back_and_what_is_written_
 }
 
 #[tokio::test]
+async fn a_punch_over_the_end_of_unstored_bytes_leaves_the_size() {
+    let cluster = Cluster::start(3).await;
+    let dfs = cluster.client().await;
+    let file = create(&dfs, "file").await;
+    file.write(1000, pattern(1, 1000)).await.unwrap();
+    file.fallocate(&ROOT, 1500, 5000, PUNCH).await.unwrap();
+    assert_eq!(file.attr().size_bytes, 2000);
+    file.close().await.unwrap();
+    let bytes = read_elsewhere(&cluster, "/file").await;
+    assert!(bytes.len() == 2000 && bytes[1000..1500] == pattern(1, 1000)[..500]);
+}
+
+#[tokio::test]
 async fn a_commit_under_way_does_not_bring_back_what_is_punched() {
     let cluster = Cluster::start(3).await;
     let dfs = cluster.client().await;
