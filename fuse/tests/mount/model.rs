@@ -48,29 +48,25 @@ fn both_mounts_show_what_was_done_on_either() {
     let seeds = std::env::var("DFS_TEST_MODEL_SEEDS").unwrap_or("1,2".to_owned());
     let steps = std::env::var("DFS_TEST_MODEL_STEPS").map_or(STEPS, |steps| steps.parse().unwrap());
     let seeds: Vec<u64> = seeds.split(',').map(|seed| seed.trim().parse().unwrap()).collect();
-    std::thread::scope(|scope| {
-        for seed in seeds {
-            scope.spawn(move || {
-                let quote = "A namespace operation that has returned is seen by every other mount at its next look-up.";
-                let (Some((dir, other)), Some(_)) = (on_two_mounts(quote), on_two_mounts(STALE)) else { return };
-                println!("seed {seed}: {steps} steps");
-                let mode = fs::metadata(dir.path()).unwrap().mode() & 0o7777;
-                let mut run = Run {
-                    seed,
-                    rng: StdRng::seed_from_u64(seed),
-                    mounts: [dir.path().to_owned(), other],
-                    tree: Tree::new(mode),
-                    done: VecDeque::new(),
-                };
-                for step in 1..=steps {
-                    run.step(step);
-                    if step % COMPARE_EACH == 0 || step == steps {
-                        run.compare();
-                    }
-                }
-            });
+    let quote = "A namespace operation that has returned is seen by every other mount at its next look-up.";
+    for seed in seeds {
+        let (Some((dir, other)), Some(_)) = (on_two_mounts(quote), on_two_mounts(STALE)) else { return };
+        println!("seed {seed}: {steps} steps");
+        let mode = fs::metadata(dir.path()).unwrap().mode() & 0o7777;
+        let mut run = Run {
+            seed,
+            rng: StdRng::seed_from_u64(seed),
+            mounts: [dir.path().to_owned(), other],
+            tree: Tree::new(mode),
+            done: VecDeque::new(),
+        };
+        for step in 1..=steps {
+            run.step(step);
+            if step % COMPARE_EACH == 0 || step == steps {
+                run.compare();
+            }
         }
-    });
+    }
 }
 
 struct Run {
