@@ -27,7 +27,6 @@ use dfs_proto::InodeId;
 use handles::Handles;
 use locks::Locks;
 use open_inodes::OpenInodes;
-use xattrs::KnownKinds;
 
 /// Everything a mount knows while it lasts.
 pub struct Fs {
@@ -38,7 +37,6 @@ pub struct Fs {
     handles: Handles,
     open_inodes: Arc<OpenInodes>,
     locks: Locks,
-    known_kinds: KnownKinds,
     pub admission: Admission,
 }
 
@@ -47,7 +45,6 @@ impl Fs {
     pub fn new(dfs: Dfs, root: InodeId, squash: Squash, deadline: Option<Duration>) -> Fs {
         let open_inodes = Arc::new(OpenInodes::default());
         let admission = Admission::new(deadline);
-        let (handles, locks, known_kinds) = (Handles::new(), Locks::new(deadline), KnownKinds::default());
-        Fs { dfs, root, squash, handles, open_inodes, locks, known_kinds, admission }
+        Fs { dfs, root, squash, handles: Handles::new(), open_inodes, locks: Locks::new(deadline), admission }
     }
 }

@@ -1,7 +1,5 @@
 //! Attributes of inodes and of the whole file system.
 
-use std::time::Instant;
-
 use dfs_proto::msg::meta::StatFs;
 use dfs_proto::{Attr, Caller, ErrorKind, InodeId, SetAttr};
 
@@ -18,8 +16,7 @@ const GROUP_EXECUTE: u16 = 0o0010;
 impl Fs {
     /// With the size and times that this mount's own writes give it, whether or not they are committed.
     pub async fn getattr(&self, who: Requester, inode: InodeId) -> Result<Attr, Errno> {
-        let asked = Instant::now();
-        Ok(self.told(self.dfs.getattr(&who.caller(), inode).await?, asked))
+        Ok(self.dfs.getattr(&who.caller(), inode).await?)
     }
 
     /// `handle` is the open file by which the caller asks (ftruncate): its right to change the size is that of
@@ -42,9 +39,9 @@ impl Fs {
                 if !drops_privilege(&attr, &set) {
                     return Err(error.into());
                 }
-                Ok(self.told(self.dfs.setattr(&Caller::ROOT, inode, set, None).await?, Instant::now()))
+                Ok(self.dfs.setattr(&Caller::ROOT, inode, set, None).await?)
             }
-            other => Ok(self.told(other?, Instant::now())),
+            other => Ok(other?),
         }
     }
 

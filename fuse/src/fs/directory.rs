@@ -1,7 +1,6 @@
 //! Directory streams: pages of entries behind the kernel's positions.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use dfs_proto::msg::meta::{DirEntry, DirPage};
 use dfs_proto::{Attr, Caller, FileKind, InodeId};
@@ -73,9 +72,8 @@ impl Fs {
             Some(page) if page.serves(position, attrs) => page,
             _ => {
                 let after = if position <= DOT_DOT { 0 } else { position };
-                let asked = Instant::now();
                 let fetched = self.dfs.read_dir(&caller, directory.inode, after, PAGE_ENTRIES, attrs).await?;
-                let page = Arc::new(Page { after, attrs, asked, content: fetched });
+                let page = Arc::new(Page { after, attrs, content: fetched });
                 *directory.page.lock() = Some(page.clone());
                 page
             }
@@ -84,7 +82,7 @@ impl Fs {
         let parent = if directory.inode == self.root { self.root } else { page.content.parent };
         let mut listed = dots(directory.inode, parent, position);
         for entry in page.entries_after(position).iter().take(ANSWER_ENTRIES) {
-            if let Some(entry) = self.listed(&caller, entry, page.asked, attrs).await? {
+            if let Some(entry) = self.listed(&caller, entry, attrs).await? {
                 listed.push(entry);
             }
         }
@@ -94,13 +92,7 @@ impl Fs {
     /// With attributes that the kernel may believe. Those in the page are as old as the page: for a file that is being
     /// written here, an old size would make the kernel cut its cache, and with it pages of a shared mapping
     /// that are not written back yet.
-    async fn listed(
-        &self,
-        caller: &Caller,
-        entry: &DirEntry,
-        asked: Instant,
-        attrs: bool,
-    ) -> Result<Option<Listed>, Errno> {
+    async fn listed(&self, caller: &Caller, entry: &DirEntry, attrs: bool) -> Result<Option<Listed>, Errno> {
         let mut listed = Listed {
             name: entry.name.as_bytes().to_vec(),
             inode: entry.inode,
@@ -116,7 +108,7 @@ impl Fs {
             _ => self.dfs.getattr(caller, entry.inode).await.map_err(Errno::from),
         };
         match fresh {
-            Ok(attr) => listed.attr = Some(self.told(attr, asked)),
+            Ok(attr) => listed.attr = Some(attr),
             // Removed since the page was read.
             Err(Errno(libc::ENOENT | libc::ESTALE)) => return Ok(None),
             Err(error) => return Err(error),
@@ -129,8 +121,6 @@ impl Fs {
 struct Page {
     after: u64,
     attrs: bool,
-    /// When it was asked for.
-    asked: Instant,
     content: DirPage,
 }
 
@@ -189,7 +179,7 @@ mod tests {
             attr: None,
         };
         let entries = cookies.iter().map(entry).collect();
-        Page { after, attrs: false, asked: Instant::now(), content: DirPage { parent: InodeId(1), entries, end } }
+        Page { after, attrs: false, content: DirPage { parent: InodeId(1), entries, end } }
     }
 
     fn cookies(entries: &[DirEntry]) -> Vec<u64> {

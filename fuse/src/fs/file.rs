@@ -4,7 +4,6 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use bytes::Bytes;
 use dfs_client::{Dfs, File, MakeOptions, OpenMode};
@@ -88,7 +87,7 @@ impl Fs {
             None => self.dfs.open(&who.caller(), made.attr.inode, open_mode(flags)?).await?,
         };
         let opened = self.finish_open(who, file, flags, !made.created).await?;
-        Ok((self.told(opened.file.file.attr(), Instant::now()), opened))
+        Ok((opened.file.file.attr(), opened))
     }
 
     async fn finish_open(&self, who: Requester, file: File, flags: i32, may_truncate: bool) -> Result<Opened, Errno> {

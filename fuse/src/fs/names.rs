@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::time::Instant;
 
 use dfs_client::MakeOptions;
 use dfs_proto::msg::meta::{NewNode, RenameMode};
@@ -17,8 +16,7 @@ pub const MODE_MASK: u32 = 0o7777;
 
 impl Fs {
     pub async fn lookup(&self, who: Requester, parent: InodeId, name: &OsStr) -> Result<Attr, Errno> {
-        let asked = Instant::now();
-        Ok(self.told(self.dfs.lookup(&who.caller(), parent, &parse(name)?).await?, asked))
+        Ok(self.dfs.lookup(&who.caller(), parent, &parse(name)?).await?)
     }
 
     pub async fn readlink(&self, who: Requester, inode: InodeId) -> Result<Vec<u8>, Errno> {
@@ -82,11 +80,11 @@ impl Fs {
         let options = MakeOptions { exclusive: true, umask, ..MakeOptions::default() };
         let mode = (mode & MODE_MASK) as u16;
         let made = self.dfs.make(&who.caller(), parent, &parse(name)?, node, mode, options).await?;
-        Ok(self.told(made.attr, Instant::now()))
+        Ok(made.attr)
     }
 
     pub async fn link(&self, who: Requester, inode: InodeId, parent: InodeId, name: &OsStr) -> Result<Attr, Errno> {
-        Ok(self.told(self.dfs.link(&who.caller(), inode, parent, &parse(name)?).await?, Instant::now()))
+        Ok(self.dfs.link(&who.caller(), inode, parent, &parse(name)?).await?)
     }
 
     pub async fn unlink(&self, who: Requester, parent: InodeId, name: &OsStr) -> Result<(), Errno> {
