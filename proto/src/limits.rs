@@ -43,8 +43,8 @@ pub const READDIR_PAGE_MAX: u32 = 1024;
 /// Extents in one answer to `Locate`.
 pub const LOCATE_EXTENTS_MAX: u32 = 2048;
 
-/// Extents of one file that one command takes away or shares; what is left is done by the next. A few
-/// milliseconds of `apply`.
+/// Extents of one file that one command takes away or shares; what is left is done by the next. All other
+/// commands wait while one is applied.
 pub const RANGE_EXTENTS_MAX: usize = 2048;
 
 /// Files in one `NoteReads`: about 100 bytes each.
