@@ -77,6 +77,24 @@ pub struct HolderChange {
     pub join: Vec<SessionId>,
 }
 
+impl Body {
+    /// The client's request that this carries out.
+    pub fn request(&self) -> Option<RequestId> {
+        match self {
+            Body::Client { id, .. } | Body::Removal { id, .. } => Some(*id),
+            Body::Genesis { .. }
+            | Body::OpenSession { .. }
+            | Body::ExpireSessions { .. }
+            | Body::PutDatanode { .. }
+            | Body::AddReplica { .. }
+            | Body::DropReplica { .. }
+            | Body::RotateKey { .. }
+            | Body::Reclaim { .. }
+            | Body::Holders { .. } => None,
+        }
+    }
+}
+
 /// A command that was done.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub enum Reply {

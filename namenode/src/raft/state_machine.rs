@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dfs_meta::{Body, Command, Event};
+use dfs_meta::{Command, Event};
 use dfs_proto::codec;
 use dfs_rpc::Moment;
 use openraft::storage::RaftStateMachine;
@@ -118,13 +118,11 @@ impl Inner {
         next.now = group.commands.iter().map(|command| command.now).fold(next.now, Ord::max);
         let bytes = codec::encode(&next).map_err(|e| StoreError::Damaged(e.to_string()))?;
         // Whoever remembers what changes is noted before anybody can read the new rows.
-        let changed = group.commands.iter().zip(&applied.changed).map(|(command, inodes)| {
-            let request = match &command.body {
-                Body::Client { id, .. } => Some(*id),
-                _ => None,
-            };
-            Changed { request, inodes }
-        });
+        let changed = group
+            .commands
+            .iter()
+            .zip(&applied.changed)
+            .map(|(command, inodes)| Changed { request: command.body.request(), inodes });
         let notices = self.watches.about_to_change(changed, Moment::now());
         self.state.write(&applied.changes, &bytes)?;
         self.watches.tell(notices);

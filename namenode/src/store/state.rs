@@ -51,10 +51,13 @@ impl Generation {
         Ok(generation)
     }
 
-    /// Opens a checkpoint only to look into it; nothing in its folder changes.
+    /// Opens a checkpoint only to look at `Table::Meta`; nothing in its folder changes. The other tables stay closed:
+    /// one that an older program made may lack some of them.
     fn open_read_only(path: &Path) -> Result<Generation, StoreError> {
-        let db_handle = DB::open_cf_descriptors_read_only(&options(), path, descriptors(), false)
-            .map_err(db("cannot open the snapshot"))?;
+        let names = [Table::Meta.name(), rocksdb::DEFAULT_COLUMN_FAMILY_NAME];
+        let meta = names.map(|name| ColumnFamilyDescriptor::new(name, options()));
+        let db_handle =
+            DB::open_cf_descriptors_read_only(&options(), path, meta, false).map_err(db("cannot open the snapshot"))?;
         Ok(Generation { db: db_handle, folder: Folder::new(path.to_owned()) })
     }
 
