@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
@@ -16,6 +16,10 @@ use crate::error::{Failure, Result};
 /// The type of our mounts in the mount table.
 pub const FUSE_TYPE: &str = "fuse.dfs";
 
+/// How long a remount waits for files that are just being closed: a few round trips, many times over.
+const REMOUNT_WAIT: Duration = Duration::from_secs(5);
+const REMOUNT_POLL: Duration = Duration::from_millis(20);
+
 /// The type of the file system on top at `path`, which must be absolute and without symlinks.
 pub fn mounted_at(path: &Path) -> Result<Option<String>> {
     let table = Path::new("/proc/self/mountinfo");
@@ -24,12 +28,27 @@ pub fn mounted_at(path: &Path) -> Result<Option<String>> {
 }
 
 /// Gives the mount of ours at `path` other flags: those that `change` makes of its present options.
-pub fn remount(path: &Path, change: impl FnOnce(&str) -> MountFlags) -> Result {
+///
+/// A file that was closed or removed a moment ago counts as in use until the cluster has been told, which makes a
+/// remount as read-only wait.
+pub async fn remount(path: &Path, change: impl FnOnce(&str) -> MountFlags) -> Result {
     let table = Path::new("/proc/self/mountinfo");
     let text = fs::read(table).map_err(|error| Failure::local(table, &error))?;
     let mounted = topmost(&text, path).filter(|mounted| mounted.kind == FUSE_TYPE);
     let mounted = mounted.ok_or_else(|| Failure::failed(format!("no dfs is mounted on {}", path.display())))?;
-    mount_remount(path, change(&mounted.options), "").map_err(|error| Failure::local(path, &error.into()))
+    let flags = change(&mounted.options);
+    let end = Instant::now() + REMOUNT_WAIT;
+    loop {
+        match mount_remount(path, flags, "") {
+            Ok(()) => return Ok(()),
+            Err(Errno::BUSY) if Instant::now() < end => tokio::time::sleep(REMOUNT_POLL).await,
+            Err(Errno::BUSY) => {
+                return Err(Failure::failed(format!("{} is in use", path.display()))
+                    .hint("end the programs that write to it, or have removed files open"));
+            }
+            Err(error) => return Err(Failure::local(path, &error.into())),
+        }
+    }
 }
 
 /// Whether a mount of ours is there and answers within the deadline.

@@ -55,7 +55,7 @@ impl Args {
 pub async fn run(context: &Context, mut args: Args) -> Result {
     let wishes = MountWishes::parse(&args.options)?;
     if let Some(remount) = wishes.remount {
-        return mounts::remount(&mounts::resolve(&args.dir)?, |now| remount.flags(now));
+        return mounts::remount(&mounts::resolve(&args.dir)?, |now| remount.flags(now)).await;
     }
     // Absolute, because the process that serves leaves this folder.
     let cluster = absolute(wishes.cluster.as_deref().unwrap_or(&context.global.cluster))?;
