@@ -29,7 +29,7 @@ use tokio_util::sync::DropGuard;
 use tracing::{Instrument, Span};
 
 use crate::fs::Fs;
-use crate::fs::caller::Requester;
+use crate::fs::caller::{Requester, Squash};
 use crate::fs::errno::Errno;
 use crate::fs::file::Place;
 use crate::fs::file_ranges::Start;
@@ -121,7 +121,9 @@ macro_rules! span {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for capability in CAPABILITIES {
+        // With ACLs the kernel checks permissions, for users that are somebody else to the cluster.
+        let unwanted = |capability| capability == InitFlags::FUSE_POSIX_ACL && matches!(self.fs.squash, Squash::All(_));
+        for capability in CAPABILITIES.into_iter().filter(|capability| !unwanted(*capability)) {
             if config.add_capabilities(capability).is_err() {
                 tracing::debug!(?capability, "kernel lacks a capability");
             }

@@ -75,8 +75,7 @@ pub async fn run(context: &Context, mut args: Args) -> Result {
     let options = Options {
         op_deadline: wishes.deadline.unwrap_or(Options::default().op_deadline),
         hard: wishes.hard,
-        // The kernel checks permissions itself (default_permissions).
-        remember: true,
+        remember: wishes.remember(),
         atime: wishes.atime(),
         description: format!("mount {} of process {}", args.dir.display(), std::process::id()),
         ..Options::default()

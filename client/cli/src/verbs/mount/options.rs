@@ -139,6 +139,12 @@ impl MountWishes {
         Ok(())
     }
 
+    /// Whether names may be remembered whoever looked them up: where the kernel checks who may search what. It
+    /// cannot where users are others to the cluster than to it.
+    pub fn remember(&self) -> bool {
+        self.squash.is_none()
+    }
+
     /// Whether reading sets atime.
     pub fn atime(&self) -> bool {
         !self.no_atime && !self.read_only
