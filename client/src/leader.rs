@@ -245,6 +245,7 @@ impl Group {
 }
 
 /// How an attempt ended.
+#[expect(clippy::large_enum_variant, reason = "lives for a moment; a box would cost each request an allocation")]
 enum Found {
     /// This namenode answered, or did not in time.
     Answer(usize, Result<MetaReply, RpcError>),
