@@ -11,14 +11,14 @@ use bytes::Bytes;
 use dfs_client::{ClusterConfig, Dfs, NodeAddr, Options, TlsFiles};
 use dfs_meta::command::{Body, Command, Reply};
 use dfs_meta::query::{self, Asker};
-use dfs_meta::{MemoryView, apply};
+use dfs_meta::{MemoryView, apply, rows};
 use dfs_proto::limits::FRAME_MAX;
 use dfs_proto::msg::admin::Liveness;
 use dfs_proto::msg::data::{AppendEvent, DataRequest, FRAME_HEADER_LEN, ReadReply, append_item};
-use dfs_proto::msg::meta::{MetaReply, MetaRequest, Op};
+use dfs_proto::msg::meta::{MetaReply, MetaRequest, Op, RenameMode};
 use dfs_proto::{
-    Access, CapabilityKey, ChunkId, ClusterId, ErrorKind, Extent, FrameHeader, InodeId, NodeId, PeerIdentity, Plane,
-    Role, SessionId, Timestamp, WireError,
+    Access, Caller, CapabilityKey, ChunkId, ClusterId, ErrorKind, Extent, FrameHeader, InodeId, NodeId, PeerIdentity,
+    Plane, RequestId, Role, SessionId, Timestamp, WireError,
 };
 use dfs_rpc::pki::Authority;
 use dfs_rpc::{Endpoint, Handler, RecvStream, RpcError, SendStream, Tls};
@@ -256,7 +256,7 @@ impl Namenode {
                 *most = held.max(*most);
                 drop(most);
                 let placement = self.place(&op);
-                let body = Body::Client { id, acked_below, caller: caller.clone(), op, placement };
+                let body = self.command(id, acked_below, &caller, op, placement);
                 let Reply::Op(mut reply) = self.apply(body)? else { panic!("no reply") };
                 let asker = Asker { caller: &caller, session: id.session, holder: peer.id, now: now() };
                 query::sign_reply(&*self.rows.lock(), &asker, &mut reply, &live).unwrap();
@@ -278,6 +278,24 @@ impl Namenode {
             }
             other => panic!("{other:?}"),
         }))
+    }
+
+    /// As a leader to whom the asking session, and nobody else, seems to have everything open.
+    fn command(&self, id: RequestId, acked_below: u64, caller: &Caller, op: Op, placement: Vec<Vec<NodeId>>) -> Body {
+        let caller = caller.clone();
+        let name = match &op {
+            Op::Unlink { parent, name, .. } => Some((*parent, name)),
+            Op::Rename { to_parent, to_name, mode: RenameMode::Replace, .. } => Some((*to_parent, to_name)),
+            _ => None,
+        };
+        match name {
+            Some((parent, name)) => {
+                let expected = rows::dentry(&*self.rows.lock(), parent, name).unwrap().map(|entry| entry.inode);
+                let holders = vec![id.session];
+                Body::Removal { id, acked_below, caller, op, expected, holders, undecided: false }
+            }
+            None => Body::Client { id, acked_below, caller, op, placement },
+        }
     }
 
     /// The first nodes that are not to be avoided, then the others.
