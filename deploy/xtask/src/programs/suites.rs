@@ -73,7 +73,7 @@ pub fn pjdfstest(place: &Place) -> Result<String> {
 pub fn pjdfstest_with_a_namenode_down(place: &Place) -> Result<String> {
     let leader = place.cluster.leader(Duration::from_secs(30))?;
     place.cluster.kill(&leader)?;
-    let said = run_pjdfstest(place, "pjdfstest-namenode-down");
+    let said = run_pjdfstest(place, "pjdfstest-degraded");
     place.cluster.start(&leader)?;
     Ok(format!("{} without {leader}", said?))
 }
