@@ -22,6 +22,8 @@ pub fn fio(place: &Place) -> Result<String> {
         let mut fio = Command::new("fio");
         fio.arg(format!("--name={name}")).arg("--directory").arg(&place.dir).args(arguments);
         fio.args(["--size=12m", "--numjobs=2", "--verify=xxhash", "--verify_fatal=1", "--do_verify=1"]);
+        // It leaves its notes on what is verified where it was started.
+        fio.current_dir(&place.local);
         run(&format!("fio-{name}"), &place.logs, &mut fio, DEADLINE)?;
     }
     Ok(format!("{} patterns", jobs.len()))
