@@ -18,7 +18,7 @@ use crate::nodes::Nodes;
 use crate::open::Files;
 use crate::read::Reads;
 use crate::session::{Renewed, Session, Sessions, session_lost};
-use crate::watch::Watch;
+use crate::watch::{Watch, names_changed};
 use crate::write::Writes;
 
 pub(crate) struct Client {
@@ -126,22 +126,25 @@ impl Client {
         deadline: Deadline,
     ) -> std::result::Result<OpReply, CallError> {
         let ticket = session.begin();
+        let names = names_changed(&op);
         let request =
             MetaRequest::Mutate { id: ticket.id(), acked_below: ticket.acked_below(), caller: caller.clone(), op };
         let answered = self.group.call_noting(&request, ATTEMPT, deadline).await;
-        let answered = answered.inspect_err(|failed| {
-            if failed.unknown {
-                self.watch.anything_may_have_changed();
-            }
+        let answered = answered.inspect_err(|failed| match failed.unknown {
+            true => self.watch.anything_may_have_changed(),
+            false => self.watch.refused(&names),
         })?;
         if answered.repeated {
             // What the first attempt changed is not told again.
             self.watch.anything_may_have_changed();
         }
         match answered.reply {
-            MetaReply::Mutated(reply) => Ok(reply),
+            MetaReply::Mutated(reply) => {
+                self.watch.changed(&[], &names);
+                Ok(reply)
+            }
             MetaReply::MutatedWatched { reply, changed } => {
-                self.watch.changed(&changed);
+                self.watch.changed(&changed, &names);
                 Ok(reply)
             }
             _ => Err(CallError { error: unexpected_answer("Mutate"), unknown: true }),

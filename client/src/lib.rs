@@ -31,3 +31,4 @@ pub use file::{Fallocate, File, OpenMode};
 pub use locks::Chance;
 pub use namespace::{Made, MakeOptions};
 pub use paths::{Walk, WalkEntry};
+pub use watch::Lender;

@@ -2,16 +2,19 @@
 //! stream of its own, before anybody can see the change. Silence is safe as well, because what is
 //! remembered is believed for a fraction of a second after the last answer.
 
+mod ahead;
+mod loans;
 mod memory;
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, Query, Revocation, RevocationDone};
+use dfs_proto::limits::READDIR_PAGE_MAX;
+use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, Op, Query, Revocation, RevocationDone};
 use dfs_proto::{Attr, Caller, ErrorKind, InodeId, Name, SessionId, WireError};
 use dfs_rpc::{Moment, RecvStream, RpcError, SendStream};
-use parking_lot::Mutex;
-use tokio::sync::Notify;
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -20,8 +23,13 @@ use crate::error::{Error, Result, unexpected_answer};
 use crate::leader::{ATTEMPT, Group};
 use memory::Memory;
 
-/// Pause before the stream is opened again.
+/// Pause before the stream is opened again. With a new stream the namenode takes it that all is forgotten, so
+/// whatever the kernel was lent must be over.
 const PAUSE: Duration = Duration::from_millis(200);
+const _: () = assert!(PAUSE.as_millis() > loans::ALL_OVER.as_millis());
+
+/// Revocations that wait for loans to be over. When there are more the namenode's wait in the stream.
+const RECALLED_MAX: usize = 64;
 
 pub(crate) struct Watch {
     memory: Mutex<Memory>,
@@ -31,6 +39,44 @@ pub(crate) struct Watch {
     wanted: Notify,
     /// The session of the stream is over.
     broken: Notify,
+    /// Held by whoever is just telling the kernel what it may believe.
+    telling: RwLock<()>,
+}
+
+/// Says for how long the kernel may believe what it is about to be told. It has to be told before this is dropped.
+pub struct Lender<'a> {
+    watch: &'a Watch,
+    lent: Vec<InodeId>,
+    _telling: RwLockReadGuard<'a, ()>,
+}
+
+impl Lender<'_> {
+    /// Zero if it may not, and has to ask each time.
+    pub fn attr(&mut self, attr: &Attr) -> Duration {
+        let loan = self.watch.memory.lock().lend_attr(attr, Moment::now());
+        self.noted(attr.inode, loan)
+    }
+
+    /// For how long it may believe that the name in `parent` leads to `inode`.
+    pub fn name(&mut self, parent: InodeId, name: &Name, inode: InodeId) -> Duration {
+        let loan = self.watch.memory.lock().lend_name(parent, name, inode, Moment::now());
+        self.noted(parent, loan)
+    }
+
+    fn noted(&mut self, inode: InodeId, loan: Duration) -> Duration {
+        if !loan.is_zero() {
+            self.lent.push(inode);
+        }
+        loan
+    }
+}
+
+impl Drop for Lender<'_> {
+    fn drop(&mut self) {
+        // This thread may have been stopped since the loan was given, and the kernel counts from now.
+        let (mut memory, now) = (self.watch.memory.lock(), Moment::now());
+        self.lent.iter().for_each(|inode| memory.loans.given(*inode, now));
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -46,12 +92,30 @@ impl Watch {
             life: Mutex::new(None),
             wanted: Notify::new(),
             broken: Notify::new(),
+            telling: RwLock::new(()),
         }
     }
 
-    /// An own change has been done, and has touched these inodes.
-    pub fn changed(&self, inodes: &[InodeId]) {
+    pub fn lender(&self) -> Lender<'_> {
+        Lender { watch: self, lent: Vec::new(), _telling: self.telling.read() }
+    }
+
+    /// Forgets what somebody else changes. Returns when nobody here believes it any more, the kernel included.
+    fn revoke(&self, inodes: &[InodeId]) -> Moment {
         self.memory.lock().forget(inodes);
+        // From here on nothing of it is lent. What is just being told has been told after this.
+        drop(self.telling.write());
+        self.memory.lock().loans.recall(inodes, Moment::now())
+    }
+
+    /// An own change has been done, and has touched these inodes and, in directories, these names.
+    pub fn changed(&self, inodes: &[InodeId], names: &[(InodeId, Name)]) {
+        self.memory.lock().forget_own(inodes, names);
+    }
+
+    /// An own change was refused. These names may not be what they are remembered as.
+    pub fn refused(&self, names: &[(InodeId, Name)]) {
+        self.memory.lock().forget_names(names);
     }
 
     /// An own change may have been done, or its answer may not have said everything.
@@ -88,7 +152,30 @@ impl Client {
         if let Some(known) = self.watch.memory.lock().name(parent, name, Moment::now()) {
             return known.cloned().ok_or_else(|| Error::new(ErrorKind::NotFound, "there is nothing of this name"));
         }
-        attr_in(self.watched(caller, Query::Lookup { parent, name: name.clone() }).await)
+        if !self.options.remember {
+            return attr_in(self.query(caller, Query::Lookup { parent, name: name.clone() }).await);
+        }
+        if self.list_ahead(caller, parent).await
+            && let Some(Some(attr)) = self.watch.memory.lock().name(parent, name, Moment::now())
+        {
+            return Ok(attr.clone());
+        }
+        let attr = attr_in(self.watched(caller, Query::Lookup { parent, name: name.clone() }).await)?;
+        self.watch.memory.lock().ahead.missed(parent);
+        Ok(attr)
+    }
+
+    /// Fetches a page of a directory in which names are looked up one by one. `false` if there was no need.
+    async fn list_ahead(self: &Arc<Self>, caller: &Caller, directory: InodeId) -> bool {
+        let Some(after) = self.watch.memory.lock().ahead.next(directory) else { return false };
+        let query = Query::ReadDir { inode: directory, after, limit: READDIR_PAGE_MAX, attrs: true };
+        let next = match self.watched(caller, query).await {
+            Ok(Answer::Page(page)) if !page.end => page.entries.last().map(|entry| entry.cookie),
+            // Also if this caller may search it and not list it.
+            _ => None,
+        };
+        self.watch.memory.lock().ahead.listed(directory, next);
+        true
     }
 
     pub async fn getattr(self: &Arc<Self>, caller: &Caller, inode: InodeId) -> Result<Attr> {
@@ -156,6 +243,21 @@ impl Client {
     }
 }
 
+/// The names that come, go or lead elsewhere when this is done.
+pub(crate) fn names_changed(op: &Op) -> Vec<(InodeId, Name)> {
+    match op {
+        Op::Make { parent, name, .. }
+        | Op::MakeMasked { parent, name, .. }
+        | Op::Link { parent, name, .. }
+        | Op::Unlink { parent, name, .. }
+        | Op::Rmdir { parent, name } => vec![(*parent, name.clone())],
+        Op::Rename { from_parent, from_name, to_parent, to_name, .. } => {
+            vec![(*from_parent, from_name.clone()), (*to_parent, to_name.clone())]
+        }
+        _ => Vec::new(),
+    }
+}
+
 fn attr_in(answer: Result<Answer>) -> Result<Attr> {
     match answer? {
         Answer::Attr(attr) => Ok(attr),
@@ -211,10 +313,23 @@ async fn watch_once(group: &Group, watch: &Watch, session: SessionId) -> std::re
     }
 }
 
+/// Forgets what it is told to, and says so once the kernel does not believe it any more either.
 async fn hear(watch: &Watch, send: &mut SendStream, recv: &mut RecvStream) -> std::result::Result<(), RpcError> {
-    while let Some(Revocation { number, inodes }) = recv.recv_optional().await? {
-        watch.memory.lock().forget(&inodes);
-        send.send(&RevocationDone { number }).await?;
-    }
-    Ok(())
+    let (recalled, mut over) = mpsc::channel(RECALLED_MAX);
+    let forget = async move {
+        while let Some(Revocation { number, inodes }) = recv.recv_optional().await? {
+            // The receiver lives as long as this.
+            let _ = recalled.send((number, watch.revoke(&inodes))).await;
+        }
+        Ok::<_, RpcError>(())
+    };
+    let answer = async {
+        // In order: a number stands for all before it.
+        while let Some((number, loans_over)) = over.recv().await {
+            tokio::time::sleep(loans_over.since(Moment::now())).await;
+            send.send(&RevocationDone { number }).await?;
+        }
+        Ok::<_, RpcError>(())
+    };
+    tokio::try_join!(forget, answer).map(|_| ())
 }

@@ -35,7 +35,8 @@ use crate::fs::file::Place;
 use crate::fs::file_ranges::Start;
 use crate::fs::handles::HandleId;
 use answer::{
-    attr, created, data, directory, directory_plus, empty, entry, opened, place, sized, statistics, tested, written,
+    attr, created, data, directory, directory_plus, empty, entry, found, opened, place, sized, statistics, tested,
+    written,
 };
 use convert::{errno, handle_in, handle_out, lock_request, set_time};
 
@@ -136,8 +137,9 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
+        let answer = found(self.fs.clone(), parent, name.clone(), reply);
         let span = span!("lookup", request, parent);
-        self.spawn(span, |fs| async move { fs.lookup(who, parent, &name).await }, entry(reply));
+        self.spawn(span, |fs| async move { fs.lookup(who, parent, &name).await }, answer);
     }
 
     /// Inode numbers are the cluster's and are never used again, so there is no reference to give back.
@@ -146,7 +148,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let (who, inode) = (self.requester(request), self.inode(ino));
         let span = span!("getattr", request, inode);
-        self.spawn(span, |fs| async move { fs.getattr(who, inode).await }, attr(reply));
+        self.spawn(span, |fs| async move { fs.getattr(who, inode).await }, attr(self.fs.clone(), reply));
     }
 
     fn setattr(
@@ -177,8 +179,9 @@ impl Filesystem for Adapter {
             mtime: mtime.map(set_time),
             replication: None,
         };
+        let answer = attr(self.fs.clone(), reply);
         let span = span!("setattr", request, inode);
-        self.spawn(span, |fs| async move { fs.setattr(who, inode, set, handle).await }, attr(reply));
+        self.spawn(span, |fs| async move { fs.setattr(who, inode, set, handle).await }, answer);
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -450,8 +453,9 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let (who, handle) = (self.requester(request), handle_in(fh));
+        let answer = directory_plus(self.fs.clone(), self.inode(ino), reply);
         let span = span!("readdirplus", request, ino);
-        self.spawn(span, |fs| async move { fs.list(who, handle, offset, true).await }, directory_plus(reply));
+        self.spawn(span, |fs| async move { fs.list(who, handle, offset, true).await }, answer);
     }
 
     fn releasedir(&self, request: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {

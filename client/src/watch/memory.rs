@@ -2,9 +2,13 @@
 //! says otherwise, or until it has not been heard for too long.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use dfs_proto::{Attr, InodeId, Name};
 use dfs_rpc::Moment;
+
+use super::ahead::Ahead;
+use super::loans::Loans;
 
 /// Names and attributes kept; when there are more all are forgotten. About 40 MiB.
 const ENTRIES_MAX: usize = 128 << 10;
@@ -24,6 +28,8 @@ pub(crate) struct Memory {
     /// When everything was.
     cleared: u64,
     valid_until: Moment,
+    pub loans: Loans,
+    pub ahead: Ahead,
 }
 
 /// The moment at which a question was sent. What was forgotten after it must not be learned from its
@@ -49,7 +55,9 @@ impl Memory {
             clock: 0,
             marks: vec![0; MARKS],
             cleared: 0,
-            valid_until: Moment::from_boot(std::time::Duration::ZERO),
+            valid_until: Moment::from_boot(Duration::ZERO),
+            loans: Loans::new(),
+            ahead: Ahead::default(),
         }
     }
 
@@ -99,6 +107,30 @@ impl Memory {
             self.marks[mark_of(*inode)] = self.clock;
             self.entries -= usize::from(self.attrs.remove(inode).is_some());
             self.entries -= self.names.remove(inode).map_or(0, |names| names.len());
+            self.ahead.forget(*inode);
+        }
+    }
+
+    /// As `forget`, after a change of our own that came or went with these names: of their directories, which are
+    /// still watched, the other names are kept.
+    pub fn forget_own(&mut self, inodes: &[InodeId], names: &[(InodeId, Name)]) {
+        let (parents, others): (Vec<InodeId>, Vec<InodeId>) =
+            inodes.iter().partition(|inode| names.iter().any(|(parent, _)| parent == *inode));
+        self.forget(&others);
+        for inode in parents {
+            self.marks[mark_of(inode)] = self.clock;
+            self.entries -= usize::from(self.attrs.remove(&inode).is_some());
+        }
+        self.forget_names(names);
+    }
+
+    /// Forgets names, and what is being asked now of their directories.
+    pub fn forget_names(&mut self, names: &[(InodeId, Name)]) {
+        self.clock += 1;
+        for (parent, name) in names {
+            self.marks[mark_of(*parent)] = self.clock;
+            let forgotten = self.names.get_mut(parent).and_then(|names| names.remove(name));
+            self.entries -= usize::from(forgotten.is_some());
         }
     }
 
@@ -109,7 +141,24 @@ impl Memory {
         self.attrs.clear();
         self.names.clear();
         self.entries = 0;
-        self.valid_until = Moment::from_boot(std::time::Duration::ZERO);
+        self.ahead.clear();
+        self.valid_until = Moment::from_boot(Duration::ZERO);
+    }
+
+    /// For how long the kernel may be told to believe these attributes, if they are what is remembered.
+    pub fn lend_attr(&mut self, attr: &Attr, now: Moment) -> Duration {
+        match self.attrs.get(&attr.inode) {
+            Some(known) if known == attr => self.loans.lend(attr.inode, self.valid_until, now),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// For how long the kernel may be told to believe that the name leads there, if that is what is remembered.
+    pub fn lend_name(&mut self, parent: InodeId, name: &Name, inode: InodeId, now: Moment) -> Duration {
+        match self.names.get(&parent).and_then(|names| names.get(name)) {
+            Some(known) if *known == Some(inode) => self.loans.lend(parent, self.valid_until, now),
+            _ => Duration::ZERO,
+        }
     }
 
     fn may_learn(&self, asked: Asked, inodes: &[InodeId]) -> bool {
@@ -121,6 +170,7 @@ impl Memory {
             self.attrs.clear();
             self.names.clear();
             self.entries = 0;
+            self.ahead.clear();
         }
     }
 }
@@ -131,8 +181,6 @@ fn mark_of(inode: InodeId) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use dfs_proto::{FileKind, Timestamp, XattrKinds};
 
@@ -214,6 +262,46 @@ mod tests {
         assert_eq!(memory.name(DIR, &name("nothing"), at(1)), None);
         assert!(memory.attr(FILE, at(1)).is_some());
         assert_eq!(memory.entries, 1);
+    }
+
+    #[test]
+    fn an_own_change_takes_its_names_and_leaves_the_others_of_the_directory() {
+        let mut memory = Memory::new();
+        let asked = memory.ask(at(0));
+        memory.learn_attr(asked, &attr(DIR), at(400));
+        memory.learn_name(asked, DIR, &name("new"), None, at(400));
+        memory.learn_name(asked, DIR, &name("file"), Some(&attr(FILE)), at(400));
+        let asked = memory.ask(at(1));
+        memory.forget_own(&[DIR], &[(DIR, name("new"))]);
+        assert_eq!(memory.name(DIR, &name("new"), at(2)), None);
+        assert_eq!(memory.attr(DIR, at(2)), None);
+        assert!(memory.name(DIR, &name("file"), at(2)).is_some());
+        // Asked before the change, answered after it.
+        memory.learn_name(asked, DIR, &name("new"), None, at(400));
+        memory.learn_attr(asked, &attr(DIR), at(400));
+        assert_eq!(memory.name(DIR, &name("new"), at(2)), None);
+        assert_eq!(memory.attr(DIR, at(2)), None);
+        // A change that names nothing in the directory may have changed any of it.
+        memory.forget_own(&[DIR], &[(FILE, name("elsewhere"))]);
+        assert_eq!(memory.name(DIR, &name("file"), at(2)), None);
+        assert_eq!(memory.entries, 1);
+    }
+
+    #[test]
+    fn only_what_is_remembered_is_lent() {
+        let mut memory = Memory::new();
+        let asked = memory.ask(at(0));
+        memory.learn_name(asked, DIR, &name("file"), Some(&attr(FILE)), at(400));
+        assert!(!memory.lend_name(DIR, &name("file"), FILE, at(1)).is_zero());
+        assert!(!memory.lend_attr(&attr(FILE), at(1)).is_zero());
+        assert!(memory.lend_name(DIR, &name("file"), InodeId(3), at(1)).is_zero());
+        assert!(memory.lend_name(DIR, &name("other"), FILE, at(1)).is_zero());
+        // With bytes that were written here and not committed yet, for example.
+        assert!(memory.lend_attr(&Attr { size_bytes: 1, ..attr(FILE) }, at(1)).is_zero());
+        assert!(memory.lend_attr(&attr(FILE), at(400)).is_zero());
+        memory.forget(&[DIR]);
+        assert!(memory.lend_name(DIR, &name("file"), FILE, at(1)).is_zero());
+        assert!(!memory.lend_attr(&attr(FILE), at(1)).is_zero());
     }
 
     #[test]

@@ -20,9 +20,9 @@ use dfs_rpc::Moment;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
-/// Inodes that one session may watch; what it asks for beyond that it may not remember.
+/// Inodes that one session may watch. One that asks for more loses its stream and begins anew with nothing.
 const WATCHED_MAX: usize = 1 << 18;
-/// Inodes watched by all sessions: about 100 bytes each.
+/// Inodes watched by all sessions: about 100 bytes each. Whoever asks for more begins anew, too.
 const WATCHED_BY_ALL_MAX: usize = 1 << 21;
 /// Revocations on their way to one session. One that does not keep up loses its stream, and with it all
 /// that it remembers.
@@ -94,6 +94,11 @@ impl Table {
     fn owes(&self, debt: &Debt, now: Moment) -> bool {
         now < debt.until
             && self.lives.get(&debt.session).is_none_or(|life| life.number != debt.life || life.done < debt.number)
+    }
+
+    fn is_owed_by(&self, session: SessionId, inode: InodeId, now: Moment) -> bool {
+        let debts = self.by_inode.get(&inode).into_iter().flatten();
+        debts.into_iter().any(|debt| debt.session == session && self.owes(debt, now))
     }
 
     fn forget(&mut self, session: SessionId, inode: InodeId) {
@@ -207,10 +212,11 @@ impl Watches {
         });
         let current = table.lives.get_mut(&session).filter(|current| current.number == life)?;
         // A session that owes an answer gets no more time for it.
-        if !room || changing || lease.is_zero() || current.done < current.sent || current.revocations.is_none() {
+        if changing || lease.is_zero() || current.done < current.sent || current.revocations.is_none() {
             return None;
         }
-        if current.watched.len() + inodes.len() > WATCHED_MAX {
+        if !room || current.watched.len() + inodes.len() > WATCHED_MAX {
+            current.revocations = None;
             return None;
         }
         current.valid_until = current.valid_until.max(now + lease);
@@ -231,14 +237,21 @@ impl Watches {
             table.writing.extend(change.inodes);
             let author = change.request.map(|request| request.session);
             for inode in change.inodes {
+                if let Some(request) = change.request
+                    && table.is_owed_by(request.session, *inode, now)
+                {
+                    // What it has to forget for another's sake has perhaps not reached it when this answer does.
+                    table.by_request.entry(request).or_default().own.push(*inode);
+                }
                 for watcher in table.watchers.get(inode).cloned().unwrap_or_default() {
-                    table.forget(watcher, *inode);
                     let consequence = change.request.map(|request| table.by_request.entry(request).or_default());
                     if Some(watcher) == author {
-                        // Its own answer names what it has to forget.
+                        // Its own answer names what it has to forget. It goes on watching, because its kernel may
+                        // have been lent what this change has not touched.
                         consequence.into_iter().for_each(|consequence| consequence.own.push(*inode));
                         continue;
                     }
+                    table.forget(watcher, *inode);
                     let Some(life) = table.lives.get(&watcher) else { continue };
                     let (number, until) = (life.sent + 1, life.valid_until);
                     let debt = Debt { session: watcher, life: life.number, number, until };
@@ -354,9 +367,35 @@ mod tests {
         assert_eq!(watches.table.lock().by_request[&request(A)].own, [DIR]);
         watches.done(B, life_b, 1);
         assert!(is_settled(&watches, now));
-        // Nobody watches any more: the next change concerns nobody.
+        // B watches no more: A's next change does not concern it.
         change(&watches, request(A), now);
         assert!(to_b.try_recv().is_err());
+        // A still watches what it changed itself.
+        change(&watches, request(B), now);
+        assert_eq!(to_a.try_recv().unwrap(), Revocation { number: 1, inodes: vec![DIR] });
+    }
+
+    #[test]
+    fn an_answer_names_what_its_session_is_just_being_told_to_forget() {
+        let (watches, now) = (Watches::default(), Moment::now());
+        let (life, _to_a) = watches.begin(A, now);
+        watches.watch(A, life, &[DIR], LEASE, now);
+        change(&watches, request(B), now);
+        change(&watches, request(A), now);
+        assert_eq!(watches.table.lock().by_request[&request(A)].own, [DIR]);
+    }
+
+    #[test]
+    fn a_session_that_watches_too_much_begins_anew() {
+        let (watches, now) = (Watches::default(), Moment::now());
+        let (life, mut receiver) = watches.begin(A, now);
+        let all: Vec<InodeId> = (0..WATCHED_MAX as u64).map(InodeId).collect();
+        assert_eq!(watches.watch(A, life, &all, LEASE, now), Some(LEASE));
+        assert_eq!(watches.watch(A, life, &[InodeId(u64::MAX)], LEASE, now), None);
+        assert_eq!(receiver.try_recv(), Err(mpsc::error::TryRecvError::Disconnected));
+        let (life, _receiver) = watches.begin(A, now);
+        assert_eq!(watches.watch(A, life, &[InodeId(u64::MAX)], LEASE, now), Some(LEASE));
+        assert_eq!(watches.table.lock().watched, 1);
     }
 
     #[test]
