@@ -75,6 +75,7 @@ impl Client {
         client.start_writeback_clock();
         client.start_watching();
         client.start_telling();
+        client.start_closing_local_files();
         Ok(client)
     }
 

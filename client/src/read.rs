@@ -4,6 +4,7 @@
 pub(crate) mod atime;
 pub(crate) mod blocks;
 mod fetch;
+mod local;
 mod locate;
 pub(crate) mod map;
 mod seek;
@@ -27,6 +28,7 @@ use crate::error::Result;
 use crate::open::{FileState, Handle};
 use crate::read::blocks::BLOCK;
 use crate::read::fetch::FetchError;
+use crate::read::local::Local;
 
 /// Locations remembered; when there are more all are forgotten and asked again. About 20 MiB.
 const LOCATIONS_MAX: usize = 64 << 10;
@@ -40,6 +42,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The read side of one client.
 pub(crate) struct Reads {
     locations: Mutex<HashMap<ChunkId, ChunkLocation>>,
+    local: Local,
     /// Bytes that may be read ahead.
     ahead: Arc<Semaphore>,
     /// Files whose atime the namenode is to be told. Taken while a file's `inner` is held, never the other way round.
@@ -51,6 +54,7 @@ impl Reads {
     pub fn new(options: &Options) -> Reads {
         Reads {
             locations: Mutex::default(),
+            local: Local::default(),
             ahead: Arc::new(Semaphore::new(options.readahead_max_bytes.min(Semaphore::MAX_PERMITS))),
             noted: Mutex::default(),
             telling: AtomicBool::new(false),

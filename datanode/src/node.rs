@@ -16,6 +16,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::heartbeat::Outcomes;
 use crate::orders::Orders;
+use crate::serve::local::Door;
 use crate::store::Store;
 
 /// Bytes that all reads together may hold on their way from disk to network. Not shared with appends:
@@ -38,6 +39,8 @@ pub struct Node {
     pub outcomes: Outcomes,
     pub read_memory: Semaphore,
     pub append_streams: Semaphore,
+    /// For clients on this machine.
+    pub door: Door,
     /// Turns true when the volumes have been read.
     pub scanned: watch::Sender<bool>,
     /// Cancelled when the node is about to stop in order.
@@ -65,6 +68,7 @@ impl Node {
             outcomes: Outcomes::default(),
             read_memory: Semaphore::new(READ_MEMORY_BYTES),
             append_streams: Semaphore::new(APPEND_STREAMS_MAX),
+            door: Door::new(),
             scanned: watch::channel(false).0,
             leaving: CancellationToken::new(),
             leader: RwLock::default(),

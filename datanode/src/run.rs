@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 use crate::config::Config;
 use crate::node::Node;
 use crate::orders::{self, Orders};
-use crate::serve::DataService;
+use crate::serve::{DataService, local};
 use crate::store::Store;
 use crate::{heartbeat, scrub, upkeep};
 
@@ -57,6 +57,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         tasks.spawn(heartbeat::run(node.clone(), namenode, background.clone()));
     }
     orders::start(&node, queues, &mut tasks, &background);
+    tasks.spawn(local::run(node.clone(), background.clone()));
     tasks.spawn(upkeep::sync_lazily(node.clone(), background.clone()));
     tasks.spawn(upkeep::maintain_volumes(node.clone(), background.clone()));
     for volume in node.store.usable_volumes() {

@@ -3,12 +3,13 @@
 mod append;
 mod downstream;
 mod frames;
+pub mod local;
 mod read;
 
 pub use frames::receive_bytes;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dfs_proto::msg::data::DataRequest;
 use dfs_proto::{PeerIdentity, Plane};
@@ -56,6 +57,12 @@ impl Handler for DataService {
                 append::serve(node, peer, append::Request { chunk, epoch, capability, chain }, send, recv)
                     .instrument(span)
                     .await;
+            }
+            DataRequest::Local => {
+                // Who may read what is checked for each chunk.
+                let answer = node.door.admit(peer, Instant::now());
+                let _ = tokio::time::timeout(REQUEST_DEADLINE, send.send(&answer)).await;
+                send.finish();
             }
         }
     }

@@ -12,6 +12,7 @@ mod chunks;
 mod copy;
 mod error;
 mod format;
+mod local;
 mod read;
 mod recover;
 mod register;

@@ -2,15 +2,21 @@
 
 mod rig;
 
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_proto::chunk::replica_digest;
 use dfs_proto::limits::{CONTROL_FRAME_MAX, FRAME_MAX};
-use dfs_proto::msg::data::{AppendEvent, append_item};
+use dfs_proto::msg::data::{
+    AppendEvent, DataRequest, FRAME_HEADER_LEN, LocalChunk, LocalDoor, LocalHello, LocalOpen, append_item,
+};
 use dfs_proto::msg::meta::ReplicaAt;
 use dfs_proto::msg::node::{Order, Outcome};
-use dfs_proto::{Access, Capability, CapabilityKey, ChunkId, Epoch, ErrorKind, FrameHeader, NodeId, Timestamp};
+use dfs_proto::{
+    Access, Capability, CapabilityKey, ChunkId, Epoch, ErrorKind, FrameHeader, NodeId, Timestamp, WireError,
+};
+use dfs_rpc::LocalStream;
 
 use rig::{CLIENT, Rig, frames};
 
@@ -140,6 +146,70 @@ async fn only_the_holder_of_a_valid_capability_gets_in() {
     }
     let mut stream = rig.append_to(ChunkId(78), rig.replicas(&[1]), rig.capability(ChunkId(78), Access::Read)).await;
     assert_eq!(stream.until_failed().await.1.kind, ErrorKind::Forbidden);
+    rig.stop().await;
+}
+
+/// Asks a node for the way in, and goes it.
+async fn enter(rig: &Rig, node: u64) -> (LocalDoor, LocalStream) {
+    let (mut send, mut recv) = rig.stream(node).await;
+    send.send(&DataRequest::Local).await.unwrap();
+    send.finish();
+    let door = recv.recv::<Result<LocalDoor, WireError>>().await.unwrap().unwrap();
+    let mut stream = LocalStream::connect(&door.name).unwrap();
+    stream.send(&LocalHello { ticket: door.ticket }).await.unwrap();
+    (door, stream)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_on_this_machine_gets_the_file_of_a_sealed_chunk_with_the_same_capability() {
+    let rig = Rig::start(1).await;
+    let frames = frames(CHUNK, &[1000, 65_536, 7]);
+    rig.write_chunk(CHUNK, &[1], &frames).await;
+    let (_, mut local) = enter(&rig, 1).await;
+    let open = LocalOpen { chunk: CHUNK, capability: rig.capability(CHUNK, Access::Read) };
+    local.send(&open).await.unwrap();
+    let refused = local.recv::<Result<LocalChunk, WireError>>().await.unwrap().unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::NotSupported, "a chunk that is not sealed");
+
+    rig.order_all(&[1], Order::Seal { chunk: CHUNK, epoch: SECOND, len: 66_543 });
+    rig.heard(1, |heartbeat| heartbeat.digests[77] != 0).await;
+    let forged = LocalOpen { chunk: CHUNK, capability: rig.capability(ChunkId(78), Access::Read) };
+    local.send(&forged).await.unwrap();
+    let refused = local.recv::<Result<LocalChunk, WireError>>().await.unwrap().unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::Forbidden);
+
+    local.send(&open).await.unwrap();
+    let found = local.recv::<Result<LocalChunk, WireError>>().await.unwrap().unwrap();
+    assert_eq!((found.len, found.frames), (66_543, 3));
+    let file = std::fs::File::from(local.recv_file().await.unwrap());
+    for (header, bytes) in &frames {
+        let mut head = [0; FRAME_HEADER_LEN];
+        local.read_exact(&mut head).await.unwrap();
+        assert_eq!(FrameHeader::from_bytes(&head), Some(*header));
+        let mut read = vec![0; bytes.len()];
+        file.read_exact_at(&mut read, found.data_start + u64::from(header.offset)).unwrap();
+        assert_eq!(read, bytes[..]);
+    }
+    assert!(file.write_at(&[0], found.data_start).is_err(), "it can be written");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_comes_in_by_the_local_door_without_a_ticket_of_his_own() {
+    let rig = Rig::start(1).await;
+    let (door, mut first) = enter(&rig, 1).await;
+    // Once it is answered, its ticket has been taken.
+    first.send(&LocalOpen { chunk: CHUNK, capability: rig.capability(CHUNK, Access::Read) }).await.unwrap();
+    let refused = first.recv::<Result<LocalChunk, WireError>>().await.unwrap().unwrap_err();
+    assert_eq!(refused.kind, ErrorKind::BadReplica, "a chunk that is not here");
+    for ticket in [door.ticket, [9; 32]] {
+        let mut stream = LocalStream::connect(&door.name).unwrap();
+        stream.send(&LocalHello { ticket }).await.unwrap();
+        assert!(stream.recv::<Result<LocalChunk, WireError>>().await.is_err());
+    }
+    let mut stream = LocalStream::connect(&door.name).unwrap();
+    stream.send_raw(&[0xff; 64]).await.unwrap();
+    assert!(stream.recv::<Result<LocalChunk, WireError>>().await.is_err());
     rig.stop().await;
 }
 

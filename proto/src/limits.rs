@@ -105,3 +105,6 @@ pub const XATTR_OVERHEAD: usize = 64;
 
 /// An access control list, in bytes: what the kernel takes (a page), which is 511 entries.
 pub const ACL_MAX: usize = 4096;
+
+/// Seconds for which a ticket to a datanode's local socket is good.
+pub const LOCAL_TICKET_S: u64 = 10;

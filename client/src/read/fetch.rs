@@ -184,6 +184,19 @@ impl Client {
         capability: Capability,
     ) -> (ReplicaAt, Result<Bytes, Miss>) {
         let _reading = self.nodes.reading(replica.node);
+        if let Some(file) = self.local_file(&replica, chunk, &capability).await {
+            let (offset, len) = (extent.chunk_offset, extent.len);
+            let read = tokio::task::spawn_blocking(move || file.read(offset, len)).await;
+            let outcome = match read {
+                Ok(Ok(bytes)) => Ok(bytes),
+                Ok(Err(reason)) => {
+                    self.close_local_file(chunk, replica.node);
+                    Err(Miss::Bad(reason))
+                }
+                Err(error) => Err(Miss::Away(error.to_string())),
+            };
+            return (replica, outcome);
+        }
         let request = DataRequest::Read {
             chunk,
             // A byte of a chunk is written once: a replica that has it has the right one, at any epoch.

@@ -14,7 +14,7 @@ use dfs_meta::query::{self, Asker};
 use dfs_meta::{MemoryView, apply, rows};
 use dfs_proto::limits::FRAME_MAX;
 use dfs_proto::msg::admin::Liveness;
-use dfs_proto::msg::data::{AppendEvent, DataRequest, FRAME_HEADER_LEN, ReadReply, append_item};
+use dfs_proto::msg::data::{AppendEvent, DataRequest, FRAME_HEADER_LEN, LocalDoor, ReadReply, append_item};
 use dfs_proto::msg::meta::{MetaReply, MetaRequest, Op, RenameMode};
 use dfs_proto::{
     Access, Caller, CapabilityKey, ChunkId, ClusterId, ErrorKind, Extent, FrameHeader, InodeId, NodeId, PeerIdentity,
@@ -445,6 +445,11 @@ impl Handler for Datanode {
                 self.append(chunk, nodes, &mut send, &mut recv).await
             }
             DataRequest::Read { chunk, offset, len, .. } => self.read(chunk, offset, len, &mut send).await,
+            // It has no files.
+            DataRequest::Local => {
+                let refusal = WireError::new(ErrorKind::NotSupported, "no local way");
+                send.send(&Err::<LocalDoor, _>(refusal)).await
+            }
         };
         send.finish();
     }

@@ -147,6 +147,23 @@ impl ChunkFile {
         format::decode_entry(self.chunk, number, &bytes).ok_or(ReadFault::Entry(number))
     }
 
+    /// Reads all entries, which must follow each other from the start of the chunk.
+    pub fn index(&self, frames: u32) -> Result<Vec<FrameHeader>, ReadFault> {
+        let mut entries = vec![0; frames as usize * ENTRY_LEN];
+        self.file.read_exact_at(&mut entries, entry_offset(0)).map_err(|e| ended_early(e, 0))?;
+        let mut index: Vec<FrameHeader> = Vec::with_capacity(frames as usize);
+        for (number, entry) in (0..).zip(entries.chunks_exact(ENTRY_LEN)) {
+            let follows = |frame: &FrameHeader| index.last().map_or(0, FrameHeader::end) == frame.offset;
+            let frame = format::decode_entry(self.chunk, number, entry).filter(follows);
+            index.push(frame.ok_or(ReadFault::Entry(number))?);
+        }
+        Ok(index)
+    }
+
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// Reads frames from number `first` on, below number `frames`, until one starts at or behind chunk
     /// offset `end` or `bytes_max` is reached; always at least one if there is one. Ends before an entry
     /// that is not valid or does not follow; fails if that is the first one. Digests are not checked.

@@ -16,6 +16,8 @@ pub enum StoreError {
     /// The chunk was sealed or deleted meanwhile.
     #[error("chunk {0} takes no more frames")]
     NotOpen(ChunkId),
+    #[error("chunk {0} is not sealed")]
+    NotSealed(ChunkId),
     #[error("chunk {chunk} has epoch {here} here, and {asked} was asked for")]
     StaleEpoch { chunk: ChunkId, here: Epoch, asked: Epoch },
     #[error("frame at {found} of chunk {chunk} does not follow the one that ends at {end}")]
@@ -58,6 +60,7 @@ impl StoreError {
             }
             StoreError::NotContiguous { .. } | StoreError::WrongDigest { .. } => ErrorKind::Malformed,
             StoreError::Full(_) => ErrorKind::FileTooLarge,
+            StoreError::NotSealed(_) => ErrorKind::NotSupported,
             StoreError::NoSpace => ErrorKind::NoSpace,
             StoreError::NotScanned => ErrorKind::Unavailable,
             StoreError::VolumeFailed { .. } | StoreError::Io { .. } => ErrorKind::Internal,

@@ -183,6 +183,12 @@ impl Connection {
         Ok((SendStream::new(send), RecvStream::new(recv)))
     }
 
+    /// Whether the peer's address is one of this machine, as far as this connection shows it.
+    pub fn is_local(&self) -> bool {
+        let peer = self.inner.remote_address().ip().to_canonical();
+        peer.is_loopback() || self.inner.local_ip().is_some_and(|own| own.to_canonical() == peer)
+    }
+
     pub fn is_closed(&self) -> bool {
         self.inner.close_reason().is_some()
     }

@@ -35,6 +35,47 @@ pub enum DataRequest {
         /// Nodes to forward every item to, nearest first; empty for fan-out and at the chain's end.
         chain: Vec<ReplicaAt>,
     },
+    /// Asks for the way to the node within its own machine. Answer: `Result<LocalDoor, WireError>`.
+    Local,
+}
+
+/// Where a client on the datanode's own machine gets chunk files instead of bytes.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalDoor {
+    /// Name of a Unix stream socket in the abstract namespace, without the leading zero byte.
+    pub name: String,
+    /// Good for one connection within `limits::LOCAL_TICKET_S`. Whoever has it is who asked for it.
+    pub ticket: [u8; 32],
+}
+
+impl std::fmt::Debug for LocalDoor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LocalDoor").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// First message on a local connection; not answered.
+#[derive(Serialize, Deserialize)]
+pub struct LocalHello {
+    pub ticket: [u8; 32],
+}
+
+/// Each further message. Answer: `Result<LocalChunk, WireError>`, one byte that carries the descriptor, then
+/// `frames` frame headers.
+#[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
+pub struct LocalOpen {
+    pub chunk: ChunkId,
+    pub capability: Capability,
+}
+
+/// A sealed chunk as a file that can be read.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct LocalChunk {
+    pub len: u32,
+    /// Byte `n` of the chunk is byte `data_start + n` of the file.
+    pub data_start: u64,
+    /// At most `limits::CHUNK_FRAMES_MAX`.
+    pub frames: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
