@@ -12,7 +12,7 @@ use dfs_cluster::{Cluster, Layout, Tree, copy_file, copy_tree, digest_file};
 
 use crate::prerequisites;
 use crate::run::program;
-use input::Input;
+pub use input::Input;
 
 #[derive(clap::Args)]
 pub struct Options {

@@ -31,6 +31,16 @@ const FOR_PROGRAMS: [Package; 9] = [
     ("libacl1-dev", &["/usr/include/sys/acl.h"]),
 ];
 
+/// What `bench peers` compares with.
+const PEERS: [Package; 6] = [
+    ("moosefs-master", &["/usr/sbin/mfsmaster"]),
+    ("moosefs-chunkserver", &["/usr/sbin/mfschunkserver"]),
+    ("moosefs-client", &["/usr/bin/mfsmount"]),
+    ("moosefs-cli", &["/usr/bin/mfscli"]),
+    ("iproute2", &["/usr/sbin/ip", "/sbin/ip", "/bin/ip"]),
+    ("git", &["/usr/bin/git", "/usr/local/bin/git"]),
+];
+
 /// Installs what is missing to build and mount, or says exactly what to install.
 pub fn install() -> Result<()> {
     install_missing(&NEEDED)?;
@@ -43,6 +53,11 @@ pub fn install() -> Result<()> {
 /// As `install`, for the programs that are tried on the mount.
 pub fn install_for_programs() -> Result<()> {
     install_missing(&FOR_PROGRAMS)
+}
+
+/// As `install`, for the comparison.
+pub fn install_peers() -> Result<()> {
+    install_missing(&PEERS)
 }
 
 fn install_missing(packages: &[Package]) -> Result<()> {

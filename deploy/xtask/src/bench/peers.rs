@@ -1,0 +1,103 @@
+//! `cargo xtask bench peers`: the same work on this project, on MooseFS and on the disk below both, in turn.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use dfs_cluster::{Cluster, Layout};
+use serde_json::json;
+
+use super::moosefs::MooseFs;
+use super::rows::{Rows, Sizes, SourceTree};
+use crate::demo::Input;
+use crate::prerequisites;
+use crate::run::program;
+
+#[derive(clap::Args)]
+pub struct Options {
+    /// A dfs program that is built already
+    #[arg(long, value_name = "FILE")]
+    program: Option<PathBuf>,
+    /// Where both go; the disk that is measured
+    #[arg(long, default_value = "dfs-bench")]
+    dir: PathBuf,
+    /// Rounds; the median of each row counts
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Size of the sequential file, in MiB
+    #[arg(long, default_value_t = 1024)]
+    large_mib: u64,
+    /// Files of 4 KiB
+    #[arg(long, default_value_t = 2000)]
+    files: u64,
+    /// Also write the rows of every round to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+}
+
+/// Source files of the rows that copy, search and unpack.
+const SOURCE_FILES: usize = 2900;
+
+pub fn run(options: &Options) -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "the comparison needs root: for network namespaces and cold caches");
+    ensure!(options.rounds > 0, "--rounds must be at least 1");
+    prerequisites::install()?;
+    prerequisites::install_peers()?;
+    let program = program(options.program.as_deref())?;
+    ensure!(!options.dir.exists(), "{} exists; remove it or choose another by --dir", options.dir.display());
+    fs::create_dir_all(&options.dir)?;
+    let dir = options.dir.canonicalize()?;
+    let disk = dir.join("disk");
+    fs::create_dir(&disk)?;
+    let input = Input::collect(&dir.join("input"), SOURCE_FILES, 1)?;
+    let tree = SourceTree::of(&input.tree_root, input.tree.files.len() as u64)?;
+    let sizes = Sizes { large_bytes: options.large_mib << 20, files: options.files, tree: Some(tree) };
+
+    let mut rounds: [(&str, Vec<Rows>); 3] = [("dfs", Vec::new()), ("moosefs", Vec::new()), ("disk", Vec::new())];
+    for round in 1..=options.rounds {
+        // Each side alone on the machine: an idle cluster beside it would cost it time.
+        for (side, measured) in &mut rounds {
+            eprintln!("round {round} of {}: {side}", options.rounds);
+            let home = dir.join(format!("{side}-{round}"));
+            let mount = dir.join(format!("{side}-mount"));
+            measured.push(match *side {
+                "dfs" => {
+                    let layout = Layout { datanodes: 3, mounts: vec![mount.clone()], ..Layout::default() };
+                    let cluster = Cluster::up(&program, &home, layout).context("start the cluster")?;
+                    let rows = Rows::measure(&mount, &sizes)?;
+                    cluster.down()?;
+                    rows
+                }
+                "moosefs" => {
+                    let _moosefs = MooseFs::start(&home, &mount, 3)?;
+                    Rows::measure(&mount, &sizes)?
+                }
+                _ => Rows::measure(&disk, &sizes)?,
+            });
+            if home.exists() {
+                fs::remove_dir_all(&home)?;
+            }
+        }
+    }
+
+    let [ours, theirs, below] = rounds.each_ref().map(|(_, rounds)| Rows::median(rounds));
+    println!("\n3 servers of each kind, 3 copies, client and servers on one machine of {} cores", cores());
+    println!("median of {} rounds\n", options.rounds);
+    println!("{:<34} {:>11} {:>11} {:>6} {:>12}", "row", "dfs", "MooseFS", "ratio", "disk");
+    for ((row, peer), floor) in ours.0.iter().zip(&theirs.0).zip(&below.0) {
+        let ratio = row.value / peer.value;
+        println!("{:<34} {:>11} {:>11} {ratio:>6.2} {:>12}", row.name, row.shown(), peer.shown(), floor.shown());
+    }
+    if let Some(file) = &options.save {
+        let [ours, theirs, below] =
+            rounds.each_ref().map(|(_, rounds)| rounds.iter().map(Rows::json).collect::<Vec<_>>());
+        let rounds = json!({ "dfs": ours, "moosefs": theirs, "disk": below });
+        let report = json!({ "schema": 1, "machine": { "cores": cores() }, "rounds": rounds });
+        fs::write(file, serde_json::to_string_pretty(&report)? + "\n")?;
+    }
+    Ok(fs::remove_dir_all(&dir)?)
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
