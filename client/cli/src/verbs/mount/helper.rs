@@ -68,7 +68,9 @@ pub fn command_line(arguments: impl IntoIterator<Item = OsString>) -> Result<Opt
         line.extend(["--cluster".into(), source.into()]);
     }
     line.push("mount".into());
-    // First, so that what the user said of it counts.
+    // First, so that what the user said of it counts. mount(8) passes on `nosuid` and `nodev` only: what it does not name
+    // is on, as for every other type.
+    options.insert(0, "suid,dev,exec".to_owned());
     if !source.contains(',') && !source.is_empty() {
         options.insert(0, format!("fsname={source}"));
     }
@@ -108,13 +110,13 @@ mod tests {
     fn what_mount_passes_becomes_a_command_line() {
         assert_eq!(
             called("/etc/dfs/cluster.toml /mnt -o rw,_netdev,ro").unwrap(),
-            "dfs --quiet --cluster /etc/dfs/cluster.toml mount -o fsname=/etc/dfs/cluster.toml,rw,_netdev,ro -- /mnt"
+            "dfs --quiet --cluster /etc/dfs/cluster.toml mount -o fsname=/etc/dfs/cluster.toml,suid,dev,exec,rw,_netdev,ro -- /mnt"
         );
         assert_eq!(
             called("prod /mnt -sn -o cluster=/c.toml -t fuse.dfs -v").unwrap(),
-            "dfs mount -o fsname=prod,sloppy,cluster=/c.toml -- /mnt"
+            "dfs mount -o fsname=prod,suid,dev,exec,sloppy,cluster=/c.toml -- /mnt"
         );
-        assert_eq!(called("prod /mnt -oro").unwrap(), "dfs --quiet mount -o fsname=prod,ro -- /mnt");
+        assert_eq!(called("prod /mnt -oro").unwrap(), "dfs --quiet mount -o fsname=prod,suid,dev,exec,ro -- /mnt");
         assert_eq!(called("prod /mnt -f"), None);
     }
 
