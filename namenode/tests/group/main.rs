@@ -1,6 +1,7 @@
 //! Namenodes as a group: elections, retries, snapshots, roles, datanodes.
 
 mod datanodes;
+mod large_directory;
 mod locks;
 mod opens;
 mod remembering;
