@@ -72,6 +72,10 @@ impl Cluster {
         &self.layout.mounts[index]
     }
 
+    pub fn mounts(&self) -> &[PathBuf] {
+        &self.layout.mounts
+    }
+
     /// A `dfs` command for this cluster.
     pub fn dfs<const N: usize>(&self, args: [&str; N]) -> Command {
         let mut command = Command::new(&self.program);
@@ -181,9 +185,12 @@ impl Cluster {
         Ok(kill_process(self.pid(name)?, signal)?)
     }
 
-    /// SIGKILL, and waits until the process is gone.
+    /// SIGKILL, and waits until the process is gone. One that has ended already is as good.
     pub fn kill(&self, name: &str) -> Result<()> {
-        self.signal(name, Signal::KILL)?;
+        if self.is_running(name) {
+            // It may end between the two.
+            let _ = self.signal(name, Signal::KILL);
+        }
         let end = Instant::now() + Duration::from_secs(20);
         while self.is_running(name) {
             if Instant::now() > end {
@@ -211,6 +218,11 @@ impl Cluster {
 
     pub fn datanodes(&self) -> Vec<String> {
         (1..=self.layout.datanodes).map(|i| format!("dn{i}")).collect()
+    }
+
+    /// Every namenode and datanode.
+    pub fn nodes(&self) -> Vec<String> {
+        [self.namenodes(), self.datanodes()].concat()
     }
 
     /// The end of a node's log, for error messages.
