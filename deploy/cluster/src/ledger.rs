@@ -4,7 +4,7 @@ mod book;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, OFlags, fadvise};
 
 use crate::dice::Dice;
 use crate::verdict::{Invariant, Verdict};
@@ -161,6 +161,11 @@ fn folder_of(writer: usize) -> String {
 }
 
 impl LedgerReport {
+    /// Where it was written.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The time that so many of a thousand calls did not exceed: 1000 for the longest stall.
     pub fn within(&self, thousandths: usize) -> Duration {
         let last = self.calls.len().saturating_sub(1);
@@ -182,7 +187,7 @@ impl LedgerReport {
     pub fn check(&self, dir: &Path, verdict: &mut Verdict) {
         for (folder, book) in &self.books {
             let folder = dir.join(folder);
-            let findings = book.check(|name| found(&folder.join(name)));
+            let findings = book.check(|name, least| found(&folder.join(name), least));
             verdict.fine(Invariant::AcknowledgedSurvives, book.names().count() as u64);
             verdict.fine(Invariant::OnlyRightBytes, book.present().count() as u64);
             for finding in findings {
@@ -210,8 +215,9 @@ fn strangers(book: &Book, folder: &Path) -> Vec<PathBuf> {
     entries.filter(|name| !book.knows(name)).collect()
 }
 
-/// What is under a name, read from the cluster and not from the kernel's pages.
-fn found(path: &Path) -> State {
+/// What is under a name, read from the cluster and not from the kernel's pages. If the whole cannot be read, at
+/// least the first `least` bytes are tried.
+fn found(path: &Path, least: usize) -> State {
     let read = || -> io::Result<State> {
         match fs::symlink_metadata(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(State::Absent),
@@ -225,7 +231,16 @@ fn found(path: &Path) -> State {
         file.read_to_end(&mut bytes)?;
         Ok(State::File(bytes))
     };
-    read().unwrap_or_else(|error| State::Unreadable(error.to_string()))
+    read().or_else(|_| read_front(path, least)).unwrap_or_else(|error| State::Unreadable(error.to_string()))
+}
+
+/// Exactly so many bytes: the kernel would ask for whole pages.
+fn read_front(path: &Path, least: usize) -> io::Result<State> {
+    let direct = OFlags::DIRECT.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(direct).open(path)?;
+    let mut front = vec![0; least];
+    file.read_exact_at(&mut front, 0)?;
+    Ok(State::Torn(front))
 }
 
 /// Most files a writer keeps; beyond it the oldest is removed, so that unlink is part of the mix.

@@ -15,7 +15,7 @@ mod tree;
 mod verdict;
 
 pub use audit::{DiskReplica, audit_replicas, replicas_of};
-pub use check::{AtRest, check_at_rest};
+pub use check::{AtRest, check_at_rest, check_fsck, fsck};
 pub use dice::Dice;
 pub use fault::Fault;
 pub use ledger::{CallError, Ledger, LedgerReport, OnError};

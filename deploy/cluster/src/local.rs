@@ -122,9 +122,10 @@ impl Cluster {
     /// Returns once every chunk has its verified replicas and every namenode has caught up.
     pub fn wait_healthy(&self, deadline: Duration) -> Result<Duration> {
         let start = Instant::now();
-        let status = self.dfs(["wait-healthy", "--timeout", &deadline.as_secs().to_string()]).status()?;
-        if !status.success() {
-            bail!("not healthy after {deadline:?}: `dfs wait-healthy` ended with {status}");
+        let output = self.output(["wait-healthy", "--quiet", "--timeout", &deadline.as_secs().to_string()])?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("not healthy after {deadline:?}: `dfs wait-healthy` ended with {}: {said}", output.status);
         }
         Ok(start.elapsed())
     }
@@ -235,7 +236,7 @@ impl Cluster {
     /// `dfs down`.
     pub fn down(&self) -> Result<()> {
         let mut command = Command::new(&self.program);
-        command.arg("down").arg("--dir").arg(&self.dir).stdin(Stdio::null());
+        command.args(["down", "--quiet", "--dir"]).arg(&self.dir).stdin(Stdio::null());
         let status = command.stdout(Stdio::from(std::io::stderr())).status()?;
         if !status.success() {
             bail!("`dfs down` ended with {status}");

@@ -31,6 +31,10 @@ const FOR_PROGRAMS: [Package; 9] = [
     ("libacl1-dev", &["/usr/include/sys/acl.h"]),
 ];
 
+/// What `torture` makes faults with.
+const FOR_TORTURE: [Package; 2] =
+    [("strace", &["/usr/bin/strace"]), ("xfsprogs", &["/usr/sbin/xfs_io", "/sbin/xfs_io"])];
+
 /// Installs what is missing to build and mount, or says exactly what to install.
 pub fn install() -> Result<()> {
     install_missing(&NEEDED)?;
@@ -43,6 +47,11 @@ pub fn install() -> Result<()> {
 /// As `install`, for the programs that are tried on the mount.
 pub fn install_for_programs() -> Result<()> {
     install_missing(&FOR_PROGRAMS)
+}
+
+/// As `install`, for the faults that are tried on a cluster.
+pub fn install_for_torture() -> Result<()> {
+    install_missing(&FOR_TORTURE)
 }
 
 fn install_missing(packages: &[Package]) -> Result<()> {

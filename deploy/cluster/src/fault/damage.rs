@@ -100,6 +100,16 @@ fn flip(file: &File, at: u64, dice: &mut Dice) -> Result<u64> {
     Ok(at)
 }
 
+/// Flips a bit of one byte of the chunk: done to all of its replicas, nothing is left to read it from.
+pub fn flip_at(replica: &DiskReplica, chunk_offset: u64) -> Result<()> {
+    let file = OpenOptions::new().read(true).write(true).open(&replica.path)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, DATA_START + chunk_offset)?;
+    byte[0] ^= 1;
+    file.write_all_at(&byte, DATA_START + chunk_offset)?;
+    Ok(file.sync_all()?)
+}
+
 /// Two chunk files get each other's names.
 pub fn swap(a: &DiskReplica, b: &DiskReplica) -> Result<String> {
     let aside = a.path.with_extension("swap");

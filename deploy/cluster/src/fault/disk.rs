@@ -1,7 +1,6 @@
 //! Disks that are full, that fail, that come back empty or old.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -94,18 +93,4 @@ impl OldImage {
 /// Sparse files stay sparse and times stay as they are.
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     tool(Command::new("cp").args(["-a", "--sparse=always"]).arg(from).arg(to))
-}
-
-/// Writes a file of zeros until there is no more room, as a program would.
-pub fn write_until_full(path: &Path, piece: usize) -> std::io::Result<u64> {
-    let mut file = File::create(path)?;
-    let zeros = vec![0; piece];
-    let mut written = 0;
-    loop {
-        match file.write(&zeros) {
-            Ok(len) => written += len as u64,
-            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(written),
-            Err(error) => return Err(error),
-        }
-    }
 }

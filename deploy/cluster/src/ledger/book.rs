@@ -9,8 +9,10 @@ pub enum State {
     Absent,
     Folder,
     File(Vec<u8>),
-    /// It cannot be told: only ever found, never expected.
+    /// Only ever found, never expected: it cannot be told what is there.
     Unreadable(String),
+    /// Only ever found: as many bytes as were asked for could be read, and what follows them could not.
+    Torn(Vec<u8>),
 }
 
 /// One step of a writer, which either happens or does not.
@@ -112,11 +114,12 @@ impl Book {
         there.map(|(name, state)| (name.as_path(), state))
     }
 
-    /// Compares with what is `found` under each name.
-    pub fn check(&self, mut found: impl FnMut(&Path) -> State) -> Vec<Finding> {
+    /// Compares with what is `found` under each name, where so many bytes must be readable.
+    pub fn check(&self, mut found: impl FnMut(&Path, usize) -> State) -> Vec<Finding> {
         let mut findings = Vec::new();
         for (name, expected) in &self.certain {
-            findings.extend(compare(name, expected, &found(name)));
+            let least = if let State::File(bytes) = expected { bytes.len() } else { 0 };
+            findings.extend(compare(name, expected, &found(name, least)));
         }
         for unsure in &self.unsure {
             findings.extend(unsure.check(&mut found));
@@ -152,7 +155,7 @@ impl Step {
 
 impl Unsure {
     /// Fits what is found, if it fits either the state before or the state after as a whole.
-    fn check(&self, found: &mut impl FnMut(&Path) -> State) -> Option<Finding> {
+    fn check(&self, found: &mut impl FnMut(&Path, usize) -> State) -> Option<Finding> {
         let known = |name: &Path| {
             let of_name = self.before.iter().find(|(known, _)| known == name);
             of_name.map_or(State::Absent, |(_, state)| state.clone())
@@ -160,16 +163,20 @@ impl Unsure {
         let after = self.step.after(known);
         if let Step::Append(name, _) = &self.step {
             let (State::File(before), State::File(after)) = (known(name), &after[0].1) else { return None };
-            return between(name, &before, after, &found(name));
+            // An end that nobody was promised may be lost: then it is an error, and what was synced is there.
+            return match found(name, before.len()) {
+                State::Torn(front) => between(name, &before, after, &State::File(front)),
+                found => between(name, &before, after, &found),
+            };
         }
-        let fits = |states: &[(PathBuf, State)], found: &mut dyn FnMut(&Path) -> State| {
-            states.iter().all(|(name, state)| found(name) == *state)
+        let fits = |states: &[(PathBuf, State)], found: &mut dyn FnMut(&Path, usize) -> State| {
+            states.iter().all(|(name, state)| found(name, 0) == *state)
         };
         if fits(&self.before, found) || fits(&after, found) {
             return None;
         }
         let seen: Vec<String> =
-            self.before.iter().map(|(name, _)| format!("{}: {}", name.display(), describe(&found(name)))).collect();
+            self.before.iter().map(|(name, _)| format!("{}: {}", name.display(), describe(&found(name, 0)))).collect();
         Some(Finding::Lost(format!("{} was under way, and neither done nor undone: {seen:?}", self.step.describe())))
     }
 }
@@ -237,6 +244,7 @@ fn describe(state: &State) -> String {
         State::Absent => "absent".to_owned(),
         State::Folder => "a folder".to_owned(),
         State::File(bytes) => format!("a file of {} bytes", bytes.len()),
+        State::Torn(front) => format!("a file that can be read only up to byte {}", front.len()),
         State::Unreadable(why) => format!("unreadable ({why})"),
     }
 }
@@ -263,7 +271,7 @@ mod tests {
     }
 
     fn check(book: &Book, disk: &[(&str, State)]) -> Vec<Finding> {
-        book.check(|name| {
+        book.check(|name, _| {
             let there = disk.iter().find(|(on_disk, _)| Path::new(on_disk) == name);
             there.map_or(State::Absent, |(_, state)| state.clone())
         })
@@ -297,6 +305,8 @@ mod tests {
         for fine in [&b"abc"[..], b"abcd", b"abcdef"] {
             assert_eq!(check(&book, &[("f", file(fine))]), []);
         }
+        assert_eq!(check(&book, &[("f", State::Torn(b"abc".to_vec()))]), []);
+        assert!(matches!(&check(&book, &[("f", State::Torn(b"ab".to_vec()))])[..], [Finding::Lost(_)]));
         assert!(matches!(&check(&book, &[("f", file(b"ab"))])[..], [Finding::Lost(_)]));
         assert!(matches!(&check(&book, &[("f", file(b"abc\0\0f"))])[..], [Finding::Wrong(_)]));
         assert!(matches!(&check(&book, &[])[..], [Finding::Lost(_)]));
