@@ -4,6 +4,7 @@
 pub mod calls;
 pub mod damage;
 pub mod disk;
+pub mod network;
 pub mod power;
 pub mod process;
 

@@ -32,8 +32,12 @@ const FOR_PROGRAMS: [Package; 9] = [
 ];
 
 /// What `torture` makes faults with.
-const FOR_TORTURE: [Package; 2] =
-    [("strace", &["/usr/bin/strace"]), ("xfsprogs", &["/usr/sbin/xfs_io", "/sbin/xfs_io"])];
+const FOR_TORTURE: [Package; 4] = [
+    ("strace", &["/usr/bin/strace"]),
+    ("xfsprogs", &["/usr/sbin/xfs_io", "/sbin/xfs_io"]),
+    ("iproute2", &["/usr/sbin/ip", "/sbin/ip"]),
+    ("nftables", &["/usr/sbin/nft", "/sbin/nft"]),
+];
 
 /// Installs what is missing to build and mount, or says exactly what to install.
 pub fn install() -> Result<()> {

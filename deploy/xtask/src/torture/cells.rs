@@ -5,6 +5,7 @@ mod crashes;
 mod damage;
 mod disks;
 mod kills;
+mod network;
 mod power;
 mod space;
 
@@ -24,7 +25,7 @@ pub struct Cell {
     pub run: fn(&mut Run) -> Result<()>,
 }
 
-pub const CELLS: [Cell; 14] = [
+pub const CELLS: [Cell; 16] = [
     Cell {
         name: "M1",
         text: "random kills",
@@ -112,6 +113,22 @@ pub const CELLS: [Cell; 14] = [
         rounds_at_random: 3,
         rounds_in_tests: Some(1),
         run: kills::leader_pauses,
+    },
+    Cell {
+        name: "M12",
+        text: "links are cut",
+        rounds: 48,
+        rounds_at_random: 4,
+        rounds_in_tests: None,
+        run: network::partitions,
+    },
+    Cell {
+        name: "M13",
+        text: "packets are lost",
+        rounds: 3,
+        rounds_at_random: 1,
+        rounds_in_tests: None,
+        run: network::losses,
     },
     Cell {
         name: "M15",

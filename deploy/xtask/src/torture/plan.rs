@@ -54,6 +54,26 @@ pub enum Planned {
     },
     Pause(Target),
     FullDisk(Vec<Target>),
+    Partition(Partition),
+    /// Of all packets, on the way to anybody.
+    Loss {
+        percent: u64,
+    },
+}
+
+/// Which links do not work.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Partition {
+    /// It reaches nobody, and nobody reaches it.
+    Alone(Target),
+    /// It hears nobody, and is heard.
+    Deaf(Target),
+    /// It hears everybody, and nobody hears it.
+    Mute(Target),
+    /// These two do not reach each other; all others reach both.
+    Apart(Target, Target),
+    /// Single directions of links stop one after the other, and work again in another order.
+    OneByOne(Vec<(String, String)>, Vec<usize>),
 }
 
 /// The nodes that there are to choose from.
@@ -97,6 +117,8 @@ pub enum Kind {
     SlowSyncs,
     LeaderPauses,
     FullDisks,
+    Partitions,
+    Losses,
 }
 
 /// A plan of so many turns.
@@ -131,6 +153,12 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
             let hold_ms = dice.between(1000, 20_000);
             return Turn { after_steps, hold_ms, fault: Planned::Pause(Target::Leader) };
         }
+        Kind::Partitions => {
+            // Shorter than a lease: whoever is cut off longer has lost its session, and is told so.
+            let hold_ms = dice.between(2000, 10_000);
+            return Turn { after_steps, hold_ms, fault: Planned::Partition(partition(turn, shape, dice)) };
+        }
+        Kind::Losses => Planned::Loss { percent: [5, 20, 50][(turn % 3) as usize] },
         Kind::FullDisks => Planned::FullDisk(match turn % 4 {
             0 => vec![Target::Node(dice.pick(&shape.datanodes()).clone())],
             1 => shape.datanodes().into_iter().map(Target::Node).collect(),
@@ -148,6 +176,33 @@ fn role(turn: u64, shape: Shape, dice: &mut Dice) -> Target {
         1 => Target::Follower(dice.between(0, shape.namenodes as u64 - 2) as usize),
         _ => Target::Node(dice.pick(&shape.datanodes()).clone()),
     }
+}
+
+fn partition(turn: u64, shape: Shape, dice: &mut Dice) -> Partition {
+    let follower = |dice: &mut Dice| Target::Follower(dice.between(0, shape.namenodes as u64 - 2) as usize);
+    let datanode = |dice: &mut Dice| Target::Node(dice.pick(&shape.datanodes()).clone());
+    match turn % 8 {
+        0 => Partition::Alone(Target::Leader),
+        1 => Partition::Deaf(Target::Leader),
+        2 => Partition::Mute(Target::Leader),
+        3 => Partition::Apart(Target::Leader, follower(dice)),
+        4 => Partition::Apart(Target::Leader, Target::Node("m1".to_owned())),
+        5 => Partition::Alone(datanode(dice)),
+        6 => Partition::Apart(datanode(dice), Target::Node("m1".to_owned())),
+        _ => one_by_one(shape, dice),
+    }
+}
+
+/// A third of the links between nodes: those of the clients stay, or nothing would be asked of the cluster.
+fn one_by_one(shape: Shape, dice: &mut Dice) -> Partition {
+    let nodes = shape.nodes();
+    let pairs = nodes.iter().flat_map(|from| nodes.iter().map(move |to| (from.clone(), to.clone())));
+    let mut links: Vec<_> = pairs.filter(|(from, to)| from != to).collect();
+    dice.shuffle(&mut links);
+    links.truncate(links.len() / 3);
+    let mut back: Vec<usize> = (0..links.len()).collect();
+    dice.shuffle(&mut back);
+    Partition::OneByOne(links, back)
 }
 
 fn crash(turn: u64, shape: Shape, dice: &mut Dice) -> Planned {
@@ -190,6 +245,14 @@ impl fmt::Display for Planned {
             }
             Planned::SlowSync { target, delay_ms } => write!(f, "syncs of {target} {delay_ms} ms slower"),
             Planned::Pause(target) => write!(f, "SIGSTOP {target}"),
+            Planned::Partition(shape) => match shape {
+                Partition::Alone(target) => write!(f, "{target} alone"),
+                Partition::Deaf(target) => write!(f, "{target} hears nobody"),
+                Partition::Mute(target) => write!(f, "nobody hears {target}"),
+                Partition::Apart(one, other) => write!(f, "{one} and {other} apart"),
+                Partition::OneByOne(links, _) => write!(f, "{} links one by one", links.len()),
+            },
+            Planned::Loss { percent } => write!(f, "{percent} % of packets lost"),
             Planned::FullDisk(targets) => {
                 let names: Vec<String> = targets.iter().map(Target::to_string).collect();
                 write!(f, "disk full: {}", names.join(" "))
@@ -204,7 +267,7 @@ mod tests {
 
     const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
 
-    const KINDS: [Kind; 10] = [
+    const KINDS: [Kind; 12] = [
         Kind::Kills,
         Kind::LeaderKills,
         Kind::DatanodeKills,
@@ -215,6 +278,8 @@ mod tests {
         Kind::SlowSyncs,
         Kind::LeaderPauses,
         Kind::FullDisks,
+        Kind::Partitions,
+        Kind::Losses,
     ];
 
     #[test]
@@ -237,6 +302,21 @@ mod tests {
         }
         // The leader, followers and four datanodes.
         assert_eq!(seen.len(), 6 * Calls::ALL.len());
+    }
+
+    #[test]
+    fn links_that_stop_one_by_one_all_work_again() {
+        let turns = plan(Kind::Partitions, 5, 16, SHAPE);
+        let orders = turns.iter().filter_map(|turn| match &turn.fault {
+            Planned::Partition(Partition::OneByOne(links, back)) => Some((links.len(), back.clone())),
+            _ => None,
+        });
+        let orders: Vec<_> = orders.collect();
+        assert_eq!(orders.len(), 2);
+        for (links, mut back) in orders {
+            back.sort_unstable();
+            assert_eq!(back, (0..links).collect::<Vec<_>>());
+        }
     }
 
     #[test]

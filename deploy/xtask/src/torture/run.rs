@@ -139,6 +139,13 @@ impl Bed {
         ledger.go_on(turn.after_steps, DEADLINE)
     }
 
+    /// Every node and mount.
+    pub fn all_names(&self) -> Vec<String> {
+        let mut names = self.cluster.nodes();
+        names.extend(MOUNTS.iter().map(|mount| (*mount).to_owned()));
+        names
+    }
+
     /// Starts dead mounts again, and whatever else does not run.
     pub fn start_all(&self) -> Result<()> {
         self.cluster.start_all()

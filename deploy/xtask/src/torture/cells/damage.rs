@@ -234,7 +234,6 @@ fn one_database(run: &mut Run, bed: &Bed, number: u64, dice: &mut Dice) -> Resul
     let runs = stays_up(bed, &node)?;
     let mut led = false;
     if runs {
-        run.verdict.hold(Invariant::NamenodesAgree, bed.cluster.wait_caught_up(DEADLINE))?;
         for _ in 0..ELECTIONS_MAX {
             let leader = bed.cluster.leader(DEADLINE)?;
             if leader == node {
@@ -242,12 +241,15 @@ fn one_database(run: &mut Run, bed: &Bed, number: u64, dice: &mut Dice) -> Resul
                 break;
             }
             let killed = process::kill(&bed.cluster, &[leader])?;
-            bed.cluster.leader(DEADLINE)?;
+            // It may refuse only now, and then there is no majority until the other is back.
+            wait("a leader", DEADLINE, || {
+                Ok(!bed.cluster.is_running(&node) || bed.cluster.leader(Duration::ZERO).is_ok())
+            })?;
             killed.undo()?;
             if !bed.cluster.is_running(&node) {
                 break;
             }
-            bed.cluster.wait_caught_up(DEADLINE)?;
+            run.verdict.hold(Invariant::NamenodesAgree, bed.cluster.wait_caught_up(DEADLINE))?;
         }
     }
     ledger.go_on(20, DEADLINE)?;
@@ -257,6 +259,7 @@ fn one_database(run: &mut Run, bed: &Bed, number: u64, dice: &mut Dice) -> Resul
     report.check(&bed.mounts[1].join("ledger"), &mut run.verdict);
     dfs_cluster::check_fsck(&bed.cluster, &mut run.verdict)?;
     let name = file.strip_prefix(bed.cluster.dir()).unwrap_or(&file).display().to_string();
+    let runs = runs && bed.cluster.is_running(&node);
     let outcome = match (runs, led) {
         (false, _) => "refuses",
         (true, false) => "runs, was not elected",

@@ -129,21 +129,21 @@ fn stream_and_kill(run: &mut Run, bed: &Bed, number: u64, turn: &Turn) -> Result
 }
 
 /// Everything that runs on the mounts meanwhile.
-struct Work {
+pub struct Work {
     ledger: dfs_cluster::Ledger,
     registers: Registers,
     renames: Renames,
 }
 
 impl Work {
-    fn go_on(&self, steps: u64) -> Result<()> {
+    pub fn go_on(&self, steps: u64) -> Result<()> {
         self.ledger.go_on(steps, DEADLINE)?;
         self.registers.go_on(steps, DEADLINE)
     }
 }
 
 /// Ledger, registers and renames run on two mounts while `faults` does its part; then all of it is judged.
-fn with_everybody_at_work(
+pub fn with_everybody_at_work(
     run: &mut Run,
     bed: &Bed,
     part: usize,
