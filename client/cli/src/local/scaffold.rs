@@ -62,9 +62,19 @@ pub fn create(layout: &Layout, settings: &Settings, ports: &Ports) -> Result<Clu
         if member.kind == Kind::Datanode {
             prepare_datanode(&path)?;
         }
+        if settings.fs.is_some() {
+            sync(&layout.folder(member))?;
+        }
     }
     config.save(&layout.cluster_toml())?;
     Ok(config)
+}
+
+/// A node with a file system of its own is there to have its power cut. Its certificate and its configuration must
+/// not go with it, however soon that is.
+fn sync(folder: &Path) -> Result {
+    let synced = fs::File::open(folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
+    synced.map_err(|error| Failure::local(folder, &error))
 }
 
 /// Makes the node's data folders now, because `must_exist` has it refuse an empty one from here on: a disk
