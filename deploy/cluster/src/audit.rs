@@ -1,6 +1,6 @@
 //! An audit that asks no namenode: what lies on the datanodes' disks, verified file by file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -8,33 +8,85 @@ use serde_json::Value;
 
 use crate::local::Cluster;
 
+/// A chunk file in use, as `dfs datanode verify` finds it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DiskReplica {
+    pub node: String,
+    pub path: PathBuf,
+    pub chunk: u64,
+    pub epoch: u64,
+    pub len_bytes: u64,
+    pub frames: u64,
+    /// Sealed, and not still open for appends or found damaged by its datanode.
+    pub sealed: bool,
+    /// What is wrong with it; empty if every frame verifies.
+    pub problems: Vec<String>,
+}
+
+/// Every chunk file of a node, also those that cannot be read as one.
+pub fn replicas_of(cluster: &Cluster, node: &str) -> Result<Vec<DiskReplica>> {
+    let mut files = Vec::new();
+    chunk_files(&cluster.dir().join(node), &mut files)?;
+    let mut replicas = Vec::new();
+    // Not all at once: the kernel limits a command line.
+    for files in files.chunks(500) {
+        let output = cluster.dfs(["datanode", "verify", "--json"]).args(files).output()?;
+        let mut silent: BTreeSet<PathBuf> = files.iter().cloned().collect();
+        for line in String::from_utf8(output.stdout)?.lines() {
+            let report: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
+            let number = |key: &str| report[key].as_u64().unwrap_or(0);
+            let problems = report["problems"].as_array().context("a report lists its problems")?;
+            let path = PathBuf::from(report["path"].as_str().context("a report names its file")?);
+            silent.remove(&path);
+            replicas.push(DiskReplica {
+                node: node.to_owned(),
+                path,
+                chunk: number("chunk"),
+                epoch: number("epoch"),
+                len_bytes: number("len_bytes"),
+                frames: number("frames"),
+                sealed: report["state"] == "sealed",
+                problems: problems.iter().map(Value::to_string).collect(),
+            });
+        }
+        // What has gone meanwhile belonged to a chunk that was deleted.
+        replicas.extend(silent.into_iter().filter(|path| path.exists()).map(|path| unreadable(node, path)));
+    }
+    Ok(replicas)
+}
+
+/// A file without a header that can be believed. Its name says which chunk it should hold.
+fn unreadable(node: &str, path: PathBuf) -> DiskReplica {
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    DiskReplica {
+        node: node.to_owned(),
+        chunk: u64::from_str_radix(&stem, 16).unwrap_or(0),
+        path,
+        epoch: 0,
+        len_bytes: 0,
+        frames: 0,
+        sealed: false,
+        problems: vec!["no header that can be read".to_owned()],
+    }
+}
+
 /// For each sealed chunk the datanodes among `nodes` that hold a replica whose every frame verifies.
 /// Fails if a replica is damaged or two of them differ in epoch or length.
 pub fn audit_replicas(cluster: &Cluster, nodes: &[String]) -> Result<BTreeMap<u64, Vec<String>>> {
-    let mut found: BTreeMap<u64, (Value, Value, Vec<String>)> = BTreeMap::new();
+    let mut found: BTreeMap<u64, (DiskReplica, Vec<String>)> = BTreeMap::new();
     for node in nodes {
-        let mut files = Vec::new();
-        chunk_files(&cluster.dir().join(node), &mut files)?;
-        if files.is_empty() {
-            continue;
-        }
-        let output = cluster.dfs(["datanode", "verify", "--json"]).args(&files).output()?;
-        let text = String::from_utf8(output.stdout)?;
-        for line in text.lines() {
-            let report: Value = serde_json::from_str(line).with_context(|| line.to_owned())?;
-            if report["state"] != "sealed" {
+        for replica in replicas_of(cluster, node)? {
+            if !replica.sealed {
                 continue;
             }
-            let problems = report["problems"].as_array().context("a report lists its problems")?;
-            ensure!(problems.is_empty(), "{node}: {line}");
-            let chunk = report["chunk"].as_u64().context("a report names its chunk")?;
-            let (epoch, len) = (report["epoch"].clone(), report["len_bytes"].clone());
-            let entry = found.entry(chunk).or_insert_with(|| (epoch.clone(), len.clone(), Vec::new()));
-            ensure!((&entry.0, &entry.1) == (&epoch, &len), "replicas of chunk {chunk} differ, on {node}: {line}");
-            entry.2.push(node.clone());
+            ensure!(replica.problems.is_empty(), "a damaged replica: {replica:?}");
+            let (first, holders) = found.entry(replica.chunk).or_insert_with(|| (replica.clone(), Vec::new()));
+            let alike = (first.epoch, first.len_bytes) == (replica.epoch, replica.len_bytes);
+            ensure!(alike, "replicas of chunk {} differ: {first:?}, {replica:?}", replica.chunk);
+            holders.push(node.clone());
         }
     }
-    Ok(found.into_iter().map(|(chunk, (_, _, nodes))| (chunk, nodes)).collect())
+    Ok(found.into_iter().map(|(chunk, (_, nodes))| (chunk, nodes)).collect())
 }
 
 /// The chunk files in use below a datanode's folder: not what is in its trash or on its way in. A file

@@ -2,13 +2,27 @@
 //! checks of what it promised. It knows the product only through the `dfs` program and the mount.
 
 mod audit;
+mod check;
+mod dice;
+pub mod fault;
 mod ledger;
 mod local;
 mod mount_helper;
+mod registers;
+mod renames;
+mod stream;
 mod tree;
+mod verdict;
 
-pub use audit::audit_replicas;
-pub use ledger::{Ledger, LedgerReport};
+pub use audit::{DiskReplica, audit_replicas, replicas_of};
+pub use check::{AtRest, check_at_rest, check_fsck, fsck};
+pub use dice::Dice;
+pub use fault::Fault;
+pub use ledger::{CallError, Ledger, LedgerReport, OnError};
 pub use local::{Cluster, Layout};
 pub use mount_helper::MountHelper;
+pub use registers::{Registers, RegistersReport};
+pub use renames::{Renames, RenamesReport};
+pub use stream::{Stream, StreamReport};
 pub use tree::{Digest, Tree, copy_file, copy_tree, digest_file};
+pub use verdict::{Invariant, Verdict, Violation};

@@ -72,6 +72,10 @@ impl Cluster {
         &self.layout.mounts[index]
     }
 
+    pub fn mounts(&self) -> &[PathBuf] {
+        &self.layout.mounts
+    }
+
     /// A `dfs` command for this cluster.
     pub fn dfs<const N: usize>(&self, args: [&str; N]) -> Command {
         let mut command = Command::new(&self.program);
@@ -118,9 +122,10 @@ impl Cluster {
     /// Returns once every chunk has its verified replicas and every namenode has caught up.
     pub fn wait_healthy(&self, deadline: Duration) -> Result<Duration> {
         let start = Instant::now();
-        let status = self.dfs(["wait-healthy", "--timeout", &deadline.as_secs().to_string()]).status()?;
-        if !status.success() {
-            bail!("not healthy after {deadline:?}: `dfs wait-healthy` ended with {status}");
+        let output = self.output(["wait-healthy", "--quiet", "--timeout", &deadline.as_secs().to_string()])?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("not healthy after {deadline:?}: `dfs wait-healthy` ended with {}: {said}", output.status);
         }
         Ok(start.elapsed())
     }
@@ -181,9 +186,12 @@ impl Cluster {
         Ok(kill_process(self.pid(name)?, signal)?)
     }
 
-    /// SIGKILL, and waits until the process is gone.
+    /// SIGKILL, and waits until the process is gone. One that has ended already is as good.
     pub fn kill(&self, name: &str) -> Result<()> {
-        self.signal(name, Signal::KILL)?;
+        if self.is_running(name) {
+            // It may end between the two.
+            let _ = self.signal(name, Signal::KILL);
+        }
         let end = Instant::now() + Duration::from_secs(20);
         while self.is_running(name) {
             if Instant::now() > end {
@@ -213,6 +221,11 @@ impl Cluster {
         (1..=self.layout.datanodes).map(|i| format!("dn{i}")).collect()
     }
 
+    /// Every namenode and datanode.
+    pub fn nodes(&self) -> Vec<String> {
+        [self.namenodes(), self.datanodes()].concat()
+    }
+
     /// The end of a node's log, for error messages.
     pub fn log_tail(&self, name: &str, lines: usize) -> String {
         let text = std::fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
@@ -223,7 +236,7 @@ impl Cluster {
     /// `dfs down`.
     pub fn down(&self) -> Result<()> {
         let mut command = Command::new(&self.program);
-        command.arg("down").arg("--dir").arg(&self.dir).stdin(Stdio::null());
+        command.args(["down", "--quiet", "--dir"]).arg(&self.dir).stdin(Stdio::null());
         let status = command.stdout(Stdio::from(std::io::stderr())).status()?;
         if !status.success() {
             bail!("`dfs down` ended with {status}");

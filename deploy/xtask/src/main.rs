@@ -6,6 +6,7 @@ mod prerequisites;
 mod programs;
 mod run;
 mod test;
+mod torture;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -25,6 +26,8 @@ enum Task {
     Test(test::Options),
     /// Runs git, sqlite, rsync, fio, pjdfstest, fsx and others on a mount
     Programs(programs::Options),
+    /// Kills, cuts off, fills and damages a local cluster, and checks that nothing promised is lost
+    Torture(torture::Options),
     /// Formats the code and applies the lints' own suggestions
     Fix,
     /// Measures mount and command line beside the raw disk
@@ -36,6 +39,7 @@ fn main() -> Result<()> {
         Task::Demo(options) => demo::run(&options),
         Task::Test(options) => test::run(&options),
         Task::Programs(options) => programs::run(&options),
+        Task::Torture(options) => torture::run(&options),
         Task::Fix => test::fix(),
         Task::Bench(options) => bench::run(&options),
     }

@@ -39,6 +39,13 @@ const PEERS: [Package; 6] = [
     ("moosefs-cli", &["/usr/bin/mfscli"]),
     ("iproute2", &["/usr/sbin/ip", "/sbin/ip", "/bin/ip"]),
     ("git", &["/usr/bin/git", "/usr/local/bin/git"]),
+
+/// What `torture` makes faults with.
+const FOR_TORTURE: [Package; 4] = [
+    ("strace", &["/usr/bin/strace"]),
+    ("xfsprogs", &["/usr/sbin/xfs_io", "/sbin/xfs_io"]),
+    ("iproute2", &["/usr/sbin/ip", "/sbin/ip"]),
+    ("nftables", &["/usr/sbin/nft", "/sbin/nft"]),
 ];
 
 /// Installs what is missing to build and mount, or says exactly what to install.
@@ -58,6 +65,10 @@ pub fn install_for_programs() -> Result<()> {
 /// As `install`, for the comparison.
 pub fn install_peers() -> Result<()> {
     install_missing(&PEERS)
+
+/// As `install`, for the faults that are tried on a cluster.
+pub fn install_for_torture() -> Result<()> {
+    install_missing(&FOR_TORTURE)
 }
 
 fn install_missing(packages: &[Package]) -> Result<()> {

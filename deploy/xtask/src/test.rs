@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use dfs_cluster::{Cluster, Layout};
 
 use crate::run::{built_dfs, cargo, must};
-use crate::{prerequisites, programs};
+use crate::{prerequisites, programs, torture};
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -39,6 +39,7 @@ pub fn run(options: &Options) -> Result<()> {
         })?;
         steps.step("mount tests", || mount_tests(&program))?;
         steps.step("programs on the mount", || programs::run_all(&program))?;
+        steps.step("torture, a short part", || torture::run_short(&program))?;
     }
     steps.summary();
     Ok(())

@@ -62,9 +62,19 @@ pub fn create(layout: &Layout, settings: &Settings, ports: &Ports) -> Result<Clu
         if member.kind == Kind::Datanode {
             prepare_datanode(&path)?;
         }
+        if settings.fs.is_some() {
+            sync(&layout.folder(member))?;
+        }
     }
     config.save(&layout.cluster_toml())?;
     Ok(config)
+}
+
+/// A node with a file system of its own is there to have its power cut. Its certificate and its configuration must
+/// not go with it, however soon that is.
+fn sync(folder: &Path) -> Result {
+    let synced = fs::File::open(folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
+    synced.map_err(|error| Failure::local(folder, &error))
 }
 
 /// Makes the node's data folders now, because `must_exist` has it refuse an empty one from here on: a disk
@@ -135,7 +145,8 @@ pub fn write_start_script(
     // A binary that was replaced while it ran: the new one is under the old name.
     let binary = binary.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
     let config_file = layout.config(member);
-    let mut command = vec![binary];
+    let mut command = settings.network().map_or_else(Vec::new, |network| network.prefix(member));
+    command.push(binary);
     command.extend(log.map(|filter| format!("--log={filter}")));
     match member.kind {
         Kind::Namenode => command.extend(["namenode".into(), "--config".into(), text(&config_file)?]),

@@ -1,0 +1,114 @@
+//! M12 and M13: links that are cut in every shape, and links that lose packets.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use dfs_cluster::fault::Fault;
+use dfs_cluster::fault::network::{Network, between};
+use dfs_cluster::{Invariant, Stream, check_at_rest};
+
+use crate::torture::cells::kills::with_everybody_at_work;
+use crate::torture::plan::{Kind, Partition, Planned, Turn, plan};
+use crate::torture::run::{Bed, DEADLINE, Run, SHAPE};
+
+pub fn partitions(run: &mut Run) -> Result<()> {
+    let bed = run.bed("partitions", &["--netns"])?;
+    let network = Network::of(&bed.cluster)?;
+    let mut longest = Duration::ZERO;
+    for (part, turn) in plan(Kind::Partitions, run.seed, run.rounds, SHAPE).into_iter().enumerate() {
+        if !run.goes_on() {
+            break;
+        }
+        with_everybody_at_work(run, &bed, part, |run, work| {
+            hold(&bed, &network, &turn)?;
+            let healed = Instant::now();
+            run.verdict.hold(Invariant::CallsEnd, work.go_on(1))?;
+            bed.cluster.wait_caught_up(DEADLINE)?;
+            let healed = healed.elapsed();
+            longest = longest.max(healed);
+            run.verdict.hold(Invariant::CallsEnd, work.go_on(turn.after_steps.min(60)))?;
+            run.done.rounds += 1;
+            run.say(run.done.rounds, &turn.fault, format!("back after {:.1} s", healed.as_secs_f64()));
+            Ok(())
+        })?;
+    }
+    run.done.figures.push(format!("all was back {:.1} s after the last link at most", longest.as_secs_f64()));
+    Ok(())
+}
+
+/// Cuts, waits, heals: all links at once, or one after the other and back in another order.
+fn hold(bed: &Bed, network: &Network, turn: &Turn) -> Result<()> {
+    let Planned::Partition(shape) = &turn.fault else { unreachable!("plans of partitions") };
+    let time = Duration::from_millis(turn.hold_ms);
+    let Partition::OneByOne(order, back) = shape else {
+        let cut = network.cut(&links(bed, shape)?)?;
+        std::thread::sleep(time);
+        return cut.undo();
+    };
+    let pause = time / (2 * order.len().max(1) as u32);
+    let mut cuts: Vec<Option<Fault>> = Vec::new();
+    for link in order {
+        cuts.push(Some(network.cut(std::slice::from_ref(link))?));
+        std::thread::sleep(pause);
+    }
+    for index in back {
+        if let Some(cut) = cuts[*index].take() {
+            cut.undo()?;
+        }
+        std::thread::sleep(pause);
+    }
+    Ok(())
+}
+
+fn links(bed: &Bed, shape: &Partition) -> Result<Vec<(String, String)>> {
+    let everybody = bed.all_names();
+    Ok(match shape {
+        Partition::Alone(target) => between(&[bed.node(target)?], &everybody),
+        Partition::Deaf(target) => {
+            let deaf = bed.node(target)?;
+            between(&[deaf.clone()], &everybody).into_iter().filter(|(_, to)| *to == deaf).collect()
+        }
+        Partition::Mute(target) => {
+            let mute = bed.node(target)?;
+            between(&[mute.clone()], &everybody).into_iter().filter(|(from, _)| *from == mute).collect()
+        }
+        Partition::Apart(one, other) => between(&[bed.node(one)?], &[bed.node(other)?]),
+        Partition::OneByOne(links, _) => links.clone(),
+    })
+}
+
+/// MiB that are streamed with and without losses.
+const STREAM_MIB: u64 = 48;
+
+pub fn losses(run: &mut Run) -> Result<()> {
+    let bed = run.bed("losses", &["--netns"])?;
+    let network = Network::of(&bed.cluster)?;
+    for (number, turn) in (1..).zip(plan(Kind::Losses, run.seed, run.rounds, SHAPE)) {
+        if !run.goes_on() {
+            break;
+        }
+        let Planned::Loss { percent } = turn.fault else { unreachable!("plans of losses") };
+        let healthy = streamed(run, &bed, &format!("healthy{number}"))?;
+        let losing = network.lose(percent)?;
+        let lossy = streamed(run, &bed, &format!("lossy{number}"));
+        losing.undo()?;
+        let lossy = lossy?;
+        let line = format!("{healthy:.0} MiB/s, {lossy:.0} MiB/s with {percent} % lost");
+        run.say(number, &turn.fault, &line);
+        run.done.figures.push(line);
+        run.done.rounds += 1;
+    }
+    Ok(())
+}
+
+/// MiB a second.
+fn streamed(run: &mut Run, bed: &Bed, name: &str) -> Result<f64> {
+    let stream = Stream::start(&bed.mounts[0].join(name), STREAM_MIB, run.seed)?;
+    run.verdict.hold(Invariant::CallsEnd, stream.go_on(STREAM_MIB, 5 * DEADLINE))?;
+    let report = stream.finish()?;
+    run.expect_no_errors(&report.errors);
+    report.check(&bed.mounts[1].join(name), &mut run.verdict);
+    bed.clear(name)?;
+    check_at_rest(&bed.cluster, DEADLINE, &mut run.verdict)?;
+    Ok((report.bytes >> 20) as f64 / report.elapsed.as_secs_f64())
+}

@@ -1,0 +1,330 @@
+//! Which fault comes when. Pure: the same seed gives the same plan, so that a printed seed repeats a run.
+//!
+//! A plan speaks of the leader and of followers rather than of names: who leads when its turn comes is not known here.
+
+use std::fmt;
+
+use dfs_cluster::Dice;
+use dfs_cluster::fault::calls::Calls;
+
+/// Who is meant.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Target {
+    /// The namenode that leads at the time.
+    Leader,
+    /// The n-th of those that do not.
+    Follower(usize),
+    Node(String),
+}
+
+/// A fault, and for how much work or time it waits.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Turn {
+    /// Steps that the workload has acknowledged since the turn before.
+    pub after_steps: u64,
+    /// How long the fault stays, where it does not end by itself.
+    pub hold_ms: u64,
+    pub fault: Planned,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Planned {
+    Kill(Target),
+    /// Of these nodes; of the machines with the mounts as well, if `mounts`.
+    PowerCut {
+        nodes: Vec<String>,
+        mounts: bool,
+    },
+    /// Dies at its `k`-th call of a kind; a snapshot is made meanwhile, if `snapshot`.
+    Crash {
+        target: Target,
+        calls: Calls,
+        k: u64,
+        snapshot: bool,
+    },
+    /// The `nth` sync fails, and with `for_ever` each one after it.
+    SyncFails {
+        target: Target,
+        nth: u64,
+        for_ever: bool,
+    },
+    SlowSync {
+        target: Target,
+        delay_ms: u64,
+    },
+    Pause(Target),
+    FullDisk(Vec<Target>),
+    Partition(Partition),
+    /// Of all packets, on the way to anybody.
+    Loss {
+        percent: u64,
+    },
+}
+
+/// Which links do not work.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Partition {
+    /// It reaches nobody, and nobody reaches it.
+    Alone(Target),
+    /// It hears nobody, and is heard.
+    Deaf(Target),
+    /// It hears everybody, and nobody hears it.
+    Mute(Target),
+    /// These two do not reach each other; all others reach both.
+    Apart(Target, Target),
+    /// Single directions of links stop one after the other, and work again in another order.
+    OneByOne(Vec<(String, String)>, Vec<usize>),
+}
+
+/// The nodes that there are to choose from.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub namenodes: usize,
+    pub datanodes: usize,
+}
+
+impl Shape {
+    pub fn namenodes(self) -> Vec<String> {
+        (1..=self.namenodes).map(|number| format!("nn{number}")).collect()
+    }
+
+    pub fn datanodes(self) -> Vec<String> {
+        (1..=self.datanodes).map(|number| format!("dn{number}")).collect()
+    }
+
+    pub fn nodes(self) -> Vec<String> {
+        [self.namenodes(), self.datanodes()].concat()
+    }
+
+    fn any_target(self, dice: &mut Dice) -> Target {
+        let mut targets = vec![Target::Leader];
+        targets.extend((0..self.namenodes.saturating_sub(1)).map(Target::Follower));
+        targets.extend(self.datanodes().into_iter().map(Target::Node));
+        dice.pick(&targets).clone()
+    }
+}
+
+/// What a cell's plan is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Kills,
+    LeaderKills,
+    DatanodeKills,
+    PowerCutsOfAll,
+    PowerCuts,
+    CrashPoints,
+    FailingSyncs,
+    SlowSyncs,
+    LeaderPauses,
+    FullDisks,
+    Partitions,
+    Losses,
+}
+
+/// A plan of so many turns.
+pub fn plan(kind: Kind, seed: u64, turns: u64, shape: Shape) -> Vec<Turn> {
+    let mut dice = Dice::apart(seed, &format!("{kind:?}"));
+    (0..turns).map(|turn| draw(kind, turn, shape, &mut dice)).collect()
+}
+
+fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
+    let (after_steps, hold_ms) = (dice.between(20, 200), dice.between(500, 3000));
+    let fault = match kind {
+        Kind::Kills => Planned::Kill(shape.any_target(dice)),
+        Kind::LeaderKills => Planned::Kill(Target::Leader),
+        Kind::DatanodeKills => Planned::Kill(Target::Node(dice.pick(&shape.datanodes()).clone())),
+        Kind::PowerCutsOfAll => Planned::PowerCut { nodes: shape.nodes(), mounts: turn % 2 == 1 },
+        Kind::PowerCuts => Planned::PowerCut { nodes: dice.some(&shape.nodes()), mounts: false },
+        Kind::CrashPoints => crash(turn, shape, dice),
+        Kind::FailingSyncs => {
+            // Leader, follower and datanode in turn, each once and for ever.
+            let for_ever = turn / 3 % 2 == 1;
+            Planned::SyncFails { target: role(turn, shape, dice), nth: dice.between(1, 8), for_ever }
+        }
+        Kind::SlowSyncs => {
+            // A slow leader is not among them: it would be slow for everybody.
+            let target = match turn % 2 {
+                0 => Target::Node(dice.pick(&shape.datanodes()).clone()),
+                _ => Target::Follower(dice.between(0, shape.namenodes as u64 - 2) as usize),
+            };
+            Planned::SlowSync { target, delay_ms: 300 }
+        }
+        Kind::LeaderPauses => {
+            let hold_ms = dice.between(1000, 20_000);
+            return Turn { after_steps, hold_ms, fault: Planned::Pause(Target::Leader) };
+        }
+        Kind::Partitions => {
+            // Shorter than a lease: whoever is cut off longer has lost its session, and is told so.
+            let hold_ms = dice.between(2000, 10_000);
+            return Turn { after_steps, hold_ms, fault: Planned::Partition(partition(turn, shape, dice)) };
+        }
+        Kind::Losses => Planned::Loss { percent: [5, 20, 50][(turn % 3) as usize] },
+        Kind::FullDisks => Planned::FullDisk(match turn % 4 {
+            0 => vec![Target::Node(dice.pick(&shape.datanodes()).clone())],
+            1 => shape.datanodes().into_iter().map(Target::Node).collect(),
+            2 => vec![Target::Leader],
+            _ => shape.namenodes().into_iter().map(Target::Node).collect(),
+        }),
+    };
+    Turn { after_steps, hold_ms, fault }
+}
+
+/// Leader, follower, datanode, and again.
+fn role(turn: u64, shape: Shape, dice: &mut Dice) -> Target {
+    match turn % 3 {
+        0 => Target::Leader,
+        1 => Target::Follower(dice.between(0, shape.namenodes as u64 - 2) as usize),
+        _ => Target::Node(dice.pick(&shape.datanodes()).clone()),
+    }
+}
+
+fn partition(turn: u64, shape: Shape, dice: &mut Dice) -> Partition {
+    let follower = |dice: &mut Dice| Target::Follower(dice.between(0, shape.namenodes as u64 - 2) as usize);
+    let datanode = |dice: &mut Dice| Target::Node(dice.pick(&shape.datanodes()).clone());
+    match turn % 8 {
+        0 => Partition::Alone(Target::Leader),
+        1 => Partition::Deaf(Target::Leader),
+        2 => Partition::Mute(Target::Leader),
+        3 => Partition::Apart(Target::Leader, follower(dice)),
+        4 => Partition::Apart(Target::Leader, Target::Node("m1".to_owned())),
+        5 => Partition::Alone(datanode(dice)),
+        6 => Partition::Apart(datanode(dice), Target::Node("m1".to_owned())),
+        _ => one_by_one(shape, dice),
+    }
+}
+
+/// A third of the links between nodes: those of the clients stay, or nothing would be asked of the cluster.
+fn one_by_one(shape: Shape, dice: &mut Dice) -> Partition {
+    let nodes = shape.nodes();
+    let pairs = nodes.iter().flat_map(|from| nodes.iter().map(move |to| (from.clone(), to.clone())));
+    let mut links: Vec<_> = pairs.filter(|(from, to)| from != to).collect();
+    dice.shuffle(&mut links);
+    links.truncate(links.len() / 3);
+    let mut back: Vec<usize> = (0..links.len()).collect();
+    dice.shuffle(&mut back);
+    Partition::OneByOne(links, back)
+}
+
+fn crash(turn: u64, shape: Shape, dice: &mut Dice) -> Planned {
+    let target = role(turn, shape, dice);
+    let calls = *dice.pick(&Calls::ALL);
+    let snapshot = !matches!(target, Target::Node(_)) && dice.one_in(3);
+    // Calls on names are few: when chunks and database files come and go.
+    let k_max = match calls {
+        Calls::Write => 300,
+        Calls::Sync => 60,
+        Calls::Names => 4,
+    };
+    Planned::Crash { target, calls, k: dice.between(1, k_max), snapshot }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::Leader => f.write_str("the leader"),
+            Target::Follower(_) => f.write_str("a follower"),
+            Target::Node(name) => f.write_str(name),
+        }
+    }
+}
+
+impl fmt::Display for Planned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Planned::Kill(target) => write!(f, "kill -9 {target}"),
+            Planned::PowerCut { nodes, mounts } => {
+                let mounts = if *mounts { " and the mounts" } else { "" };
+                write!(f, "power cut {}{mounts}", nodes.join(" "))
+            }
+            Planned::Crash { target, calls, k, snapshot } => {
+                let snapshot = if *snapshot { ", snapshot" } else { "" };
+                write!(f, "crash of {target} at {} call {k}{snapshot}", calls.name())
+            }
+            Planned::SyncFails { target, nth, for_ever } => {
+                write!(f, "EIO for {target} at sync {nth}{}", if *for_ever { " and later" } else { "" })
+            }
+            Planned::SlowSync { target, delay_ms } => write!(f, "syncs of {target} {delay_ms} ms slower"),
+            Planned::Pause(target) => write!(f, "SIGSTOP {target}"),
+            Planned::Partition(shape) => match shape {
+                Partition::Alone(target) => write!(f, "{target} alone"),
+                Partition::Deaf(target) => write!(f, "{target} hears nobody"),
+                Partition::Mute(target) => write!(f, "nobody hears {target}"),
+                Partition::Apart(one, other) => write!(f, "{one} and {other} apart"),
+                Partition::OneByOne(links, _) => write!(f, "{} links one by one", links.len()),
+            },
+            Planned::Loss { percent } => write!(f, "{percent} % of packets lost"),
+            Planned::FullDisk(targets) => {
+                let names: Vec<String> = targets.iter().map(Target::to_string).collect();
+                write!(f, "disk full: {}", names.join(" "))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
+
+    const KINDS: [Kind; 12] = [
+        Kind::Kills,
+        Kind::LeaderKills,
+        Kind::DatanodeKills,
+        Kind::PowerCutsOfAll,
+        Kind::PowerCuts,
+        Kind::CrashPoints,
+        Kind::FailingSyncs,
+        Kind::SlowSyncs,
+        Kind::LeaderPauses,
+        Kind::FullDisks,
+        Kind::Partitions,
+        Kind::Losses,
+    ];
+
+    #[test]
+    fn the_same_seed_gives_the_same_plan_and_another_seed_another() {
+        for kind in KINDS {
+            assert_eq!(plan(kind, 7, 50, SHAPE), plan(kind, 7, 50, SHAPE));
+            assert_ne!(plan(kind, 7, 50, SHAPE), plan(kind, 8, 50, SHAPE), "{kind:?}");
+            // More rounds go on where fewer ended.
+            assert_eq!(plan(kind, 7, 50, SHAPE)[..10], plan(kind, 7, 10, SHAPE));
+        }
+    }
+
+    #[test]
+    fn crash_points_reach_every_role_and_every_kind_of_call() {
+        let mut seen = std::collections::BTreeSet::new();
+        for turn in plan(Kind::CrashPoints, 1, 200, SHAPE) {
+            let Planned::Crash { target, calls, k, .. } = turn.fault else { panic!("{turn:?}") };
+            assert!((1..=300).contains(&k));
+            seen.insert((target.to_string(), calls));
+        }
+        // The leader, followers and four datanodes.
+        assert_eq!(seen.len(), 6 * Calls::ALL.len());
+    }
+
+    #[test]
+    fn links_that_stop_one_by_one_all_work_again() {
+        let turns = plan(Kind::Partitions, 5, 16, SHAPE);
+        let orders = turns.iter().filter_map(|turn| match &turn.fault {
+            Planned::Partition(Partition::OneByOne(links, back)) => Some((links.len(), back.clone())),
+            _ => None,
+        });
+        let orders: Vec<_> = orders.collect();
+        assert_eq!(orders.len(), 2);
+        for (links, mut back) in orders {
+            back.sort_unstable();
+            assert_eq!(back, (0..links).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn every_subset_of_a_power_cut_has_nodes_that_exist() {
+        let all = SHAPE.nodes();
+        for turn in plan(Kind::PowerCuts, 3, 100, SHAPE) {
+            let Planned::PowerCut { nodes, .. } = turn.fault else { panic!("{turn:?}") };
+            assert!(!nodes.is_empty() && nodes.iter().all(|node| all.contains(node)));
+        }
+    }
+}
