@@ -48,7 +48,7 @@ fn check_copies(chunk: &ChunkView, nodes: &[NodeView], copies: &[&CopyPlan]) -> 
             return Err(format!("node {} has or gets the chunk already", copy.target));
         }
     }
-    let good = chunk.replicas.iter().filter(|node| good_source(**node)).count();
+    let good = chunk.replicas.iter().filter(|node| good_source(**node) && !chunk.leaving.contains(node)).count();
     if !copies.is_empty() && good + chunk.in_flight.len() + copies.len() > usize::from(chunk.target) {
         return Err("more copies are made than wanted".into());
     }
@@ -69,6 +69,7 @@ fn check_drops(chunk: &ChunkView, nodes: &[NodeView], drops: &[&DropPlan]) -> Re
         .replicas
         .iter()
         .filter(|node| confirmed(**node) && !chunk.bad.contains(node) && !dropped.contains(node))
+        .filter(|node| !chunk.leaving.contains(node))
         .count();
     if !drops.is_empty() && remaining == 0 {
         return Err("no good copy would remain".into());
