@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use dfs_proto::msg::admin::{AdminReply, AdminRequest, FileInfo, FsckReport, Member, Status};
+use dfs_proto::msg::admin::{AdminReply, AdminRequest, DutyChange, DutyPlan, FileInfo, FsckReport, Member, Status};
 use dfs_proto::msg::meta::{MetaReply, MetaRequest};
-use dfs_proto::{ErrorKind, InodeId};
+use dfs_proto::{ErrorKind, InodeId, NodeId};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
@@ -101,6 +101,23 @@ impl Dfs {
     /// Makes the leader take a snapshot and purge its log.
     pub async fn snapshot(&self) -> Result<()> {
         self.admin(AdminRequest::Snapshot, THOROUGH).await.map(|_| ())
+    }
+
+    /// Gives a datanode another duty, or only says what that would mean.
+    ///
+    /// # Errors
+    /// `NotFound` without such a datanode, `InvalidArgument` for a step that cannot be taken from where it is,
+    /// `NotEmpty` for a removal that would lose data.
+    pub async fn change_duty(&self, node: NodeId, change: DutyChange, dry_run: bool) -> Result<DutyPlan> {
+        match self.admin(AdminRequest::ChangeDuty { node, change, dry_run }, THOROUGH).await? {
+            AdminReply::DutyPlan(plan) => Ok(*plan),
+            _ => Err(unexpected_answer("ChangeDuty")),
+        }
+    }
+
+    /// Has datanodes (none: all that are live) verify every replica again; `status_any` shows how far they are.
+    pub async fn scrub(&self, nodes: Vec<NodeId>) -> Result<()> {
+        self.admin(AdminRequest::Scrub { nodes }, STATUS).await.map(|_| ())
     }
 
     /// Once in a cluster's life: forms the namenode group of `members`. Sent to the first namenode of the

@@ -16,6 +16,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::heartbeat::Outcomes;
 use crate::orders::Orders;
+use crate::scrub::Wish;
 use crate::store::Store;
 
 /// Bytes that all reads together may hold on their way from disk to network. Not shared with appends:
@@ -36,6 +37,7 @@ pub struct Node {
     pub pool: Pool,
     pub orders: Orders,
     pub outcomes: Outcomes,
+    pub scrub: Wish,
     pub read_memory: Semaphore,
     pub append_streams: Semaphore,
     /// Turns true when the volumes have been read.
@@ -56,6 +58,7 @@ impl Node {
     pub fn new(config: Config, addr: SocketAddr, store: Arc<Store>, pool: Pool, orders: Orders) -> Node {
         Node {
             me: config.identity(),
+            scrub: Wish::load(&config.data_dir),
             config,
             addr,
             boot: rand::random(),

@@ -59,9 +59,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     orders::start(&node, queues, &mut tasks, &background);
     tasks.spawn(upkeep::sync_lazily(node.clone(), background.clone()));
     tasks.spawn(upkeep::maintain_volumes(node.clone(), background.clone()));
-    for volume in node.store.usable_volumes() {
-        tasks.spawn(scrub::run(node.clone(), volume, background.clone()));
-    }
+    tasks.spawn(scrub::run_all(node.clone(), background.clone()));
     let scan = node.clone();
     let scan = tokio::spawn(async move {
         match scan.store.blocking(|store| store.scan()).await {

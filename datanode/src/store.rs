@@ -24,10 +24,10 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, bail};
-use dfs_proto::msg::node::{ReplicaReport, VolumeStatus};
+use dfs_proto::msg::node::{ReplicaReport, ScrubStatus, VolumeStatus};
 use dfs_proto::{ChunkId, ClusterId};
 use dfs_rpc::{Home, HomeError};
 use parking_lot::{Mutex, MutexGuard};
@@ -62,6 +62,8 @@ pub struct Store {
     gates: Vec<Mutex<()>>,
     register: Mutex<Register>,
     scanned: AtomicBool,
+    /// Replicas found damaged since the start.
+    damaged: AtomicU64,
     _home: Home,
     #[cfg(test)]
     faults: faults::Faults,
@@ -114,6 +116,7 @@ impl Store {
             gates: (0..GATES).map(|_| Mutex::default()).collect(),
             register: Mutex::new(register),
             scanned: AtomicBool::new(false),
+            damaged: AtomicU64::new(0),
             _home: home,
             #[cfg(test)]
             faults: faults::Faults::default(),
@@ -162,6 +165,11 @@ impl Store {
     /// Sealed replicas of a volume, with the time (seconds since 1970) at which each last matched.
     pub fn sealed_on(&self, volume: usize) -> Vec<(u64, ChunkId)> {
         self.chunks.sealed_on(volume)
+    }
+
+    /// How far the replicas have been verified since `asked_s`.
+    pub fn scrub_status(&self, period_s: u64, asked_s: u64) -> ScrubStatus {
+        ScrubStatus { damaged: self.damaged.load(Ordering::Relaxed), ..self.chunks.scrubbed(period_s, asked_s) }
     }
 
     /// How the volumes stand, as of the last `maintain`.

@@ -22,6 +22,7 @@ mod namenode;
 mod put;
 mod rm;
 mod rmdir;
+mod scrub;
 mod setrep;
 mod stat;
 pub mod status;
@@ -54,6 +55,7 @@ pub enum Verb {
     Umount(umount::Args),
     Namenode(namenode::Args),
     Datanode(datanode::Args),
+    Scrub(scrub::Args),
 
     // Files.
     Ls(ls::Args),
@@ -112,6 +114,7 @@ impl Verb {
             Verb::Umount(args) => umount::run(context, args).await,
             Verb::Namenode(args) => namenode::run(context, args).await,
             Verb::Datanode(args) => datanode::run(context, args).await,
+            Verb::Scrub(args) => scrub::run(context, args).await,
             Verb::Ls(args) => ls::run(context, args).await,
             Verb::Put(args) => put::run(context, args).await,
             Verb::Get(args) => get::run(context, args).await,

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use dfs_proto::{ChunkId, Epoch};
 use tracing::{info, warn};
@@ -138,6 +139,7 @@ impl Store {
     /// over a restart. The caller holds the gate.
     fn condemn(&self, chunk: ChunkId, replica: &Replica, whole: u32, reason: &str) {
         warn!(%chunk, epoch = %replica.epoch, whole, reason, "replica is damaged");
+        self.damaged.fetch_add(1, Ordering::Relaxed);
         self.chunks.update(chunk, |replica| (replica.state, replica.whole) = (State::Damaged, whole));
         let volume = self.volume_of(replica);
         let header = Header {

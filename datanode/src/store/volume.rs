@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dfs_proto::msg::node::VolumeStatus;
 use dfs_proto::{ChunkId, Epoch};
@@ -26,6 +26,8 @@ pub struct Volume {
     /// Holds the folder's lock; `None` if it could not be opened.
     _home: Option<Home>,
     failed: OnceLock<String>,
+    /// Takes nothing new: its replicas are being moved away.
+    draining: AtomicBool,
     reserve_bytes: u64,
     total_bytes: AtomicU64,
     /// Bytes free on the file system when last asked, less what was written since.
@@ -77,6 +79,7 @@ impl Volume {
             path,
             _home: None,
             failed: OnceLock::new(),
+            draining: AtomicBool::new(false),
             reserve_bytes,
             total_bytes: AtomicU64::new(0),
             room_bytes: AtomicU64::new(0),
@@ -124,6 +127,14 @@ impl Volume {
         }
     }
 
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Release);
+    }
+
     /// Throws the latch: nothing on this volume is acknowledged again by this process. Whether this
     /// call was the first.
     pub fn latch(&self, reason: String) -> bool {
@@ -168,6 +179,7 @@ impl Volume {
             free_bytes: self.free_bytes(),
             chunks,
             failed: self.failed.get().cloned(),
+            draining: self.is_draining(),
         }
     }
 

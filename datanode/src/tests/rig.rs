@@ -62,6 +62,8 @@ struct Script {
     key: CapabilityKey,
     orders: HashMap<u64, Vec<Order>>,
     want_shards: Vec<u16>,
+    /// By how much the namenode's clock is behind.
+    behind_s: i64,
 }
 
 #[derive(Default)]
@@ -87,7 +89,7 @@ impl Rig {
         let authority = Authority::create(ClusterId([3; 16])).unwrap();
         std::fs::write(dir.path().join("ca.pem"), authority.cert_pem()).unwrap();
         let key = CapabilityKey { number: 1, secret: [9; 32] };
-        let script = Script { leading, term: 5, key, orders: HashMap::new(), want_shards: Vec::new() };
+        let script = Script { leading, term: 5, key, orders: HashMap::new(), want_shards: Vec::new(), behind_s: 0 };
         let namenode =
             Arc::new(Namenode { script: Mutex::new(script), heard: Mutex::default(), changed: watch::channel(0).0 });
         let stop = CancellationToken::new();
@@ -200,6 +202,11 @@ impl Rig {
 
     pub fn set_term(&self, term: u64) {
         self.namenode.script.lock().term = term;
+    }
+
+    /// Sets the namenode's clock back.
+    pub fn set_behind(&self, behind_s: i64) {
+        self.namenode.script.lock().behind_s = behind_s;
     }
 
     pub fn want_shards(&self, shards: &[u16]) {
@@ -422,11 +429,22 @@ impl Namenode {
     fn heartbeat(&self, node: u64, heartbeat: Heartbeat) -> HeartbeatReply {
         let script = self.script.lock();
         let mut heard = self.heard.lock();
+        let received = heartbeat.now;
         heard.outcomes.entry(node).or_default().extend(heartbeat.outcomes.iter().cloned());
         *heard.counts.entry(node).or_default() += 1;
         heard.last.insert(node, heartbeat);
+        let stamp = Timestamp { secs: received.secs - script.behind_s, ..received };
+        let nothing = HeartbeatReply {
+            leading: false,
+            term: 0,
+            orders: vec![],
+            keys: vec![],
+            want_shards: vec![],
+            received: stamp,
+            sent: stamp,
+        };
         if !script.leading {
-            return HeartbeatReply { leading: false, term: 0, orders: vec![], keys: vec![], want_shards: vec![] };
+            return nothing;
         }
         HeartbeatReply {
             leading: true,
@@ -434,6 +452,7 @@ impl Namenode {
             orders: script.orders.get(&node).cloned().unwrap_or_default(),
             keys: vec![script.key.clone()],
             want_shards: script.want_shards.clone(),
+            ..nothing
         }
     }
 }

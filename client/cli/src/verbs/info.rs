@@ -69,12 +69,14 @@ async fn print_file(context: &Context, remote: &Remote, names: &NodeNames, path:
     info.chunks.iter().try_for_each(|chunk| out.line(chunk_line(context, chunk, names)))
 }
 
-/// One chunk in one line: state, length, replicas; a node that is not live says so.
+/// One chunk in one line: state, length, replicas; one that is damaged or on a node that is not live says so.
 pub fn chunk_line(context: &Context, chunk: &ChunkInfo, names: &NodeNames) -> String {
     let state = if chunk.sealed { "sealed" } else { "open" };
-    let replicas: Vec<_> = chunk.replicas.iter().map(|(node, liveness)| replica(*node, *liveness, names)).collect();
-    let live = chunk.replicas.iter().filter(|(_, liveness)| *liveness == Liveness::Live).count();
-    let count = format!("{live}/{} live", chunk.target);
+    let damaged = |node: &NodeId| chunk.damaged.contains(node);
+    let replicas: Vec<_> =
+        chunk.replicas.iter().map(|(node, liveness)| replica(*node, *liveness, damaged(node), names)).collect();
+    let live = chunk.replicas.iter().filter(|(node, liveness)| *liveness == Liveness::Live && !damaged(node)).count();
+    let count = format!("{live}/{} good", chunk.target);
     let tone = match live {
         0 => Tone::Bad,
         live if live < usize::from(chunk.target) => Tone::Warn,
@@ -90,8 +92,9 @@ pub fn chunk_line(context: &Context, chunk: &ChunkInfo, names: &NodeNames) -> St
     )
 }
 
-fn replica(node: NodeId, liveness: Liveness, names: &NodeNames) -> String {
+fn replica(node: NodeId, liveness: Liveness, damaged: bool, names: &NodeNames) -> String {
     match liveness {
+        _ if damaged => format!("{}(damaged)", names.of(node)),
         Liveness::Live => names.of(node),
         other => format!("{}({})", names.of(node), super::status::liveness_name(other)),
     }
@@ -118,7 +121,10 @@ pub fn object(info: &FileInfo, names: &NodeNames) -> Value {
                 .replicas
                 .iter()
                 .map(|(node, liveness)| {
-                    json!({"node": node, "name": names.of(*node), "state": super::status::liveness_name(*liveness)})
+                    json!({
+                        "node": node, "name": names.of(*node), "state": super::status::liveness_name(*liveness),
+                        "damaged": chunk.damaged.contains(node),
+                    })
                 })
                 .collect();
             json!({
