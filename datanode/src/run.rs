@@ -14,7 +14,7 @@ use crate::node::Node;
 use crate::orders::{self, Orders};
 use crate::serve::DataService;
 use crate::store::Store;
-use crate::{heartbeat, scrub, upkeep};
+use crate::{drain, heartbeat, scrub, upkeep};
 
 /// What streams that run get to finish once the node stops.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -59,6 +59,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     orders::start(&node, queues, &mut tasks, &background);
     tasks.spawn(upkeep::sync_lazily(node.clone(), background.clone()));
     tasks.spawn(upkeep::maintain_volumes(node.clone(), background.clone()));
+    tasks.spawn(drain::run(node.clone(), background.clone()));
     tasks.spawn(scrub::run_all(node.clone(), background.clone()));
     let scan = node.clone();
     let scan = tokio::spawn(async move {

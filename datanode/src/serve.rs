@@ -3,6 +3,7 @@
 mod append;
 mod downstream;
 mod frames;
+mod manage;
 mod read;
 
 pub use frames::receive_bytes;
@@ -56,6 +57,9 @@ impl Handler for DataService {
                 append::serve(node, peer, append::Request { chunk, epoch, capability, chain }, send, recv)
                     .instrument(span)
                     .await;
+            }
+            DataRequest::Manage(request) => {
+                manage::serve(node, peer, request, send).instrument(info_span!("manage")).await;
             }
         }
     }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use dfs_proto::chunk::replica_digest;
 use dfs_proto::limits::{CONTROL_FRAME_MAX, FRAME_MAX};
-use dfs_proto::msg::data::{AppendEvent, append_item};
+use dfs_proto::msg::data::{AppendEvent, Manage, ManageReply, ReplicaState, append_item};
 use dfs_proto::msg::meta::ReplicaAt;
-use dfs_proto::msg::node::{Order, Outcome};
-use dfs_proto::{Access, Capability, CapabilityKey, ChunkId, Epoch, ErrorKind, FrameHeader, NodeId, Timestamp};
+use dfs_proto::msg::node::{Heartbeat, Order, Outcome};
+use dfs_proto::{Access, Capability, CapabilityKey, ChunkId, Epoch, ErrorKind, FrameHeader, NodeId, Role, Timestamp};
+use dfs_rpc::RpcError;
 
 use rig::{CLIENT, Rig, frames};
 
@@ -372,5 +373,32 @@ async fn a_namenode_whose_clock_is_behind_is_told_by_how_much() {
     rig.heard(1, |heartbeat| heartbeat.skew.is_some_and(near(0))).await;
     rig.set_behind(7);
     rig.heard(1, |heartbeat| heartbeat.skew.is_some_and(near(7000))).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_added_and_emptied_by_an_administrator_only() {
+    let rig = Rig::start(1).await;
+    let [first, second] = ["volume1", "second"].map(|name| rig.data_dir(1).join(name));
+    let path = |dir: &std::path::Path| dir.to_str().unwrap().to_owned();
+    let add = Manage::AddVolume { path: path(&second) };
+    let refused = rig.manage(Role::Client, 1, add.clone()).await;
+    assert!(matches!(refused, Err(RpcError::Refused(error)) if error.kind == ErrorKind::Forbidden));
+    rig.write_chunk(CHUNK, &[1], &frames(CHUNK, &[1000])).await;
+    rig.order_all(&[1], Order::Seal { chunk: CHUNK, epoch: SECOND, len: 1000 });
+    rig.heard(1, |heartbeat| heartbeat.digests[77] != 0).await;
+    let only = rig.manage(Role::Admin, 1, Manage::DrainVolume { path: path(&first) }).await;
+    assert!(matches!(only, Err(RpcError::Refused(error)) if error.kind == ErrorKind::NotSupported));
+    rig.manage(Role::Admin, 1, add).await.unwrap();
+    rig.manage(Role::Admin, 1, Manage::DrainVolume { path: path(&first) }).await.unwrap();
+    let only_second = |heartbeat: &Heartbeat| heartbeat.volumes.iter().all(|volume| volume.path == path(&second));
+    assert_eq!(rig.heard(1, only_second).await.volumes[0].chunks, 1);
+    let Ok(ManageReply::Replicas(here)) =
+        rig.manage(Role::Client, 1, Manage::Replicas { chunks: vec![ChunkId(5), CHUNK] }).await
+    else {
+        panic!("no answer");
+    };
+    assert_eq!((here.len(), here[0].chunk, here[0].len, here[0].state), (1, CHUNK, 1000, ReplicaState::Sealed));
+    assert!(here[0].verified_s > 0 && here[0].volume == path(&second));
     rig.stop().await;
 }

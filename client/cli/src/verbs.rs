@@ -32,6 +32,7 @@ mod touch;
 mod truncate;
 mod umount;
 mod up;
+mod volume;
 mod wait_healthy;
 mod watch;
 
@@ -56,6 +57,7 @@ pub enum Verb {
     Namenode(namenode::Args),
     Datanode(datanode::Args),
     Scrub(scrub::Args),
+    Volume(volume::Args),
 
     // Files.
     Ls(ls::Args),
@@ -115,6 +117,7 @@ impl Verb {
             Verb::Namenode(args) => namenode::run(context, args).await,
             Verb::Datanode(args) => datanode::run(context, args).await,
             Verb::Scrub(args) => scrub::run(context, args).await,
+            Verb::Volume(args) => volume::run(context, args).await,
             Verb::Ls(args) => ls::run(context, args).await,
             Verb::Put(args) => put::run(context, args).await,
             Verb::Get(args) => get::run(context, args).await,

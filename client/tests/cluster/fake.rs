@@ -445,6 +445,7 @@ impl Handler for Datanode {
                 self.append(chunk, nodes, &mut send, &mut recv).await
             }
             DataRequest::Read { chunk, offset, len, .. } => self.read(chunk, offset, len, &mut send).await,
+            DataRequest::Manage(_) => panic!("no client of these tests manages a datanode"),
         };
         send.finish();
     }

@@ -57,7 +57,7 @@ impl Store {
         if self.chunks.get(chunk).is_some() {
             return Err(StoreError::AlreadyHere(chunk));
         }
-        let volume = self.roomiest_volume()?;
+        let volume = &self.roomiest_volume()?;
         volume.take_room(NEW_CHUNK_ROOM)?;
         let path = volume.chunk_path(chunk);
         let header = Header::open(self.cluster, chunk, epoch);

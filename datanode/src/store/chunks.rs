@@ -128,6 +128,28 @@ impl Chunks {
         }
     }
 
+    /// Forgets the replicas of a volume that was replaced.
+    pub fn forget_volume(&self, volume: usize) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let there: Vec<_> =
+                shard.replicas.iter().filter(|(_, r)| r.volume == volume).map(|(chunk, _)| *chunk).collect();
+            for chunk in there {
+                shard.set(chunk, None);
+            }
+        }
+    }
+
+    /// Every replica of a volume, in whatever state.
+    pub fn on_volume(&self, volume: usize) -> Vec<(ChunkId, Replica)> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            found.extend(shard.replicas.iter().filter(|(_, r)| r.volume == volume).map(|(c, r)| (*c, *r)));
+        }
+        found
+    }
+
     /// How many replicas each of `volumes` volumes has.
     pub fn counts(&self, volumes: usize) -> Vec<u64> {
         let mut counts = vec![0; volumes];

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use dfs_proto::msg::data::{AppendEvent, DataRequest, FRAME_HEADER_LEN, ReadReply, append_item};
+use dfs_proto::msg::data::{AppendEvent, DataRequest, FRAME_HEADER_LEN, Manage, ManageReply, ReadReply, append_item};
 use dfs_proto::msg::meta::{MetaReply, MetaRequest, ReplicaAt};
 use dfs_proto::msg::node::{Heartbeat, HeartbeatReply, NodeReply, NodeRequest, Order, Outcome, ReplicaReport};
 use dfs_proto::{
@@ -141,7 +141,7 @@ impl Rig {
         self.stop.cancel();
     }
 
-    fn data_dir(&self, node: u64) -> PathBuf {
+    pub fn data_dir(&self, node: u64) -> PathBuf {
         self.dir.path().join(format!("dn{node}"))
     }
 
@@ -249,6 +249,15 @@ impl Rig {
     }
 
     // What the client does.
+
+    /// Asks a node as a client or as an administrator.
+    pub async fn manage(&self, role: Role, node: u64, request: Manage) -> Result<ManageReply, RpcError> {
+        let tls = load(&issue(&self.authority, &self.dir, role, NodeId(900)));
+        let pool = Pool::new(Endpoint::client(&tls).unwrap());
+        let target = Target { plane: Plane::Data, role: Role::Datanode, node: NodeId(node), addr: self.addr(node) };
+        let connection = pool.get(&target).await?;
+        dfs_rpc::call(&connection, &DataRequest::Manage(request), PATIENCE).await
+    }
 
     pub async fn stream(&self, node: u64) -> (SendStream, RecvStream) {
         self.stream_to(ReplicaAt { node: NodeId(node), addr: self.addr(node) }).await

@@ -8,6 +8,8 @@
 //! only if, without it, as many live and confirmed good ones as wanted remain (or, if it is itself bad,
 //! at least one).
 //!
+//! Where all that is left is damaged, a copy is tried from all of it: frames that are good in any replica make it whole.
+//!
 //! What is planned names everything, with the epoch: carried out late or twice, it does no harm.
 
 mod check;

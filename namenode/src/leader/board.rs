@@ -17,6 +17,9 @@ const COPY_DEADLINE: Duration = Duration::from_secs(120);
 const DELETION_DEADLINE: Duration = Duration::from_secs(30);
 /// A node repeats which replicas it wants to be rid of; one it has not named for so long it wants to keep after all.
 const UNWANTED_REPEATED: Duration = Duration::from_secs(180);
+/// A chunk that could not be put together from damaged replicas is tried again after so long: a disk's reads may go
+/// better later, and a replica may come back that was away.
+const HOPELESS: Duration = Duration::from_secs(600);
 /// Replicas remembered as bad. More than that is a node that has lost everything, and the digests say so too.
 const BAD_MAX: usize = 65_536;
 
@@ -29,6 +32,8 @@ struct Inner {
     bad: BTreeSet<(ChunkId, NodeId)>,
     /// Good replicas that their nodes want to be rid of, and when they last said so.
     unwanted: BTreeMap<(ChunkId, NodeId), Instant>,
+    /// When a copy last failed of a chunk of which only damaged replicas are left.
+    hopeless: BTreeMap<ChunkId, Instant>,
     deletions: BTreeMap<(ChunkId, NodeId), Instant>,
     health: ChunkHealth,
     health_at: Option<Instant>,
@@ -61,6 +66,11 @@ impl Board {
     /// A copy has ended, well or not.
     pub fn copy_ended(&self, chunk: ChunkId, target: NodeId) {
         self.0.lock().flights.remove(&(chunk, target));
+    }
+
+    /// A copy failed because its sources were bad.
+    pub fn copy_hopeless(&self, chunk: ChunkId, now: Instant) {
+        self.0.lock().hopeless.insert(chunk, now);
     }
 
     /// Counts a copy that is in the rows now.
@@ -140,6 +150,7 @@ impl Board {
         inner
             .flights
             .retain(|(_, target), copy| now.saturating_duration_since(copy.since) < COPY_DEADLINE && !gone(*target));
+        inner.hopeless.retain(|_, since| now.saturating_duration_since(*since) < HOPELESS);
         inner.unwanted.retain(|_, said| now.saturating_duration_since(*said) < UNWANTED_REPEATED);
         inner.deletions.retain(|_, since| now.saturating_duration_since(*since) < DELETION_DEADLINE);
     }
@@ -152,6 +163,7 @@ impl Board {
         view.bad.retain(|node| view.replicas.contains(node));
         view.leaving = inner.unwanted.range(of_chunk.clone()).map(|((_, node), _)| *node).collect();
         view.leaving.retain(|node| view.replicas.contains(node) && !view.bad.contains(node));
+        view.hopeless = inner.hopeless.contains_key(&view.chunk);
         let flights = inner.flights.range(of_chunk.clone());
         view.in_flight = flights.map(|((_, target), copy)| Flight { target: *target, source: copy.source }).collect();
         view.busy = inner.deletions.range(of_chunk).map(|((_, node), _)| *node).collect();
@@ -232,6 +244,7 @@ mod tests {
             replicas: vec![NodeId(2), NodeId(4)],
             bad: Vec::new(),
             leaving: Vec::new(),
+            hopeless: false,
             in_flight: Vec::new(),
             busy: Vec::new(),
         };

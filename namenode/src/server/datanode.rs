@@ -125,6 +125,10 @@ async fn outcome_came(namenode: &Arc<Namenode>, node: NodeId, outcome: Outcome) 
         Outcome::CopyFailed { chunk, epoch, reason, bad_sources } => {
             warn!(%chunk, %node, reason, "a copy failed");
             namenode.board.copy_ended(chunk, node);
+            // Matters only where the planner has nothing but damaged replicas to copy from.
+            if !bad_sources.is_empty() {
+                namenode.board.copy_hopeless(chunk, Instant::now());
+            }
             for source in bad_sources {
                 verify(namenode, source, chunk, epoch);
             }

@@ -29,12 +29,15 @@ pub fn check(plan: &Plan, chunks: &[ChunkView], nodes: &[NodeView], policy: &Pol
 fn check_copies(chunk: &ChunkView, nodes: &[NodeView], copies: &[&CopyPlan]) -> Result<(), String> {
     let live = |node: NodeId| nodes.iter().any(|view| view.node == node && view.liveness == Liveness::Live);
     let good_source = |node: NodeId| live(node) && chunk.replicas.contains(&node) && !chunk.bad.contains(&node);
+    // Damaged ones may be put together only where nothing better is left.
+    let salvage = !chunk.hopeless && !chunk.replicas.iter().any(|node| good_source(*node));
+    let source = |node: NodeId| good_source(node) || salvage && live(node) && chunk.replicas.contains(&node);
     let mut targets = BTreeSet::new();
     for copy in copies {
         if (copy.epoch, copy.len) != (chunk.epoch, chunk.len) {
             return Err("the copy is of another state of the chunk".into());
         }
-        if copy.sources.is_empty() || copy.sources.iter().any(|node| !good_source(*node)) {
+        if copy.sources.is_empty() || copy.sources.iter().any(|node| !source(*node)) {
             return Err(format!("sources {:?} are not all live holders of good replicas", copy.sources));
         }
         let target = nodes.iter().find(|view| view.node == copy.target);

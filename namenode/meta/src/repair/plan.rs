@@ -72,6 +72,10 @@ impl<'a> Planner<'a> {
         let target = usize::from(chunk.target);
         let live = self.with(chunk, |node| node.liveness == Liveness::Live);
         if live.is_empty() {
+            // Damaged in different places they make a whole copy between them: every frame is verified on the way.
+            if !chunk.hopeless && chunk.in_flight.is_empty() && !self.damaged(chunk).is_empty() {
+                return vec![Job { chunk, risk: Risk::OneCopyLeft, have: 0 }];
+            }
             self.wait(chunk, Reason::NoLiveSource);
             return Vec::new();
         }
@@ -137,9 +141,21 @@ impl<'a> Planner<'a> {
         idle.map(|node| node.node).ok_or(Reason::BudgetUsedUp(best))
     }
 
-    /// The live holders of good replicas, the least busy one first.
+    /// The live holders of damaged replicas, by id.
+    fn damaged(&self, chunk: &ChunkView) -> Vec<NodeId> {
+        let live = |node: &NodeId| self.nodes.get(node).is_some_and(|view| view.liveness == Liveness::Live);
+        let mut found: Vec<NodeId> =
+            chunk.bad.iter().copied().filter(|n| chunk.replicas.contains(n) && live(n)).collect();
+        found.sort();
+        found
+    }
+
+    /// The live holders of good replicas, the least busy one first; without any, those of damaged ones.
     fn sources(&self, chunk: &ChunkView, urgent: bool) -> Result<Vec<NodeId>, Reason> {
         let mut sources = self.with(chunk, |node| node.liveness == Liveness::Live);
+        if sources.is_empty() {
+            sources = self.damaged(chunk);
+        }
         sources.sort_by_key(|node| (used(&self.copies_out, *node), *node));
         let first = *sources.first().ok_or(Reason::NoLiveSource)?;
         let limit = if urgent { self.policy.urgent_copies_out_per_node } else { self.policy.copies_out_per_node };

@@ -24,6 +24,8 @@ pub struct ChunkView {
     /// Of `replicas`: good, but to be elsewhere, because node or volume is being emptied. A source, and to be
     /// dropped once as many others as wanted are there.
     pub leaving: Vec<NodeId>,
+    /// It was tried lately to put a copy together from what is left of damaged ones, and did not succeed.
+    pub hopeless: bool,
     /// Copies that have been ordered and not ended.
     pub in_flight: Vec<Flight>,
     /// Nodes with another order for this chunk on its way (a deletion): no target meanwhile.
@@ -65,6 +67,7 @@ impl ChunkView {
             replicas: row.replicas,
             bad: Vec::new(),
             leaving: Vec::new(),
+            hopeless: false,
             in_flight: Vec::new(),
             busy: Vec::new(),
         }))

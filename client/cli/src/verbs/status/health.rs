@@ -413,6 +413,77 @@ mod tests {
     }
 
     #[test]
+    fn a_node_in_maintenance_may_be_silent_and_is_not_waited_for() {
+        let (word, reasons, left) = judged(|status| {
+            let until = dfs_proto::Timestamp { secs: 1000, nanos: 0 };
+            status.datanodes[1] = DatanodeStatus {
+                liveness: Liveness::Suspect,
+                silent_ms: 9000,
+                duty: Duty::Maintenance { until },
+                ..status.datanodes[1].clone()
+            };
+        });
+        assert_eq!((word, left.as_str()), (Word::Warn, ""));
+        assert!(reasons.contains("dn2 is in maintenance") && !reasons.contains("silent"), "{reasons}");
+    }
+
+    #[test]
+    fn every_duty_but_service_is_shown_with_what_comes_next() {
+        let since = dfs_proto::Timestamp::default();
+        for (duty, what) in [
+            (Duty::Decommissioning { since, chunks: 9, bytes: 9 }, "7 chunks left -> dfs datanode list"),
+            (Duty::Decommissioned { since }, "decommissioned -> dfs datanode remove dn1"),
+            (Duty::Removing { since, chunks: 9, bytes: 9 }, "being removed, 7 chunks left"),
+        ] {
+            let drain = Some(dfs_proto::msg::admin::Drain { chunks: 7, bytes: 7, open: 0 });
+            let (_, reasons, _) = judged(|status| {
+                status.datanodes[0] = DatanodeStatus { duty, drain, ..status.datanodes[0].clone() };
+            });
+            assert!(reasons.contains(what), "{reasons}");
+        }
+    }
+
+    #[test]
+    fn disks_say_what_is_wrong_with_them_and_what_to_do() {
+        let volume = dfs_proto::msg::node::VolumeStatus {
+            path: "/mnt/d1".into(),
+            total_bytes: 100,
+            free_bytes: 50,
+            chunks: 12,
+            failed: None,
+            draining: false,
+        };
+        let with = |volume| judged(|status| status.datanodes[0].volumes = vec![volume]);
+        assert_eq!(with(volume.clone()).0, Word::Ok);
+        let failed = dfs_proto::msg::node::VolumeStatus { failed: Some("sync: EIO".into()), ..volume.clone() };
+        let (word, reasons, _) = with(failed);
+        assert_eq!(
+            (word, reasons.as_str()),
+            (Word::Err, "disk /mnt/d1 of dn1 failed: sync: EIO -> dfs volume replace dn1 /mnt/d1")
+        );
+        let (_, reasons, _) = with(dfs_proto::msg::node::VolumeStatus { free_bytes: 0, ..volume.clone() });
+        assert!(reasons.contains("disk /mnt/d1 of dn1 is full -> dfs volume add dn1 DIR"), "{reasons}");
+        let (_, reasons, _) = with(dfs_proto::msg::node::VolumeStatus { draining: true, ..volume });
+        assert!(reasons.contains("being emptied, 12 chunks left"), "{reasons}");
+    }
+
+    #[test]
+    fn clocks_scrubs_and_damage_that_nobody_sees_to_warn() {
+        let (_, reasons, _) = judged(|status| status.datanodes[0].skew_ms = -501);
+        assert!(reasons.contains("clock of dn1 is off by -501 ms"), "{reasons}");
+        assert_eq!(judged(|status| status.datanodes[0].skew_ms = 500).0, Word::Ok);
+        let scrub = |oldest_s| {
+            let scrub = dfs_proto::msg::node::ScrubStatus { period_s: 1000, chunks: 1, oldest_s, ..Default::default() };
+            judged(|status| status.datanodes[2].scrub = Some(scrub))
+        };
+        assert_eq!(scrub(super::super::ago_s(900)).0, Word::Ok);
+        let (_, reasons, _) = scrub(super::super::ago_s(1200));
+        assert!(reasons.contains("scrub of dn3 is overdue"), "{reasons}");
+        let (_, reasons, _) = judged(|status| status.repair.damaged = 2);
+        assert!(reasons.contains("2 replicas are damaged and not healed yet"), "{reasons}");
+    }
+
+    #[test]
     fn missing_chunks_and_a_missing_leader_are_errors() {
         assert_eq!(judged(|status| status.chunks.missing = 1).0, Word::Err);
         assert_eq!(judged(|status| status.leader = None).0, Word::Err);
