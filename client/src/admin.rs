@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use dfs_proto::msg::admin::{AdminReply, AdminRequest, FileInfo, FsckReport, Member, Status};
-use dfs_proto::msg::meta::{MetaReply, MetaRequest};
-use dfs_proto::{ErrorKind, InodeId};
+use dfs_proto::msg::admin::{AdminReply, AdminRequest, DutyChange, DutyPlan, FileInfo, FsckReport, Member, Status};
+use dfs_proto::msg::data::{DataRequest, Manage, ManageReply};
+use dfs_proto::msg::meta::{MetaReply, MetaRequest, ReplicaAt};
+use dfs_proto::{ErrorKind, InodeId, NodeId, Plane, Role};
+use dfs_rpc::{Target, call};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
@@ -18,6 +20,9 @@ const STATUS: Duration = Duration::from_secs(5);
 
 /// Once somebody has answered, how long the leader gets to answer too.
 const LEADER_GRACE: Duration = Duration::from_secs(1);
+
+/// A datanode has to open a folder, make its parts and sync them.
+const MANAGE: Duration = Duration::from_secs(30);
 
 /// Work that visits every row takes its time.
 const THOROUGH: Duration = Duration::from_secs(600);
@@ -101,6 +106,36 @@ impl Dfs {
     /// Makes the leader take a snapshot and purge its log.
     pub async fn snapshot(&self) -> Result<()> {
         self.admin(AdminRequest::Snapshot, THOROUGH).await.map(|_| ())
+    }
+
+    /// Gives a datanode another duty, or only says what that would mean.
+    ///
+    /// # Errors
+    /// `NotFound` without such a datanode, `InvalidArgument` for a step that cannot be taken from where it is,
+    /// `NotEmpty` for a removal that would lose data.
+    pub async fn change_duty(&self, node: NodeId, change: DutyChange, dry_run: bool) -> Result<DutyPlan> {
+        match self.admin(AdminRequest::ChangeDuty { node, change, dry_run }, THOROUGH).await? {
+            AdminReply::DutyPlan(plan) => Ok(*plan),
+            _ => Err(unexpected_answer("ChangeDuty")),
+        }
+    }
+
+    /// Has datanodes (none: all that are live) verify every replica again; `status_any` shows how far they are.
+    pub async fn scrub(&self, nodes: Vec<NodeId>) -> Result<()> {
+        self.admin(AdminRequest::Scrub { nodes }, STATUS).await.map(|_| ())
+    }
+
+    /// Asks one datanode something that concerns it alone.
+    ///
+    /// # Errors
+    /// `Unavailable` or `Timeout` if it does not answer; otherwise its refusal.
+    pub async fn manage(&self, node: ReplicaAt, request: Manage) -> Result<ManageReply> {
+        let target = Target { plane: Plane::Data, role: Role::Datanode, node: node.node, addr: node.addr };
+        let asked = async {
+            let connection = self.client.data.get(&target).await?;
+            call(&connection, &DataRequest::Manage(request), MANAGE).await
+        };
+        asked.await.map_err(Error::from)
     }
 
     /// Once in a cluster's life: forms the namenode group of `members`. Sent to the first namenode of the

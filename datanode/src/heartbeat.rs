@@ -2,13 +2,14 @@
 //! answers with orders, keys, and the shards it wants to hear about in full.
 
 mod outcomes;
+mod skew;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_proto::limits::SHARD_PAGE_MAX;
 use dfs_proto::msg::meta::{MetaReply, MetaRequest};
-use dfs_proto::msg::node::{Heartbeat, HeartbeatReply, NodeReply, NodeRequest};
+use dfs_proto::msg::node::{Heartbeat, HeartbeatReply, NodeReply, NodeRequest, Skew};
 use dfs_proto::{Plane, Role};
 use dfs_rpc::{Connection, RpcError, Target, call};
 use tokio::task::JoinHandle;
@@ -21,6 +22,7 @@ use crate::config::NamenodeAddr;
 use crate::node::Node;
 
 pub use outcomes::Outcomes;
+use skew::Samples;
 
 /// For the answer to a heartbeat or a page of a report.
 const CALL_DEADLINE: Duration = Duration::from_secs(3);
@@ -59,6 +61,7 @@ struct Link {
     target: Target,
     /// Whether the last heartbeat was answered; `None` before the first.
     reached: Option<bool>,
+    clocks: Samples,
     /// The shard reports under way, at most one batch of them: a heartbeat does not wait for them.
     reporting: Option<JoinHandle<()>>,
 }
@@ -66,7 +69,7 @@ struct Link {
 impl Link {
     fn new(node: Arc<Node>, namenode: &NamenodeAddr) -> Link {
         let target = Target { plane: Plane::Meta, role: Role::Namenode, node: namenode.id, addr: namenode.addr };
-        Link { node, name: namenode.name.clone(), target, reached: None, reporting: None }
+        Link { node, name: namenode.name.clone(), target, reached: None, clocks: Samples::default(), reporting: None }
     }
 
     /// Sends one heartbeat and does what the answer says.
@@ -87,6 +90,7 @@ impl Link {
                 if matches!(error, RpcError::Timeout(_)) {
                     self.node.pool.forget(&self.target);
                 }
+                self.clocks.clear();
             }
         }
     }
@@ -113,12 +117,16 @@ impl Link {
     }
 
     /// Sends one heartbeat; the answer, and the number of the last outcome that went along.
-    async fn send(&self) -> Result<(Connection, HeartbeatReply, u64), RpcError> {
+    async fn send(&mut self) -> Result<(Connection, HeartbeatReply, u64), RpcError> {
         let connection = self.node.pool.get(&self.target).await?;
-        let (heartbeat, carried) = compose(&self.node);
+        let (heartbeat, carried) = compose(&self.node, self.clocks.best());
+        let sent = heartbeat.now;
         let request = MetaRequest::Node(NodeRequest::Heartbeat(Box::new(heartbeat)));
         match call(&connection, &request, CALL_DEADLINE).await? {
-            MetaReply::Node(NodeReply::Heartbeat(reply)) => Ok((connection, *reply, carried)),
+            MetaReply::Node(NodeReply::Heartbeat(reply)) => {
+                self.clocks.add(sent, reply.received, reply.sent, clock::now());
+                Ok((connection, *reply, carried))
+            }
             other => Err(RpcError::Malformed(format!("{other:?} answers no heartbeat"))),
         }
     }
@@ -133,7 +141,7 @@ impl Drop for Link {
 }
 
 /// How the node stands, and the number of the last outcome in it.
-fn compose(node: &Node) -> (Heartbeat, u64) {
+fn compose(node: &Node, skew: Option<Skew>) -> (Heartbeat, u64) {
     // Asked first: digests that are complete now were complete for every line below.
     let scanned = node.store.is_scanned();
     let (outcomes, carried) = node.outcomes.pending();
@@ -148,6 +156,8 @@ fn compose(node: &Node) -> (Heartbeat, u64) {
         scanned,
         leaving: node.leaving.is_cancelled(),
         now: clock::now(),
+        skew,
+        scrub: node.scrub.status(),
     };
     (heartbeat, carried)
 }

@@ -5,12 +5,13 @@
 //! * `serve`: the data plane, reads and append streams.
 //! * `heartbeat`: tells every namenode how the node stands, and hears the leader.
 //! * `orders`, `replicate`: what the leader orders, carried out.
-//! * `scrub`, `upkeep`: background work by deadline and by interval.
+//! * `scrub`, `upkeep`, `drain`: background work by deadline, by interval, by wish.
 //!
 //! The formats on disk are drawn in `FORMAT.md`.
 
 mod clock;
 mod config;
+mod drain;
 mod heartbeat;
 mod node;
 mod orders;

@@ -16,6 +16,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::heartbeat::Outcomes;
 use crate::orders::Orders;
+use crate::scrub::Wish;
 use crate::serve::local::Door;
 use crate::store::Store;
 
@@ -37,6 +38,7 @@ pub struct Node {
     pub pool: Pool,
     pub orders: Orders,
     pub outcomes: Outcomes,
+    pub scrub: Wish,
     pub read_memory: Semaphore,
     pub append_streams: Semaphore,
     /// For clients on this machine.
@@ -59,6 +61,7 @@ impl Node {
     pub fn new(config: Config, addr: SocketAddr, store: Arc<Store>, pool: Pool, orders: Orders) -> Node {
         Node {
             me: config.identity(),
+            scrub: Wish::load(&config.data_dir),
             config,
             addr,
             boot: rand::random(),

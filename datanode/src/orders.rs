@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use crate::clock;
 use crate::node::Node;
 use crate::replicate;
 use crate::scrub;
@@ -48,6 +49,8 @@ enum Kind {
     Delete,
     Copy,
     Verify,
+    EndAppends,
+    Scrub,
 }
 
 impl Orders {
@@ -66,7 +69,7 @@ impl Orders {
             return;
         }
         let queue = match key.0 {
-            Kind::Seal | Kind::Delete => &self.quick,
+            Kind::Seal | Kind::Delete | Kind::EndAppends | Kind::Scrub => &self.quick,
             Kind::Copy => &self.copies,
             Kind::Verify => &self.verifications,
         };
@@ -102,6 +105,9 @@ fn key(order: &Order) -> (Kind, ChunkId) {
         Order::Delete { chunk, .. } => (Kind::Delete, *chunk),
         Order::Copy { chunk, .. } => (Kind::Copy, *chunk),
         Order::Verify { chunk, .. } => (Kind::Verify, *chunk),
+        Order::EndAppends { chunk, .. } => (Kind::EndAppends, *chunk),
+        // Of the whole node.
+        Order::Scrub { .. } => (Kind::Scrub, ChunkId(0)),
     }
 }
 
@@ -151,6 +157,16 @@ async fn carry_out(node: &Arc<Node>, order: Order) {
         Order::Copy { chunk, epoch, len, sources, capability } => {
             let copy = replicate::CopyOrder { chunk, epoch, len, sources, capability };
             Some(replicate::copy(node, copy).await)
+        }
+        Order::EndAppends { chunk, epoch } => {
+            node.store.end_appends(chunk, epoch);
+            None
+        }
+        Order::Scrub { wish } => {
+            if let Err(error) = node.scrub.ask(wish, clock::now_s()).await {
+                warn!(%error, "the wish for a scrub is not kept over a restart");
+            }
+            None
         }
     };
     if let Some(outcome) = outcome {

@@ -14,7 +14,7 @@ use crate::node::Node;
 use crate::orders::{self, Orders};
 use crate::serve::{DataService, local};
 use crate::store::Store;
-use crate::{heartbeat, scrub, upkeep};
+use crate::{drain, heartbeat, scrub, upkeep};
 
 /// What streams that run get to finish once the node stops.
 const DRAIN: Duration = Duration::from_secs(3);
@@ -60,9 +60,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     tasks.spawn(local::run(node.clone(), background.clone()));
     tasks.spawn(upkeep::sync_lazily(node.clone(), background.clone()));
     tasks.spawn(upkeep::maintain_volumes(node.clone(), background.clone()));
-    for volume in node.store.usable_volumes() {
-        tasks.spawn(scrub::run(node.clone(), volume, background.clone()));
-    }
+    tasks.spawn(drain::run(node.clone(), background.clone()));
+    tasks.spawn(scrub::run_all(node.clone(), background.clone()));
     let scan = node.clone();
     let scan = tokio::spawn(async move {
         match scan.store.blocking(|store| store.scan()).await {

@@ -4,6 +4,7 @@ mod append;
 mod downstream;
 mod frames;
 pub mod local;
+mod manage;
 mod read;
 
 pub use frames::receive_bytes;
@@ -63,6 +64,9 @@ impl Handler for DataService {
                 let answer = node.door.admit(peer, Instant::now());
                 let _ = tokio::time::timeout(REQUEST_DEADLINE, send.send(&answer)).await;
                 send.finish();
+            }
+            DataRequest::Manage(request) => {
+                manage::serve(node, peer, request, send).instrument(info_span!("manage")).await;
             }
         }
     }

@@ -20,18 +20,20 @@ mod scan;
 mod seal;
 mod verify;
 mod volume;
+mod volumes;
 
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use anyhow::{Context, bail};
-use dfs_proto::msg::node::{ReplicaReport, VolumeStatus};
+use dfs_proto::msg::data::{ReplicaState, ReplicaStatus};
+use dfs_proto::msg::node::{ReplicaReport, ScrubStatus, VolumeStatus};
 use dfs_proto::{ChunkId, ClusterId};
 use dfs_rpc::{Home, HomeError};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use tracing::{error, warn};
 
 use crate::config::Config;
@@ -49,13 +51,15 @@ pub use format::State;
 pub use read::Reader;
 pub use seal::Deleted;
 pub use verify::{FileReport, Verdict, VerifyError, verify_file};
+pub use volumes::{Moved, VolumeError};
 
 /// Gates: enough that two chunks rarely share one.
 const GATES: u64 = 64;
 
 pub struct Store {
     cluster: ClusterId,
-    volumes: Vec<Arc<Volume>>,
+    /// By number. Only grows: a volume that goes out of use keeps its place.
+    volumes: RwLock<Vec<Arc<Volume>>>,
     chunks: Chunks,
     /// Chunks whose files are held open for appending and syncing.
     open: Mutex<HashMap<ChunkId, Arc<OpenChunk>>>,
@@ -63,6 +67,8 @@ pub struct Store {
     gates: Vec<Mutex<()>>,
     register: Mutex<Register>,
     scanned: AtomicBool,
+    /// Replicas found damaged since the start.
+    damaged: AtomicU64,
     _home: Home,
     #[cfg(test)]
     faults: faults::Faults,
@@ -83,12 +89,18 @@ impl Store {
     pub fn open(config: &Config) -> anyhow::Result<Store> {
         let home = open_home(config, &config.data_dir)?;
         let mut register = Register::load(&config.data_dir)?;
-        let dirs = config.volume_dirs();
+        let mut dirs = config.volume_dirs();
+        dirs.retain(|dir| !register.known(dir).is_some_and(|known| known.retired));
+        let added = register.volumes().iter().filter(|known| known.added && !known.retired);
+        let added: Vec<PathBuf> = added.map(|known| known.path.clone()).filter(|path| !dirs.contains(path)).collect();
+        dirs.extend(added);
         let mut volumes = Vec::new();
         for (number, dir) in dirs.iter().enumerate() {
-            volumes.push(Arc::new(open_volume(config, &mut register, number, dir.clone())?));
+            let volume = open_volume(config, &mut register, number, dir.clone())?;
+            volume.set_draining(register.known(dir).is_some_and(|known| known.draining));
+            volumes.push(Arc::new(volume));
         }
-        let dropped = register.volumes().iter().filter(|known| !dirs.contains(&known.path));
+        let dropped = register.volumes().iter().filter(|known| !dirs.contains(&known.path) && !known.retired);
         let dropped: Vec<PathBuf> = dropped.map(|known| known.path.clone()).collect();
         for path in dropped {
             let reason = "was a volume of this node and is not in its configuration".to_owned();
@@ -102,19 +114,21 @@ impl Store {
         if volumes.iter().all(|volume| volume.check().is_err()) {
             let reasons: Vec<_> = volumes.iter().filter_map(|v| v.check().err()).map(|e| e.to_string()).collect();
             bail!(
-                "no volume can be used: {} (a volume that failed is used again once its `failed` line is taken out of {})",
+                "no volume can be used: {} (a volume that failed is used again once its `failed` line is taken out of {}, \
+                 a new one once its whole entry is)",
                 reasons.join("; "),
                 config.data_dir.join("VOLUMES").display()
             );
         }
         Ok(Store {
             cluster: config.cluster,
-            volumes,
+            volumes: RwLock::new(volumes),
             chunks: Chunks::default(),
             open: Mutex::default(),
             gates: (0..GATES).map(|_| Mutex::default()).collect(),
             register: Mutex::new(register),
             scanned: AtomicBool::new(false),
+            damaged: AtomicU64::new(0),
             _home: home,
             #[cfg(test)]
             faults: faults::Faults::default(),
@@ -157,7 +171,8 @@ impl Store {
 
     /// Numbers of the volumes that can be used.
     pub fn usable_volumes(&self) -> Vec<usize> {
-        self.volumes.iter().filter(|volume| volume.check().is_ok()).map(|volume| volume.number).collect()
+        let usable = |volume: &Arc<Volume>| volume.is_in_use() && volume.check().is_ok();
+        self.volumes().into_iter().filter(usable).map(|volume| volume.number).collect()
     }
 
     /// Sealed replicas of a volume, with the time (seconds since 1970) at which each last matched.
@@ -165,15 +180,48 @@ impl Store {
         self.chunks.sealed_on(volume)
     }
 
-    /// How the volumes stand, as of the last `maintain`.
-    pub fn volume_status(&self) -> Vec<VolumeStatus> {
-        let counts = self.chunks.counts(self.volumes.len());
-        self.volumes.iter().zip(counts).map(|(volume, chunks)| volume.status(chunks)).collect()
+    /// How single replicas stand; those that are not here are left out.
+    pub fn describe(&self, chunks: &[ChunkId]) -> Vec<ReplicaStatus> {
+        let one = |chunk: &ChunkId| {
+            let replica = self.get(*chunk)?;
+            Some(ReplicaStatus {
+                chunk: *chunk,
+                epoch: replica.epoch,
+                state: match replica.state {
+                    State::Open => ReplicaState::Open,
+                    State::Sealed => ReplicaState::Sealed,
+                    State::Damaged => ReplicaState::Damaged,
+                },
+                len: replica.len,
+                whole: replica.whole,
+                verified_s: replica.verified_s,
+                volume: self.volume_of(&replica).path().display().to_string(),
+                lost: replica.lost,
+            })
+        };
+        chunks.iter().filter_map(one).collect()
     }
 
-    /// Asks each volume how much is free and removes what has lain in the trash since before `trash_before_s`.
+    /// How far the replicas have been verified since `asked_s`.
+    pub fn scrub_status(&self, period_s: u64, asked_s: u64) -> ScrubStatus {
+        ScrubStatus { damaged: self.damaged.load(Ordering::Relaxed), ..self.chunks.scrubbed(period_s, asked_s) }
+    }
+
+    /// How the volumes stand, as of the last `maintain`.
+    pub fn volume_status(&self) -> Vec<VolumeStatus> {
+        let volumes = self.volumes();
+        let counts = self.chunks.counts(volumes.len());
+        let in_use = volumes.iter().zip(counts).filter(|(volume, _)| volume.is_in_use());
+        in_use.map(|(volume, chunks)| volume.status(chunks)).collect()
+    }
+
+    /// Looks whether each volume is still there and writable, asks how much is free, and removes what has lain in the trash since before `trash_before_s`.
     pub fn maintain(&self, trash_before_s: u64) {
-        for volume in self.volumes.iter().filter(|volume| volume.check().is_ok()) {
+        for volume in self.volumes().into_iter().filter(|volume| volume.is_in_use() && volume.check().is_ok()) {
+            if let Err(reason) = volume.probe() {
+                self.fail_volume(&volume, reason);
+                continue;
+            }
             let done = volume.refresh_room().and_then(|()| volume.empty_trash(trash_before_s));
             if let Err(error) = done {
                 warn!(volume = %volume.path().display(), %error, "volume cannot be maintained");
@@ -185,14 +233,20 @@ impl Store {
         self.gates[(chunk.0 % GATES) as usize].lock()
     }
 
-    fn volume_of(&self, replica: &Replica) -> &Arc<Volume> {
-        &self.volumes[replica.volume]
+    /// Every volume there ever was, by number.
+    fn volumes(&self) -> Vec<Arc<Volume>> {
+        self.volumes.read().clone()
     }
 
-    /// The volume with the most room, of those that are in use.
-    fn roomiest_volume(&self) -> Result<&Arc<Volume>, StoreError> {
+    fn volume_of(&self, replica: &Replica) -> Arc<Volume> {
+        self.volumes.read()[replica.volume].clone()
+    }
+
+    /// The volume with the most room, of those that take something new.
+    fn roomiest_volume(&self) -> Result<Arc<Volume>, StoreError> {
         // Ties go to the first, so that the choice can be foretold.
-        let usable = self.volumes.iter().rev().filter(|volume| volume.check().is_ok());
+        let takes = |volume: &Arc<Volume>| volume.is_in_use() && !volume.is_draining() && volume.check().is_ok();
+        let usable = self.volumes().into_iter().rev().filter(takes);
         usable.max_by_key(|volume| volume.free_bytes()).ok_or(StoreError::NoSpace)
     }
 

@@ -9,14 +9,15 @@ use bytes::Bytes;
 use dfs_proto::chunk::replica_digest;
 use dfs_proto::limits::{CONTROL_FRAME_MAX, FRAME_MAX};
 use dfs_proto::msg::data::{
-    AppendEvent, DataRequest, FRAME_HEADER_LEN, LocalChunk, LocalDoor, LocalHello, LocalOpen, append_item,
+    AppendEvent, DataRequest, FRAME_HEADER_LEN, LocalChunk, LocalDoor, LocalHello, LocalOpen, Manage, ManageReply,
+    ReplicaState, append_item,
 };
 use dfs_proto::msg::meta::ReplicaAt;
-use dfs_proto::msg::node::{Order, Outcome};
+use dfs_proto::msg::node::{Heartbeat, Order, Outcome};
 use dfs_proto::{
-    Access, Capability, CapabilityKey, ChunkId, Epoch, ErrorKind, FrameHeader, NodeId, Timestamp, WireError,
+    Access, Capability, CapabilityKey, ChunkId, Epoch, ErrorKind, FrameHeader, NodeId, Role, Timestamp, WireError,
 };
-use dfs_rpc::LocalStream;
+use dfs_rpc::{LocalStream, RpcError};
 
 use rig::{CLIENT, Rig, frames};
 
@@ -385,5 +386,89 @@ async fn a_long_stream_goes_through_a_chain_in_bounded_memory() {
     tokio::time::timeout(Duration::from_secs(60), stream.until_written(len)).await.unwrap();
     stream.finish().await;
     assert_eq!(rig.read(2, CHUNK, FIRST, 0, len).await.unwrap(), frames);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_is_to_move_is_told_and_what_it_wrote_stays() {
+    let rig = Rig::start(2).await;
+    let frames = frames(CHUNK, &[1000; 4]);
+    let mut stream = rig.append(CHUNK, &[1, 2]).await;
+    assert_eq!(stream.event().await, AppendEvent::Ready);
+    stream.send_frames(&frames).await;
+    stream.until_written(4000).await;
+    // Of an epoch before this one: means nothing.
+    rig.order_all(&[2], Order::EndAppends { chunk: CHUNK, epoch: Epoch(0) });
+    rig.next_heartbeats(2, 3).await;
+    stream.send_sync().await;
+    stream.until_synced(4000).await;
+    rig.order_all(&[2], Order::EndAppends { chunk: CHUNK, epoch: FIRST });
+    let (node, error) = stream.until_failed().await;
+    assert_eq!((node, error.kind), (NodeId(2), ErrorKind::Unavailable));
+    for node in 1..=2 {
+        assert_eq!(rig.read(node, CHUNK, FIRST, 0, 4000).await.unwrap(), frames);
+    }
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrub_that_is_wished_for_verifies_everything_and_finds_the_damage() {
+    let mut rig = Rig::start(1).await;
+    let chunks = [ChunkId(77), ChunkId(78), ChunkId(79)];
+    for chunk in chunks {
+        rig.write_chunk(chunk, &[1], &frames(chunk, &[1000, 1000])).await;
+        rig.order_all(&[1], Order::Seal { chunk, epoch: SECOND, len: 2000 });
+        rig.heard(1, |heartbeat| heartbeat.digests[chunk.0 as usize] != 0).await;
+    }
+    rig.damage(1, ChunkId(78), 1500);
+    rig.order_all(&[1], Order::Scrub { wish: 5 });
+    let bad = |outcome: &Outcome| matches!(outcome, Outcome::Bad { chunk: ChunkId(78), .. });
+    rig.outcome(1, bad).await;
+    let done = rig.heard(1, |heartbeat| heartbeat.scrub.asked_s > 0 && heartbeat.scrub.left_chunks == 0).await.scrub;
+    assert_eq!((done.chunks, done.bytes, done.damaged), (2, 4000, 1));
+    assert!(done.oldest_s >= done.asked_s);
+    // The same wish again begins nothing, over a restart either.
+    rig.stop_node(1).await;
+    rig.start_node(1).await;
+    rig.next_heartbeats(1, 3).await;
+    let again = rig.heard(1, |heartbeat| heartbeat.scrub.chunks == 2).await.scrub;
+    assert_eq!((again.asked_s, again.left_chunks), (done.asked_s, 0));
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namenode_whose_clock_is_behind_is_told_by_how_much() {
+    let rig = Rig::start(1).await;
+    let near = |ms: i64| move |skew: dfs_proto::msg::node::Skew| (skew.offset_ms - ms).abs() <= 100;
+    rig.heard(1, |heartbeat| heartbeat.skew.is_some_and(near(0))).await;
+    rig.set_behind(7);
+    rig.heard(1, |heartbeat| heartbeat.skew.is_some_and(near(7000))).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_is_added_and_emptied_by_an_administrator_only() {
+    let rig = Rig::start(1).await;
+    let [first, second] = ["volume1", "second"].map(|name| rig.data_dir(1).join(name));
+    let path = |dir: &std::path::Path| dir.to_str().unwrap().to_owned();
+    let add = Manage::AddVolume { path: path(&second) };
+    let refused = rig.manage(Role::Client, 1, add.clone()).await;
+    assert!(matches!(refused, Err(RpcError::Refused(error)) if error.kind == ErrorKind::Forbidden));
+    rig.write_chunk(CHUNK, &[1], &frames(CHUNK, &[1000])).await;
+    rig.order_all(&[1], Order::Seal { chunk: CHUNK, epoch: SECOND, len: 1000 });
+    rig.heard(1, |heartbeat| heartbeat.digests[77] != 0).await;
+    let only = rig.manage(Role::Admin, 1, Manage::DrainVolume { path: path(&first) }).await;
+    assert!(matches!(only, Err(RpcError::Refused(error)) if error.kind == ErrorKind::NotSupported));
+    rig.manage(Role::Admin, 1, add).await.unwrap();
+    rig.manage(Role::Admin, 1, Manage::DrainVolume { path: path(&first) }).await.unwrap();
+    let only_second = |heartbeat: &Heartbeat| heartbeat.volumes.iter().all(|volume| volume.path == path(&second));
+    assert_eq!(rig.heard(1, only_second).await.volumes[0].chunks, 1);
+    let Ok(ManageReply::Replicas(here)) =
+        rig.manage(Role::Client, 1, Manage::Replicas { chunks: vec![ChunkId(5), CHUNK] }).await
+    else {
+        panic!("no answer");
+    };
+    assert_eq!((here.len(), here[0].chunk, here[0].len, here[0].state), (1, CHUNK, 1000, ReplicaState::Sealed));
+    assert!(here[0].verified_s > 0 && here[0].volume == path(&second));
     rig.stop().await;
 }

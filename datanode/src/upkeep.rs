@@ -26,8 +26,14 @@ pub async fn maintain_volumes(node: Arc<Node>, stop: CancellationToken) {
     let mut rounds = Rounds::every(node.config.heartbeat_interval_ms, stop);
     while rounds.next().await {
         let trash_before_s = clock::now_s().saturating_sub(node.config.trash_delay_s);
-        if let Err(error) = node.store.blocking(move |store| store.maintain(trash_before_s)).await {
-            warn!(%error, "cannot maintain volumes");
+        let (period_s, asked_s) = (node.config.scrub_period_s, node.scrub.asked_s());
+        let maintained = node.store.blocking(move |store| {
+            store.maintain(trash_before_s);
+            store.scrub_status(period_s, asked_s)
+        });
+        match maintained.await {
+            Ok(status) => node.scrub.note(status),
+            Err(error) => warn!(%error, "cannot maintain volumes"),
         }
     }
 }

@@ -22,6 +22,7 @@ mod snapshot_transfer;
 mod state_machine;
 mod types;
 
+pub use clock::machine_time;
 pub use links::Links;
 pub use network::RaftServer;
 pub use node::{Consensus, Options, Standing};

@@ -3,6 +3,7 @@
 mod admin;
 mod client;
 mod datanode;
+mod duties;
 mod locks;
 pub mod opens;
 mod status;
@@ -140,7 +141,12 @@ fn permitted(role: Role, request: &MetaRequest) -> bool {
         MetaRequest::Admin(AdminRequest::Fsck { .. } | AdminRequest::FileInfo { .. }) => {
             matches!(role, Role::Client | Role::Admin)
         }
-        MetaRequest::Admin(AdminRequest::Initialize { .. } | AdminRequest::Snapshot) => role == Role::Admin,
+        MetaRequest::Admin(
+            AdminRequest::Initialize { .. }
+            | AdminRequest::Snapshot
+            | AdminRequest::ChangeDuty { .. }
+            | AdminRequest::Scrub { .. },
+        ) => role == Role::Admin,
     }
 }
 

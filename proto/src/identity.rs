@@ -76,7 +76,8 @@ impl Plane {
     pub fn alpn(self) -> &'static [u8] {
         match self {
             // 2: attributes carry the kinds of extended attributes in the bits above the mode.
-            Plane::Meta => b"dfs-meta/2",
+            // 3: heartbeats and their answers carry what clock skew and scrubbing need, status the datanodes' duties.
+            Plane::Meta => b"dfs-meta/3",
             Plane::Raft => b"dfs-raft/1",
             Plane::Data => b"dfs-data/1",
         }

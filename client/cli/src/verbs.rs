@@ -22,6 +22,7 @@ mod namenode;
 mod put;
 mod rm;
 mod rmdir;
+mod scrub;
 mod setrep;
 mod stat;
 pub mod status;
@@ -31,6 +32,7 @@ mod touch;
 mod truncate;
 mod umount;
 mod up;
+mod volume;
 mod wait_healthy;
 mod watch;
 
@@ -54,6 +56,8 @@ pub enum Verb {
     Umount(umount::Args),
     Namenode(namenode::Args),
     Datanode(datanode::Args),
+    Scrub(scrub::Args),
+    Volume(volume::Args),
 
     // Files.
     Ls(ls::Args),
@@ -112,6 +116,8 @@ impl Verb {
             Verb::Umount(args) => umount::run(context, args).await,
             Verb::Namenode(args) => namenode::run(context, args).await,
             Verb::Datanode(args) => datanode::run(context, args).await,
+            Verb::Scrub(args) => scrub::run(context, args).await,
+            Verb::Volume(args) => volume::run(context, args).await,
             Verb::Ls(args) => ls::run(context, args).await,
             Verb::Put(args) => put::run(context, args).await,
             Verb::Get(args) => get::run(context, args).await,

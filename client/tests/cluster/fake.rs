@@ -450,6 +450,7 @@ impl Handler for Datanode {
                 let refusal = WireError::new(ErrorKind::NotSupported, "no local way");
                 send.send(&Err::<LocalDoor, _>(refusal)).await
             }
+            DataRequest::Manage(_) => panic!("no client of these tests manages a datanode"),
         };
         send.finish();
     }

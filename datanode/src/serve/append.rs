@@ -148,6 +148,10 @@ async fn pump(
                 let error = WireError::new(ErrorKind::Unavailable, "this node is about to stop");
                 Some(Err(Failure { node: node.id(), error }))
             }
+            () = local.0.evicted.cancelled() => {
+                let error = WireError::new(ErrorKind::Unavailable, "this replica is to be elsewhere");
+                Some(Err(Failure { node: node.id(), error }))
+            }
         };
         let holds = progress.holds(&local.0);
         if holds != told {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use dfs_proto::limits::{CHUNK_FRAMES_MAX, CHUNK_MAX};
 use dfs_proto::{ChunkId, Epoch, FrameHeader};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::chunk_file::ChunkFile;
@@ -35,6 +36,8 @@ pub struct OpenChunk {
     over: AtomicBool,
     /// Bytes from the start of the chunk that a finished sync covers.
     synced: AtomicU32,
+    /// Cancelled when the writer is to go on elsewhere.
+    pub evicted: CancellationToken,
 }
 
 struct Tail {
@@ -54,7 +57,7 @@ impl Store {
         if self.chunks.get(chunk).is_some() {
             return Err(StoreError::AlreadyHere(chunk));
         }
-        let volume = self.roomiest_volume()?;
+        let volume = &self.roomiest_volume()?;
         volume.take_room(NEW_CHUNK_ROOM)?;
         let path = volume.chunk_path(chunk);
         let header = Header::open(self.cluster, chunk, epoch);
@@ -74,6 +77,7 @@ impl Store {
             tail: Mutex::new(Tail { frames: 0, len: 0 }),
             over: AtomicBool::new(false),
             synced: AtomicU32::new(0),
+            evicted: CancellationToken::new(),
         });
         self.open.lock().insert(chunk, open.clone());
         self.chunks.put(
@@ -134,6 +138,17 @@ impl Store {
             open.synced.fetch_max(len, Ordering::AcqRel);
         }
         Ok(open.synced())
+    }
+
+    /// Has the writer of an open chunk end its stream, if it still appends under an epoch up to `epoch`. What it has
+    /// appended stays.
+    pub fn end_appends(&self, chunk: ChunkId, epoch: Epoch) {
+        let open = self.open.lock().get(&chunk).cloned();
+        if let Some(open) = open
+            && self.chunks.get(chunk).is_some_and(|replica| replica.epoch <= epoch)
+        {
+            open.evicted.cancel();
+        }
     }
 
     /// Syncs every open chunk that has unsynced bytes, and lets go of files that nobody appends to any more.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_proto::chunk::{digest_shard, replica_digest};
 use dfs_proto::limits::DIGEST_SHARDS;
-use dfs_proto::msg::node::ReplicaReport;
+use dfs_proto::msg::node::{ReplicaReport, ScrubStatus};
 use dfs_proto::{ChunkId, Epoch};
 use parking_lot::Mutex;
 
@@ -128,6 +128,28 @@ impl Chunks {
         }
     }
 
+    /// Forgets the replicas of a volume that was replaced.
+    pub fn forget_volume(&self, volume: usize) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            let there: Vec<_> =
+                shard.replicas.iter().filter(|(_, r)| r.volume == volume).map(|(chunk, _)| *chunk).collect();
+            for chunk in there {
+                shard.set(chunk, None);
+            }
+        }
+    }
+
+    /// Every replica of a volume, in whatever state.
+    pub fn on_volume(&self, volume: usize) -> Vec<(ChunkId, Replica)> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            found.extend(shard.replicas.iter().filter(|(_, r)| r.volume == volume).map(|(c, r)| (*c, *r)));
+        }
+        found
+    }
+
     /// How many replicas each of `volumes` volumes has.
     pub fn counts(&self, volumes: usize) -> Vec<u64> {
         let mut counts = vec![0; volumes];
@@ -174,6 +196,27 @@ impl Chunks {
             sealed.extend(there.map(|(chunk, replica)| (replica.verified_s, *chunk)));
         }
         sealed
+    }
+
+    /// How far the sealed replicas that count have been verified since `asked_s`.
+    pub fn scrubbed(&self, period_s: u64, asked_s: u64) -> ScrubStatus {
+        let mut status = ScrubStatus { period_s, asked_s, oldest_s: u64::MAX, ..ScrubStatus::default() };
+        for shard in &self.shards {
+            let shard = shard.lock();
+            for replica in shard.replicas.values().filter(|r| r.state == State::Sealed && !r.lost) {
+                status.chunks += 1;
+                status.bytes += u64::from(replica.len);
+                status.oldest_s = status.oldest_s.min(replica.verified_s);
+                if replica.verified_s < asked_s {
+                    status.left_chunks += 1;
+                    status.left_bytes += u64::from(replica.len);
+                }
+            }
+        }
+        if status.chunks == 0 {
+            status.oldest_s = 0;
+        }
+        status
     }
 
     fn shard(&self, chunk: ChunkId) -> &Mutex<Shard> {
@@ -257,6 +300,20 @@ mod tests {
         assert_eq!(chunks.view(1).unwrap().replicas.len(), 1);
         assert!(chunks.get(ChunkId(1)).unwrap().lost);
         assert_eq!(chunks.digests()[1], replica_digest(ChunkId(257), Epoch(1), 5));
+    }
+
+    #[test]
+    fn what_was_not_verified_since_the_wish_is_left() {
+        let chunks = Chunks::default();
+        let verified = |at| Replica { verified_s: at, ..replica(0, 1, true, 10) };
+        chunks.put(ChunkId(1), verified(50));
+        chunks.put(ChunkId(2), verified(99));
+        chunks.put(ChunkId(3), verified(100));
+        chunks.put(ChunkId(4), replica(0, 1, false, 10));
+        let status = chunks.scrubbed(60, 100);
+        assert_eq!((status.chunks, status.bytes, status.oldest_s), (3, 30, 50));
+        assert_eq!((status.left_chunks, status.left_bytes), (2, 20));
+        assert_eq!(Chunks::default().scrubbed(60, 100).oldest_s, 0);
     }
 
     #[test]

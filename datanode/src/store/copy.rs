@@ -13,6 +13,7 @@ use super::chunk_file::ChunkFile;
 use super::error::StoreError;
 use super::format::{Header, State};
 use super::volume::{Volume, sync_dir};
+use super::volumes::Moved;
 use super::{Access, Replica, Store};
 use crate::clock;
 
@@ -31,7 +32,7 @@ pub struct Incoming {
 
 impl Store {
     pub fn begin_copy(&self, chunk: ChunkId, epoch: Epoch, len: u32) -> Result<Incoming, StoreError> {
-        let volume = self.roomiest_volume()?;
+        let volume = &self.roomiest_volume()?;
         volume.take_room(u64::from(len))?;
         let path = volume.incoming_path(chunk);
         let file = self.write(volume, || {
@@ -67,19 +68,7 @@ impl Store {
         if incoming.have != len {
             return Err(StoreError::Damaged { chunk, reason: format!("{} of {len} bytes are here", incoming.have) });
         }
-        let volume = &incoming.volume;
-        let header = Header {
-            cluster: self.cluster,
-            chunk,
-            epoch,
-            state: State::Sealed,
-            frames: incoming.frames,
-            len,
-            whole: 0,
-            generation: 2,
-        };
-        self.write(volume, || incoming.file.write_header(&header))?;
-        self.sync(volume, &incoming.file)?;
+        self.finish(&incoming)?;
         let _gate = self.gate(chunk);
         if let Some(old) = self.chunks.get(chunk) {
             if old.epoch > epoch {
@@ -87,17 +76,54 @@ impl Store {
             }
             self.discard(chunk, &old)?;
         }
-        self.write(volume, || fs::rename(&incoming.path, volume.chunk_path(chunk)))?;
-        sync_dir(&volume.chunk_dir(chunk)).map_err(|e| self.fault(volume, Access::Sync, e))?;
+        self.install(&incoming)
+    }
+
+    /// Makes a complete copy of a replica of this very node take its place, on another volume.
+    pub(super) fn publish_moved(&self, incoming: Incoming, old: &Replica) -> Result<Moved, StoreError> {
+        let chunk = incoming.chunk;
+        self.finish(&incoming)?;
+        let _gate = self.gate(chunk);
+        let same = |now: Replica| (now.volume, now.epoch, now.state) == (old.volume, old.epoch, old.state);
+        if !self.chunks.get(chunk).is_some_and(same) {
+            return Ok(Moved::NotNow);
+        }
+        // The new file first: unlike a repair's copy it replaces nothing that is superseded.
+        self.install(&incoming)?;
+        self.leave_behind(chunk, old, clock::now_s());
+        Ok(Moved::Yes)
+    }
+
+    /// Seals the copy's file and syncs it.
+    fn finish(&self, incoming: &Incoming) -> Result<(), StoreError> {
+        let header = Header {
+            cluster: self.cluster,
+            chunk: incoming.chunk,
+            epoch: incoming.epoch,
+            state: State::Sealed,
+            frames: incoming.frames,
+            len: incoming.len,
+            whole: 0,
+            generation: 2,
+        };
+        self.write(&incoming.volume, || incoming.file.write_header(&header))?;
+        self.sync(&incoming.volume, &incoming.file)
+    }
+
+    /// Gives the copy its name, durably, and enters it in the table. The caller holds the gate.
+    fn install(&self, incoming: &Incoming) -> Result<(), StoreError> {
+        let Incoming { chunk, epoch, len, volume, .. } = incoming;
+        self.write(volume, || fs::rename(&incoming.path, volume.chunk_path(*chunk)))?;
+        sync_dir(&volume.chunk_dir(*chunk)).map_err(|e| self.fault(volume, Access::Sync, e))?;
         self.chunks.put(
-            chunk,
+            *chunk,
             Replica {
                 volume: volume.number,
-                epoch,
+                epoch: *epoch,
                 state: State::Sealed,
                 frames: incoming.frames,
-                len,
-                whole: len,
+                len: *len,
+                whole: *len,
                 verified_s: clock::now_s(),
                 lost: false,
             },

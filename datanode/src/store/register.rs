@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 const NAME: &str = "VOLUMES";
 /// 1: path, disk, failed.
-const VERSION: u32 = 1;
+/// 2: added, draining, retired. A file of 1 is one of 2.
+const VERSION: u32 = 2;
 
 /// The file's content, rewritten whole with every change.
 #[derive(Serialize, Deserialize, Debug)]
@@ -31,6 +32,19 @@ pub struct Known {
     /// Why the volume was latched. An operator who has replaced or checked the disk takes it out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
+    /// Taken into use while the node ran: used at every start, whether the configuration names it or not.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub added: bool,
+    /// Its replicas are being moved away.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub draining: bool,
+    /// Emptied and out of use, whether the configuration names it or not.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub retired: bool,
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// What is known of a volume that was found.
@@ -79,7 +93,14 @@ impl Register {
             Some(known) if known.path == path => return Ok(Found::Known(known.failed.clone())),
             Some(known) => known.path = path.to_owned(),
             None if elsewhere => return Ok(Found::Stranger),
-            None => self.volumes.push(Known { path: path.to_owned(), disk: disk.clone(), failed: None }),
+            None => self.volumes.push(Known {
+                path: path.to_owned(),
+                disk: disk.clone(),
+                failed: None,
+                added: false,
+                draining: false,
+                retired: false,
+            }),
         }
         self.save()?;
         let failed = self.volumes.iter().find(|known| known.disk == disk).and_then(|known| known.failed.clone());
@@ -95,8 +116,24 @@ impl Register {
         self.save()
     }
 
-    fn save(&self) -> io::Result<()> {
-        let text = toml::to_string(self).map_err(io::Error::other)?;
+    /// Changes what is noted of the volume at `path`, if there is one.
+    pub fn change(&mut self, path: &Path, change: impl FnOnce(&mut Known)) -> io::Result<()> {
+        match self.volumes.iter_mut().find(|known| known.path == path) {
+            Some(known) => change(known),
+            None => return Ok(()),
+        }
+        self.save()
+    }
+
+    /// Forgets the volume at `path`: another disk takes its place.
+    pub fn forget(&mut self, path: &Path) -> io::Result<()> {
+        self.volumes.retain(|known| known.path != path);
+        self.save()
+    }
+
+    fn save(&mut self) -> io::Result<()> {
+        self.version = VERSION;
+        let text = toml::to_string(&*self).map_err(io::Error::other)?;
         let temporary = self.dir.join(format!("{NAME}.new"));
         let mut file = File::create(&temporary)?;
         file.write_all(text.as_bytes())?;
@@ -122,6 +159,20 @@ mod tests {
         assert_eq!(again.known(path).unwrap().failed.as_deref(), Some("first"));
         assert_eq!(again.volumes()[0].disk, "00000000000000ff");
         assert_eq!(again.found(path, 7).unwrap(), Found::Stranger);
+    }
+
+    #[test]
+    fn a_file_of_version_one_is_read_and_what_is_changed_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = "version = 1\n\n[[volume]]\npath = \"/disk1\"\ndisk = \"00000000000000ff\"\n";
+        fs::write(dir.path().join(NAME), text).unwrap();
+        let mut register = Register::load(dir.path()).unwrap();
+        let path = Path::new("/disk1");
+        assert!(!register.known(path).unwrap().added);
+        register.change(path, |known| (known.draining, known.retired) = (true, false)).unwrap();
+        assert!(Register::load(dir.path()).unwrap().known(path).unwrap().draining);
+        register.forget(path).unwrap();
+        assert!(Register::load(dir.path()).unwrap().known(path).is_none());
     }
 
     #[test]

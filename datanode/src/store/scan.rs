@@ -18,14 +18,15 @@ impl Store {
     /// Reads all volumes, each on a thread of its own. Replicas can be read as soon as they are found.
     pub fn scan(&self) {
         std::thread::scope(|threads| {
-            for volume in self.volumes.iter().filter(|volume| volume.check().is_ok()) {
-                threads.spawn(|| self.scan_volume(volume));
+            for volume in self.volumes().into_iter().filter(|volume| volume.check().is_ok()) {
+                threads.spawn(move || self.scan_volume(&volume));
             }
         });
         self.scanned.store(true, Ordering::Release);
     }
 
-    fn scan_volume(&self, volume: &Arc<Volume>) {
+    /// Reads one volume into the table.
+    pub(super) fn scan_volume(&self, volume: &Arc<Volume>) {
         let chunks = match volume.chunk_files() {
             Ok(chunks) => chunks,
             Err(error) => {
@@ -39,9 +40,9 @@ impl Store {
             let found = self.examine(volume, chunk);
             let _gate = self.gate(chunk);
             match self.chunks.get(chunk) {
-                // The same chunk on two volumes: a crash between moving the older one to the trash and
-                // forgetting it. The one that says more counts.
-                Some(other) if rank(&other) >= rank(&found) => {
+                // The same chunk on two volumes: a crash between making the newer one and moving the older
+                // one to the trash. The one that says more counts.
+                Some(other) if self.rank(&other) >= self.rank(&found) => {
                     warn!(%chunk, volume = %volume.path().display(), "second file of a chunk, left alone");
                 }
                 _ => drop(self.chunks.put(chunk, found).map(|other| {
@@ -124,9 +125,11 @@ impl Store {
             }
         }
     }
-}
 
-/// Orders the files of one chunk by how much they say.
-fn rank(replica: &Replica) -> (bool, Epoch, u32) {
-    (replica.state != State::Damaged, replica.epoch, replica.len)
+    /// Orders the files of one chunk by how much they say; of two alike, the one on a volume that is not being emptied
+    /// was moved there.
+    fn rank(&self, replica: &Replica) -> (bool, Epoch, u32, bool) {
+        let stays = !self.volume_of(replica).is_draining();
+        (replica.state != State::Damaged && !replica.lost, replica.epoch, replica.len, stays)
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use dfs_proto::{ChunkId, Epoch};
 use tracing::{info, warn};
@@ -52,7 +53,7 @@ impl Store {
         if replica.state == State::Sealed && (replica.epoch, replica.len) == (epoch, len) {
             return Ok(Sealed::Before);
         }
-        let volume = self.volume_of(&replica);
+        let volume = &self.volume_of(&replica);
         volume.check()?;
         if replica.len < len {
             let reason = format!("{} of {len} bytes are here", replica.len);
@@ -102,7 +103,7 @@ impl Store {
     /// Takes a replica out of the table and its file out of the way. The caller holds the gate.
     pub(super) fn discard(&self, chunk: ChunkId, replica: &Replica) -> Result<(), StoreError> {
         self.stop_writer(chunk);
-        let volume = self.volume_of(replica);
+        let volume = &self.volume_of(replica);
         // A failed volume is not written to. If it ever comes back, so does the replica with its old
         // epoch, and is deleted then.
         if volume.check().is_ok() {
@@ -138,8 +139,9 @@ impl Store {
     /// over a restart. The caller holds the gate.
     fn condemn(&self, chunk: ChunkId, replica: &Replica, whole: u32, reason: &str) {
         warn!(%chunk, epoch = %replica.epoch, whole, reason, "replica is damaged");
+        self.damaged.fetch_add(1, Ordering::Relaxed);
         self.chunks.update(chunk, |replica| (replica.state, replica.whole) = (State::Damaged, whole));
-        let volume = self.volume_of(replica);
+        let volume = &self.volume_of(replica);
         let header = Header {
             cluster: self.cluster,
             chunk,
@@ -187,7 +189,7 @@ impl Store {
         if error::is_shortage(&source) {
             return StoreError::Io { what: "opening", source };
         }
-        self.fault(self.volume_of(replica), Access::Write, source)
+        self.fault(&self.volume_of(replica), Access::Write, source)
     }
 }
 

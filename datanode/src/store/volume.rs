@@ -5,12 +5,13 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dfs_proto::msg::node::VolumeStatus;
 use dfs_proto::{ChunkId, Epoch};
 use dfs_rpc::Home;
 use parking_lot::Mutex;
+use rustix::fs::{AtFlags, CWD, StatVfsMountFlags, Timespec, Timestamps, UTIME_NOW};
 use tracing::{error, warn};
 
 use super::error::StoreError;
@@ -23,9 +24,15 @@ pub struct Volume {
     /// Its place among the node's volumes.
     pub number: usize,
     path: PathBuf,
-    /// Holds the folder's lock; `None` if it could not be opened.
-    _home: Option<Home>,
+    /// Holds the folder's lock; `None` if it could not be opened, and once it is out of use.
+    home: Mutex<Option<Home>>,
+    /// Device and inode of the folder's `IDENTITY` when it was opened; `None` if it was not.
+    identity: Option<(u64, u64)>,
+    /// Out of use: emptied, or replaced by another disk. Keeps its number.
+    retired: AtomicBool,
     failed: OnceLock<String>,
+    /// Takes nothing new: its replicas are being moved away.
+    draining: AtomicBool,
     reserve_bytes: u64,
     total_bytes: AtomicU64,
     /// Bytes free on the file system when last asked, less what was written since.
@@ -57,7 +64,9 @@ impl Volume {
         for entry in fs::read_dir(path.join("incoming"))? {
             fs::remove_file(entry?.path())?;
         }
-        let volume = Volume { _home: Some(home), ..Volume::unopened(number, path, reserve_bytes) };
+        let identity = Some(identity_of(&path)?);
+        let home = Mutex::new(Some(home));
+        let volume = Volume { home, identity, ..Volume::unopened(number, path, reserve_bytes) };
         let trash_bytes = volume.trashed()?.iter().map(|trashed| trashed.bytes).sum();
         volume.trash_bytes.store(trash_bytes, Ordering::Relaxed);
         volume.refresh_room()?;
@@ -75,8 +84,11 @@ impl Volume {
         Volume {
             number,
             path,
-            _home: None,
+            home: Mutex::new(None),
+            identity: None,
+            retired: AtomicBool::new(false),
             failed: OnceLock::new(),
+            draining: AtomicBool::new(false),
             reserve_bytes,
             total_bytes: AtomicU64::new(0),
             room_bytes: AtomicU64::new(0),
@@ -124,6 +136,65 @@ impl Volume {
         }
     }
 
+    /// Whether it is one of the node's volumes at all, working or not.
+    pub fn is_in_use(&self) -> bool {
+        !self.retired.load(Ordering::Acquire)
+    }
+
+    /// Takes it out of use and lets go of the folder, so that something else may take its place.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Release);
+        self.release();
+    }
+
+    /// Lets go of a failed volume's folder, so that it can be opened anew.
+    pub fn release(&self) {
+        self.home.lock().take();
+    }
+
+    /// Looks whether the folder is still what was opened, and can be written. A disk that was pulled out or unmounted
+    /// leaves an empty folder, or none; one with an error the kernel may have remounted read-only.
+    ///
+    /// # Errors
+    /// Why nothing on it may be believed any more.
+    pub fn probe(&self) -> Result<(), String> {
+        match identity_of(&self.path) {
+            Ok(found) if Some(found) == self.identity => {}
+            Ok(_) => return Err("another file system is mounted at its folder".to_owned()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err("its folder has gone, or its disk is not mounted any more".to_owned());
+            }
+            Err(error) => return Err(format!("its folder cannot be looked at: {error}")),
+        }
+        let stat =
+            rustix::fs::statvfs(&self.path).map_err(|error| format!("its file system does not answer: {error}"))?;
+        if stat.f_flag.contains(StatVfsMountFlags::RDONLY) {
+            return Err("its file system is mounted read-only".to_owned());
+        }
+        // A file system that has shut itself off after an error does not say so; the smallest change shows it.
+        match self.touch() {
+            Err(error) if !super::error::is_full(&error) && !super::error::is_shortage(&error) => {
+                Err(format!("its file system takes no changes: {error}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets the time of the folder's lock file.
+    fn touch(&self) -> io::Result<()> {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: now, last_modification: now };
+        Ok(rustix::fs::utimensat(CWD, self.path.join("LOCK"), &times, AtFlags::empty())?)
+    }
+
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Release);
+    }
+
     /// Throws the latch: nothing on this volume is acknowledged again by this process. Whether this
     /// call was the first.
     pub fn latch(&self, reason: String) -> bool {
@@ -168,6 +239,7 @@ impl Volume {
             free_bytes: self.free_bytes(),
             chunks,
             failed: self.failed.get().cloned(),
+            draining: self.is_draining(),
         }
     }
 
@@ -230,6 +302,12 @@ impl Volume {
     fn reserve(&self) -> u64 {
         self.reserve_bytes.min(self.total_bytes.load(Ordering::Relaxed) / 20)
     }
+}
+
+/// Tells the folder that was opened from one that has taken its place.
+fn identity_of(path: &Path) -> io::Result<(u64, u64)> {
+    let found = fs::metadata(path.join("IDENTITY"))?;
+    Ok((found.dev(), found.ino()))
 }
 
 /// Makes names that were created in, or moved into, a folder survive a power cut.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use dfs_proto::msg::data::{AppendEvent, DataRequest, FRAME_HEADER_LEN, ReadReply, append_item};
+use dfs_proto::msg::data::{AppendEvent, DataRequest, FRAME_HEADER_LEN, Manage, ManageReply, ReadReply, append_item};
 use dfs_proto::msg::meta::{MetaReply, MetaRequest, ReplicaAt};
 use dfs_proto::msg::node::{Heartbeat, HeartbeatReply, NodeReply, NodeRequest, Order, Outcome, ReplicaReport};
 use dfs_proto::{
@@ -62,6 +62,8 @@ struct Script {
     key: CapabilityKey,
     orders: HashMap<u64, Vec<Order>>,
     want_shards: Vec<u16>,
+    /// By how much the namenode's clock is behind.
+    behind_s: i64,
 }
 
 #[derive(Default)]
@@ -87,7 +89,7 @@ impl Rig {
         let authority = Authority::create(ClusterId([3; 16])).unwrap();
         std::fs::write(dir.path().join("ca.pem"), authority.cert_pem()).unwrap();
         let key = CapabilityKey { number: 1, secret: [9; 32] };
-        let script = Script { leading, term: 5, key, orders: HashMap::new(), want_shards: Vec::new() };
+        let script = Script { leading, term: 5, key, orders: HashMap::new(), want_shards: Vec::new(), behind_s: 0 };
         let namenode =
             Arc::new(Namenode { script: Mutex::new(script), heard: Mutex::default(), changed: watch::channel(0).0 });
         let stop = CancellationToken::new();
@@ -139,7 +141,7 @@ impl Rig {
         self.stop.cancel();
     }
 
-    fn data_dir(&self, node: u64) -> PathBuf {
+    pub fn data_dir(&self, node: u64) -> PathBuf {
         self.dir.path().join(format!("dn{node}"))
     }
 
@@ -202,6 +204,11 @@ impl Rig {
         self.namenode.script.lock().term = term;
     }
 
+    /// Sets the namenode's clock back.
+    pub fn set_behind(&self, behind_s: i64) {
+        self.namenode.script.lock().behind_s = behind_s;
+    }
+
     pub fn want_shards(&self, shards: &[u16]) {
         self.namenode.script.lock().want_shards = shards.to_vec();
     }
@@ -242,6 +249,15 @@ impl Rig {
     }
 
     // What the client does.
+
+    /// Asks a node as a client or as an administrator.
+    pub async fn manage(&self, role: Role, node: u64, request: Manage) -> Result<ManageReply, RpcError> {
+        let tls = load(&issue(&self.authority, &self.dir, role, NodeId(900)));
+        let pool = Pool::new(Endpoint::client(&tls).unwrap());
+        let target = Target { plane: Plane::Data, role: Role::Datanode, node: NodeId(node), addr: self.addr(node) };
+        let connection = pool.get(&target).await?;
+        dfs_rpc::call(&connection, &DataRequest::Manage(request), PATIENCE).await
+    }
 
     pub async fn stream(&self, node: u64) -> (SendStream, RecvStream) {
         self.stream_to(ReplicaAt { node: NodeId(node), addr: self.addr(node) }).await
@@ -422,11 +438,22 @@ impl Namenode {
     fn heartbeat(&self, node: u64, heartbeat: Heartbeat) -> HeartbeatReply {
         let script = self.script.lock();
         let mut heard = self.heard.lock();
+        let received = heartbeat.now;
         heard.outcomes.entry(node).or_default().extend(heartbeat.outcomes.iter().cloned());
         *heard.counts.entry(node).or_default() += 1;
         heard.last.insert(node, heartbeat);
+        let stamp = Timestamp { secs: received.secs - script.behind_s, ..received };
+        let nothing = HeartbeatReply {
+            leading: false,
+            term: 0,
+            orders: vec![],
+            keys: vec![],
+            want_shards: vec![],
+            received: stamp,
+            sent: stamp,
+        };
         if !script.leading {
-            return HeartbeatReply { leading: false, term: 0, orders: vec![], keys: vec![], want_shards: vec![] };
+            return nothing;
         }
         HeartbeatReply {
             leading: true,
@@ -434,6 +461,7 @@ impl Namenode {
             orders: script.orders.get(&node).cloned().unwrap_or_default(),
             keys: vec![script.key.clone()],
             want_shards: script.want_shards.clone(),
+            ..nothing
         }
     }
 }

@@ -39,6 +39,7 @@ const PEERS: [Package; 6] = [
     ("moosefs-cli", &["/usr/bin/mfscli"]),
     ("iproute2", &["/usr/sbin/ip", "/sbin/ip", "/bin/ip"]),
     ("git", &["/usr/bin/git", "/usr/local/bin/git"]),
+];
 
 /// What `torture` makes faults with.
 const FOR_TORTURE: [Package; 4] = [
@@ -65,6 +66,7 @@ pub fn install_for_programs() -> Result<()> {
 /// As `install`, for the comparison.
 pub fn install_peers() -> Result<()> {
     install_missing(&PEERS)
+}
 
 /// As `install`, for the faults that are tried on a cluster.
 pub fn install_for_torture() -> Result<()> {

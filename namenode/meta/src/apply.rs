@@ -145,6 +145,7 @@ fn administer(tx: &mut Tx<'_>, now: Timestamp, body: &Body) -> Result<Reply, Fai
         Body::RotateKey { key } => genesis::rotate_key(tx, key),
         Body::Reclaim { inodes, extents_max } => reclaim::apply(tx, inodes, *extents_max),
         Body::Holders { changes } => release::change_holders(tx, changes),
+        Body::SetDuty { node, before, after } => datanode::set_duty(tx, *node, *before, *after),
         Body::Client { .. } | Body::Removal { .. } => {
             Err(Failure::Fault(Fault("a client's request is not dispatched here".into())))
         }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use dfs_proto::msg::admin::Duty;
 use dfs_proto::msg::meta::{Op, OpReply, SessionGrant};
 use dfs_proto::{
     Caller, CapabilityKey, ChunkId, ClusterId, Epoch, InodeId, NodeId, RequestId, SessionId, Timestamp, WireError,
@@ -67,6 +68,8 @@ pub enum Body {
     },
     /// Who holds nameless inodes has changed, or become known. What is no orphan is passed over.
     Holders { changes: Vec<HolderChange> },
+    /// A datanode's duty changes, if it still is what the proposer saw.
+    SetDuty { node: NodeId, before: Duty, after: Duty },
 }
 
 /// Sessions that no longer hold a nameless inode (`rows::UNDECIDED` among them), and those that do.
@@ -90,7 +93,8 @@ impl Body {
             | Body::DropReplica { .. }
             | Body::RotateKey { .. }
             | Body::Reclaim { .. }
-            | Body::Holders { .. } => None,
+            | Body::Holders { .. }
+            | Body::SetDuty { .. } => None,
         }
     }
 }

@@ -12,9 +12,9 @@ mod xattrs;
 use std::collections::BTreeSet;
 
 use dfs_proto::msg::admin::{ChunkHealth, Counts, FsckReport, Problem, ProblemKind};
-use dfs_proto::{ChunkId, InodeId, NodeId};
+use dfs_proto::{ChunkId, InodeId};
 
-use crate::repair;
+use crate::repair::{self, Known};
 use crate::rows;
 use crate::view::{Fault, View};
 
@@ -25,13 +25,13 @@ use tree::Tree;
 const PROBLEMS_MAX: usize = 1000;
 
 /// Recounts and compares. `root` limits it to what lies below one directory, or to one file; the
-/// cluster's root means everything. `live` says whether a node answers.
-pub fn check(view: &dyn View, root: InodeId, live: &dyn Fn(NodeId) -> bool) -> Result<FsckReport, Fault> {
+/// cluster's root means everything.
+pub fn check(view: &dyn View, root: InodeId, known: Known<'_>) -> Result<FsckReport, Fault> {
     let whole = root == InodeId::ROOT;
     let mut found = Findings::default();
     let tree = Tree::load(view, &mut found)?;
     let storage = Storage::load(view, &tree, &mut found)?;
-    storage.check_files(&tree, live, &mut found);
+    storage.check_files(&tree, known, &mut found);
     sessions::check(view, &tree, &storage, &mut found)?;
     locks::check(view, &tree, &mut found)?;
     xattrs::check(view, &tree, &mut found)?;
@@ -53,7 +53,7 @@ pub fn check(view: &dyn View, root: InodeId, live: &dyn Fn(NodeId) -> bool) -> R
     };
     let mut report = FsckReport {
         counts: tree.counts(inodes.as_ref(), chunks.len(), 0),
-        chunks: health(view, &storage, &chunks, live)?,
+        chunks: health(view, &storage, &chunks, known)?,
         ..FsckReport::default()
     };
     if whole {
@@ -77,16 +77,22 @@ pub fn check(view: &dyn View, root: InodeId, live: &dyn Fn(NodeId) -> bool) -> R
     Ok(report)
 }
 
+/// The paths of inodes, as far as they have names; their numbers otherwise. Reads all names.
+pub(crate) fn paths(view: &dyn View, inodes: &BTreeSet<InodeId>) -> Result<Vec<String>, Fault> {
+    let tree = Tree::load(view, &mut Findings::default())?;
+    Ok(inodes.iter().map(|inode| tree.path(*inode).unwrap_or_else(|| format!("inode {inode}"))).collect())
+}
+
 fn health(
     view: &dyn View,
     storage: &Storage,
     chunks: &BTreeSet<ChunkId>,
-    live: &dyn Fn(NodeId) -> bool,
+    known: Known<'_>,
 ) -> Result<ChunkHealth, Fault> {
-    let live_nodes = rows::datanodes(view)?.iter().filter(|(node, _)| live(*node)).count();
+    let live_nodes = rows::datanodes(view)?.iter().filter(|(node, _)| (known.live)(*node)).count();
     let mut health = ChunkHealth::default();
-    for (_, row) in storage.chunks.iter().filter(|(chunk, _)| chunks.contains(chunk)) {
-        repair::count(&mut health, row, live, live_nodes);
+    for (chunk, row) in storage.chunks.iter().filter(|(chunk, _)| chunks.contains(chunk)) {
+        repair::count(&mut health, *chunk, row, known, live_nodes);
     }
     Ok(health)
 }

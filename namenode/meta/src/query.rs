@@ -119,6 +119,7 @@ pub fn file_info(
                 sealed: row.is_sealed(),
                 target: row.target,
                 replicas: row.replicas.iter().map(|node| (*node, nodes(*node))).collect(),
+                damaged: Vec::new(),
             });
         }
         Ok(FileInfo { extents, chunks })

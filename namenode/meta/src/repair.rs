@@ -2,10 +2,13 @@
 //!
 //! The order is by risk: chunks of which one copy is left, then those below `min_copies`, then the
 //! rest. A replica counts while its node lives; one on a node that is silent but not given up, or that
-//! left in order a short while ago, counts too unless only one live copy is left. A copy is planned
-//! from live holders to the live node with most room, within each node's budget. A replica is dropped
+//! left in order a short while ago or is in maintenance, counts too unless only one live copy is left. A replica that
+//! is to leave its node is copied like a lost one, is a source meanwhile, and is dropped last. A copy is planned from
+//! live holders to the live node with most room, within each node's budget. A replica is dropped
 //! only if, without it, as many live and confirmed good ones as wanted remain (or, if it is itself bad,
 //! at least one).
+//!
+//! Where all that is left is damaged, a copy is tried from all of it: frames that are good in any replica make it whole.
 //!
 //! What is planned names everything, with the epoch: carried out late or twice, it does no harm.
 
@@ -16,7 +19,7 @@ mod view;
 pub use check::check;
 pub use plan::plan;
 pub(crate) use view::count;
-pub use view::{ChunkView, Flight, NodeView, candidates, health};
+pub use view::{ChunkView, Flight, Known, NodeView, candidates, health};
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -115,6 +118,7 @@ pub enum Reason {
     NoRoom,
     BudgetUsedUp(NodeId),
     LeftInOrder(NodeId),
+    InMaintenance(NodeId),
     Silent(NodeId),
     CopyUnderWay,
     DropBudgetUsedUp,
@@ -130,6 +134,7 @@ impl fmt::Display for Reason {
             Reason::NoRoom => write!(f, "no node with room"),
             Reason::BudgetUsedUp(node) => write!(f, "budget of node {node} used up"),
             Reason::LeftInOrder(node) => write!(f, "node {node} left in order, back-copy waits"),
+            Reason::InMaintenance(node) => write!(f, "node {node} is in maintenance"),
             Reason::Silent(node) => write!(f, "node {node} is silent but not given up"),
             Reason::CopyUnderWay => write!(f, "a copy is under way"),
             Reason::DropBudgetUsedUp => write!(f, "enough superfluous replicas dropped for one pass"),

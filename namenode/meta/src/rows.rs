@@ -22,6 +22,7 @@
 //! | `SessionLocks` | session, inode (or 0 for all) | [`SessionLocksRow`]: how many locks |
 //! | `Counters` | `config`, `keys`, `totals` | [`Config`], [`CapabilityKeys`], [`Totals`] |
 //! | `Xattrs` | inode, name bytes | [`XattrRow`]: an extended attribute |
+//! | `Duties` | node | [`DutyRow`]: of datanodes that do not simply serve; a removed one's stays for ever |
 //!
 //! Extents are keyed by their end because the first extent that reaches past an offset is then found
 //! by one forward seek. By their start it would take a backward seek, or a walk over everything that
@@ -29,6 +30,7 @@
 
 mod chunks;
 mod cluster;
+mod duties;
 mod files;
 mod locks;
 mod sessions;
@@ -47,6 +49,7 @@ pub use chunks::{
     chunk_files, chunks, datanode, datanodes, node_chunks, node_chunks_of_shard, node_digests,
 };
 pub use cluster::{CapabilityKeys, Config, Totals, capability_keys, config, totals};
+pub use duties::{DutyRow, duties, duty};
 pub use files::{
     Content, DentryRow, DirIndexRow, ExtentRow, FIRST_COOKIE, InodeRow, dentry, extents_back, extents_past,
     extents_touching, has_entries, inode, inodes, list_dir,

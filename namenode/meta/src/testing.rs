@@ -307,7 +307,7 @@ impl Rig {
 
     /// Nothing in the state may contradict anything else, whatever was done.
     pub fn recount(&self) {
-        let report = fsck::check(&self.state, InodeId::ROOT, &|_| true).unwrap();
+        let report = fsck::check(&self.state, InodeId::ROOT, crate::repair::Known::ALL_WELL).unwrap();
         let broken: Vec<_> =
             report.problems.iter().filter(|problem| problem.kind == ProblemKind::Inconsistent).collect();
         assert!(broken.is_empty(), "{broken:#?}");

@@ -34,10 +34,11 @@ pub enum Table {
     SessionLocks,
     Holders,
     Xattrs,
+    Duties,
 }
 
 impl Table {
-    pub const ALL: [Table; 20] = [
+    pub const ALL: [Table; 21] = [
         Table::Meta,
         Table::Inodes,
         Table::Dentries,
@@ -58,6 +59,7 @@ impl Table {
         Table::SessionLocks,
         Table::Holders,
         Table::Xattrs,
+        Table::Duties,
     ];
 
     /// The name on disk. Never changes for a table that exists.
@@ -83,6 +85,7 @@ impl Table {
             Table::SessionLocks => "session_locks",
             Table::Holders => "holders",
             Table::Xattrs => "xattrs",
+            Table::Duties => "duties",
         }
     }
 }

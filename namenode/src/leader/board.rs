@@ -15,6 +15,11 @@ const COPY_UNCONFIRMED: Duration = Duration::from_secs(8);
 const COPY_DEADLINE: Duration = Duration::from_secs(120);
 /// After so long a deletion has been done or lost; either way its node may be a target again.
 const DELETION_DEADLINE: Duration = Duration::from_secs(30);
+/// A node repeats which replicas it wants to be rid of; one it has not named for so long it wants to keep after all.
+const UNWANTED_REPEATED: Duration = Duration::from_secs(180);
+/// A chunk that could not be put together from damaged replicas is tried again after so long: a disk's reads may go
+/// better later, and a replica may come back that was away.
+const HOPELESS: Duration = Duration::from_secs(600);
 /// Replicas remembered as bad. More than that is a node that has lost everything, and the digests say so too.
 const BAD_MAX: usize = 65_536;
 
@@ -25,6 +30,10 @@ pub struct Board(Mutex<Inner>);
 struct Inner {
     flights: BTreeMap<(ChunkId, NodeId), CopyInFlight>,
     bad: BTreeSet<(ChunkId, NodeId)>,
+    /// Good replicas that their nodes want to be rid of, and when they last said so.
+    unwanted: BTreeMap<(ChunkId, NodeId), Instant>,
+    /// When a copy last failed of a chunk of which only damaged replicas are left.
+    hopeless: BTreeMap<ChunkId, Instant>,
     deletions: BTreeMap<(ChunkId, NodeId), Instant>,
     health: ChunkHealth,
     health_at: Option<Instant>,
@@ -32,6 +41,8 @@ struct Inner {
     queued: u64,
     copied_chunks: u64,
     copied_bytes: u64,
+    damaged_found: u64,
+    healed: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +66,11 @@ impl Board {
     /// A copy has ended, well or not.
     pub fn copy_ended(&self, chunk: ChunkId, target: NodeId) {
         self.0.lock().flights.remove(&(chunk, target));
+    }
+
+    /// A copy failed because its sources were bad.
+    pub fn copy_hopeless(&self, chunk: ChunkId, now: Instant) {
+        self.0.lock().hopeless.insert(chunk, now);
     }
 
     /// Counts a copy that is in the rows now.
@@ -83,23 +99,41 @@ impl Board {
     /// A node's replica was found missing or damaged.
     pub fn found_bad(&self, chunk: ChunkId, node: NodeId) {
         let mut inner = self.0.lock();
-        if inner.bad.len() < BAD_MAX {
-            inner.bad.insert((chunk, node));
+        if inner.bad.len() < BAD_MAX && inner.bad.insert((chunk, node)) {
+            inner.damaged_found += 1;
         }
     }
 
-    /// A node's replica was read and is whole, or it is no longer counted.
+    /// A node has to empty a volume and has no room for the replica on another.
+    pub fn unwanted(&self, chunk: ChunkId, node: NodeId) {
+        let mut inner = self.0.lock();
+        if inner.unwanted.len() < BAD_MAX || inner.unwanted.contains_key(&(chunk, node)) {
+            inner.unwanted.insert((chunk, node), Instant::now());
+        }
+    }
+
+    /// A node's replica was read and is whole, or another took its place.
     pub fn found_good(&self, chunk: ChunkId, node: NodeId) {
-        self.0.lock().bad.remove(&(chunk, node));
+        let mut inner = self.0.lock();
+        if inner.bad.remove(&(chunk, node)) {
+            inner.healed += 1;
+        }
+    }
+
+    /// A node's replica no longer counts.
+    pub fn dropped(&self, chunk: ChunkId, node: NodeId) {
+        self.found_good(chunk, node);
+        self.0.lock().unwanted.remove(&(chunk, node));
     }
 
     pub fn is_bad(&self, chunk: ChunkId, node: NodeId) -> bool {
         self.0.lock().bad.contains(&(chunk, node))
     }
 
-    /// Chunks with a bad replica.
-    pub fn bad_chunks(&self) -> BTreeSet<ChunkId> {
-        self.0.lock().bad.iter().map(|(chunk, _)| *chunk).collect()
+    /// Chunks with a bad replica, or one that is to be elsewhere.
+    pub fn troubled_chunks(&self) -> BTreeSet<ChunkId> {
+        let inner = self.0.lock();
+        inner.bad.iter().chain(inner.unwanted.keys()).map(|(chunk, _)| *chunk).collect()
     }
 
     pub fn deletion_ordered(&self, chunk: ChunkId, node: NodeId, now: Instant) {
@@ -116,6 +150,8 @@ impl Board {
         inner
             .flights
             .retain(|(_, target), copy| now.saturating_duration_since(copy.since) < COPY_DEADLINE && !gone(*target));
+        inner.hopeless.retain(|_, since| now.saturating_duration_since(*since) < HOPELESS);
+        inner.unwanted.retain(|_, said| now.saturating_duration_since(*said) < UNWANTED_REPEATED);
         inner.deletions.retain(|_, since| now.saturating_duration_since(*since) < DELETION_DEADLINE);
     }
 
@@ -125,6 +161,9 @@ impl Board {
         let of_chunk = (view.chunk, NodeId(0))..=(view.chunk, NodeId(u64::MAX));
         view.bad = inner.bad.range(of_chunk.clone()).map(|(_, node)| *node).collect();
         view.bad.retain(|node| view.replicas.contains(node));
+        view.leaving = inner.unwanted.range(of_chunk.clone()).map(|((_, node), _)| *node).collect();
+        view.leaving.retain(|node| view.replicas.contains(node) && !view.bad.contains(node));
+        view.hopeless = inner.hopeless.contains_key(&view.chunk);
         let flights = inner.flights.range(of_chunk.clone());
         view.in_flight = flights.map(|((_, target), copy)| Flight { target: *target, source: copy.source }).collect();
         view.busy = inner.deletions.range(of_chunk).map(|((_, node), _)| *node).collect();
@@ -162,6 +201,9 @@ impl Board {
             copied_chunks: inner.copied_chunks,
             copied_bytes: inner.copied_bytes,
             waits: inner.waits.clone(),
+            damaged: inner.bad.len() as u64,
+            damaged_found: inner.damaged_found,
+            healed: inner.healed,
         }
     }
 }
@@ -201,6 +243,8 @@ mod tests {
             target: 3,
             replicas: vec![NodeId(2), NodeId(4)],
             bad: Vec::new(),
+            leaving: Vec::new(),
+            hopeless: false,
             in_flight: Vec::new(),
             busy: Vec::new(),
         };

@@ -1,12 +1,12 @@
 //! The datanodes as their heartbeats show them. Kept on every namenode, so that whoever leads next
 //! knows at once who is alive.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use dfs_meta::{placement, repair};
-use dfs_proto::msg::admin::Liveness;
-use dfs_proto::msg::node::{Heartbeat, VolumeStatus};
+use dfs_proto::msg::admin::{Duty, Liveness};
+use dfs_proto::msg::node::{Heartbeat, ScrubStatus, VolumeStatus};
 use dfs_proto::{ChunkId, NodeId, Timestamp};
 use parking_lot::Mutex;
 
@@ -22,8 +22,10 @@ pub struct Seen {
     pub leaving: bool,
     pub copying: Vec<ChunkId>,
     pub open_chunks: u32,
-    /// Its clock minus ours.
+    /// Its clock minus ours, as it estimates it from our answers; before the first few of them, what its heartbeat
+    /// showed, which is early by the time that took to get here.
     pub skew_ms: i64,
+    pub scrub: ScrubStatus,
     heard: Instant,
     /// Since when it says that it leaves, or no longer says so.
     leaving_since: Instant,
@@ -41,7 +43,7 @@ impl Seen {
     }
 
     fn healthy(&self) -> impl Iterator<Item = &VolumeStatus> {
-        self.volumes.iter().filter(|volume| volume.failed.is_none())
+        self.volumes.iter().filter(|volume| volume.failed.is_none() && !volume.draining)
     }
 }
 
@@ -82,7 +84,11 @@ impl Nodes {
             leaving: heartbeat.leaving,
             copying: heartbeat.copying.clone(),
             open_chunks: heartbeat.open.len() as u32,
-            skew_ms: heartbeat.now.as_millis().saturating_sub(clock.as_millis()),
+            skew_ms: match heartbeat.skew {
+                Some(skew) => skew.offset_ms,
+                None => heartbeat.now.as_millis().saturating_sub(clock.as_millis()),
+            },
+            scrub: heartbeat.scrub,
             heard: now,
             leaving_since,
             placed: 0,
@@ -120,7 +126,12 @@ impl Nodes {
     }
 
     /// The nodes as placement sees them.
-    pub fn for_placement(&self, nodes: &[NodeId], now: Instant) -> Vec<placement::NodeView> {
+    pub fn for_placement(
+        &self,
+        nodes: &[NodeId],
+        duties: &BTreeMap<NodeId, Duty>,
+        now: Instant,
+    ) -> Vec<placement::NodeView> {
         let table = self.table.lock();
         let view = |node: &NodeId| {
             let seen = table.seen.get(node);
@@ -129,7 +140,7 @@ impl Nodes {
                 liveness: self.judge(&table, *node, now).0,
                 free_bytes: seen.map_or(0, Seen::free_bytes),
                 total_bytes: seen.map_or(0, Seen::total_bytes),
-                writable: seen.is_some_and(|seen| seen.healthy().next().is_some()),
+                writable: !duties.contains_key(node) && seen.is_some_and(|seen| seen.healthy().next().is_some()),
                 load: seen.map_or(0, |seen| seen.open_chunks + seen.placed + seen.copying.len() as u32),
             }
         };
@@ -137,7 +148,7 @@ impl Nodes {
     }
 
     /// The nodes as the repair planner sees them.
-    pub fn for_repair(&self, nodes: &[NodeId], now: Instant) -> Vec<repair::NodeView> {
+    pub fn for_repair(&self, nodes: &[NodeId], duties: &BTreeMap<NodeId, Duty>, now: Instant) -> Vec<repair::NodeView> {
         let table = self.table.lock();
         let view = |node: &NodeId| {
             let seen = table.seen.get(node);
@@ -147,7 +158,8 @@ impl Nodes {
                 liveness,
                 since_ms: since.as_millis() as u64,
                 free_bytes: seen.map_or(0, Seen::free_bytes),
-                writable: seen.is_some_and(|seen| seen.healthy().next().is_some()),
+                writable: !duties.contains_key(node) && seen.is_some_and(|seen| seen.healthy().next().is_some()),
+                excused: matches!(duties.get(node), Some(Duty::Maintenance { .. })),
                 scanned: seen.is_some_and(|seen| seen.scanned),
             }
         };
@@ -161,6 +173,11 @@ impl Nodes {
         let table = self.table.lock();
         now.saturating_duration_since(table.listening_since) >= self.suspect_after
             || nodes.iter().all(|node| table.seen.contains_key(node))
+    }
+
+    /// Forgets a node that was removed.
+    pub fn forget(&self, node: NodeId) {
+        self.table.lock().seen.remove(&node);
     }
 
     /// Counts a chunk that was just placed on a node.
@@ -200,6 +217,8 @@ mod tests {
             scanned: true,
             leaving,
             now: Timestamp { secs: 100, nanos: 0 },
+            skew: None,
+            scrub: ScrubStatus::default(),
         }
     }
 
@@ -217,6 +236,9 @@ mod tests {
         assert_eq!(at(DEAD), Liveness::Live);
         assert!(nodes.heard(NodeId(1), &heartbeat(2, false), start + DEAD, clock));
         assert_eq!(nodes.seen(NodeId(1)).unwrap().skew_ms, 1500);
+        let skew = Some(dfs_proto::msg::node::Skew { offset_ms: -7, round_trip_ms: 3 });
+        nodes.heard(NodeId(1), &Heartbeat { skew, ..heartbeat(2, false) }, start + DEAD, clock);
+        assert_eq!(nodes.seen(NodeId(1)).unwrap().skew_ms, -7);
     }
 
     #[test]
@@ -247,7 +269,7 @@ mod tests {
         let start = Instant::now();
         let nodes = Nodes::new(SUSPECT, DEAD, start);
         nodes.heard(NodeId(1), &heartbeat(1, true), start, Timestamp::default());
-        assert_eq!(nodes.for_repair(&[NodeId(1)], start + 2 * DEAD)[0].since_ms, 20_000);
+        assert_eq!(nodes.for_repair(&[NodeId(1)], &BTreeMap::new(), start + 2 * DEAD)[0].since_ms, 20_000);
         assert_eq!(nodes.liveness(NodeId(1), start + 2 * DEAD), Liveness::Leaving);
         nodes.heard(NodeId(1), &heartbeat(2, false), start + 2 * DEAD, Timestamp::default());
         assert_eq!(nodes.liveness(NodeId(1), start + 2 * DEAD), Liveness::Live);

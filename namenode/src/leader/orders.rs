@@ -31,6 +31,8 @@ enum Kind {
     Delete,
     Copy,
     Verify,
+    EndAppends,
+    Scrub,
 }
 
 impl Orders {
@@ -86,6 +88,9 @@ fn key(order: &Order) -> (Kind, ChunkId, Epoch) {
         Order::Delete { chunk, epoch } => (Kind::Delete, *chunk, *epoch),
         Order::Copy { chunk, epoch, .. } => (Kind::Copy, *chunk, *epoch),
         Order::Verify { chunk, epoch, .. } => (Kind::Verify, *chunk, *epoch),
+        Order::EndAppends { chunk, epoch } => (Kind::EndAppends, *chunk, *epoch),
+        // Of the whole node, and the latest wish counts.
+        Order::Scrub { wish } => (Kind::Scrub, ChunkId(0), Epoch(*wish)),
     }
 }
 

@@ -26,7 +26,8 @@ impl Clock {
     }
 }
 
-fn machine_time() -> Timestamp {
+/// The machine's clock as it is, for comparing it with others'.
+pub fn machine_time() -> Timestamp {
     // A clock before 1970 is a broken one; what was observed then decides.
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp { secs: since.as_secs() as i64, nanos: since.subsec_nanos() }

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use dfs_meta::repair::Known;
 use dfs_meta::{Body, fsck, query};
 use dfs_proto::limits::REPLICATION_MAX;
 use dfs_proto::msg::admin::{AdminReply, AdminRequest, Liveness, Member};
 use dfs_proto::{CapabilityKey, ClusterId, ErrorKind, WireError};
 use tracing::info;
 
-use super::status;
+use super::{duties, status};
 use crate::namenode::Namenode;
 use crate::raft;
 
@@ -30,8 +31,10 @@ pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<A
             namenode.leading()?;
             namenode.read_barrier().await?;
             let me = namenode.clone();
-            let check =
-                move |view: &dyn dfs_meta::View| fsck::check(view, root, &|node| me.liveness(node) == Liveness::Live);
+            let check = move |view: &dyn dfs_meta::View| {
+                let live = |node| me.liveness(node) == Liveness::Live;
+                fsck::check(view, root, Known { live: &live, bad: &|chunk, node| me.board.is_bad(chunk, node) })
+            };
             namenode.read_long(check).await.map(AdminReply::Fsck)
         }
         AdminRequest::FileInfo { inode } => {
@@ -39,8 +42,15 @@ pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<A
             namenode.read_barrier().await?;
             let me = namenode.clone();
             let info = namenode.read_long(move |view| query::file_info(view, inode, &|node| me.liveness(node)));
-            info.await?.map(AdminReply::FileInfo)
+            let mut info = info.await??;
+            for chunk in &mut info.chunks {
+                chunk.damaged.extend(chunk.replicas.iter().map(|(node, _)| *node));
+                chunk.damaged.retain(|node| namenode.board.is_bad(chunk.chunk, *node));
+            }
+            Ok(AdminReply::FileInfo(info))
         }
+        AdminRequest::ChangeDuty { node, change, dry_run } => duties::change(namenode, node, change, dry_run).await,
+        AdminRequest::Scrub { nodes } => duties::scrub(namenode, nodes).await,
         AdminRequest::Snapshot => {
             namenode.consensus.snapshot().await?;
             Ok(AdminReply::Done)

@@ -147,11 +147,12 @@ fn place(namenode: &Namenode, op: &Op) -> Result<Vec<Vec<NodeId>>, WireError> {
     if *count == 0 || *count > ALLOCATE_MAX || *replication == 0 || *replication > REPLICATION_MAX {
         return Err(WireError::new(ErrorKind::InvalidArgument, "too many or no chunks or copies"));
     }
-    let (datanodes, config) = namenode.read(|view| Ok((namenode.datanodes(view)?, rows::config(view)?)))?;
+    let (datanodes, duties, config) =
+        namenode.read(|view| Ok((namenode.datanodes(view)?, rows::duties(view)?, rows::config(view)?)))?;
     let min_copies = config.map_or(1, |config| usize::from(config.min_copies)).min(usize::from(*replication));
     (0..*count)
         .map(|_| {
-            let nodes = namenode.nodes.for_placement(&datanodes, Instant::now());
+            let nodes = namenode.nodes.for_placement(&datanodes, &duties, Instant::now());
             let chosen = placement::choose(&nodes, usize::from(*replication), avoid, rand::random());
             if chosen.len() < min_copies {
                 return Err(too_few(&nodes, min_copies));
@@ -281,7 +282,7 @@ async fn read(
             let asker = Asker { caller: &caller, session, holder, now: me.consensus.now() };
             let answer = query::answer(view, &asker, &query, &|node| me.liveness(node))?;
             if let (Query::StatFs, Ok(_)) = (&query, &answer) {
-                let nodes = me.nodes.for_placement(&me.datanodes(view)?, Instant::now());
+                let nodes = me.nodes.for_placement(&me.datanodes(view)?, &rows::duties(view)?, Instant::now());
                 return Ok(Ok(Answer::StatFs(query::stat_fs(view, &nodes)?)));
             }
             Ok(answer)

@@ -4,16 +4,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dfs_meta::reconcile::{self, Verdict};
-use dfs_meta::{Body, rows};
+use dfs_meta::{Body, duty, rows};
 use dfs_proto::chunk::{digest_shard, replica_digest};
 use dfs_proto::limits::{DIGEST_SHARDS, ORDERS_MAX, SHARD_PAGE_MAX};
-use dfs_proto::msg::admin::Liveness;
+use dfs_proto::msg::admin::{Duty, Liveness};
 use dfs_proto::msg::node::{Heartbeat, HeartbeatReply, NodeReply, NodeRequest, Order, Outcome, ReplicaReport};
 use dfs_proto::{ChunkId, Epoch, ErrorKind, NodeId, WireError};
 use futures::StreamExt;
 use tracing::{info, warn};
 
 use crate::namenode::Namenode;
+use crate::raft::machine_time;
 
 /// Open replicas and order outcomes in one heartbeat.
 const ITEMS_MAX: usize = 4096;
@@ -49,9 +50,13 @@ async fn heartbeat_came(
     heartbeat: Heartbeat,
 ) -> Result<HeartbeatReply, WireError> {
     check(&heartbeat)?;
+    let received = machine_time();
+    if let Duty::Removed { .. } = namenode.read(|view| rows::duty(view, node))? {
+        return Err(WireError::new(ErrorKind::Forbidden, duty::removed(node)));
+    }
     let now = Instant::now();
     let before = namenode.liveness(node);
-    if namenode.nodes.heard(node, &heartbeat, now, namenode.consensus.now()) {
+    if namenode.nodes.heard(node, &heartbeat, now, received) {
         info!(%node, "datanode started anew");
     }
     let after = namenode.liveness(node);
@@ -67,6 +72,8 @@ async fn heartbeat_came(
             orders: Vec::new(),
             keys: Vec::new(),
             want_shards: Vec::new(),
+            received,
+            sent: machine_time(),
         });
     };
     register(namenode, node, &heartbeat).await?;
@@ -82,7 +89,7 @@ async fn heartbeat_came(
         false => Vec::new(),
     };
     let orders = namenode.orders.take(node, ORDERS_MAX);
-    Ok(HeartbeatReply { leading: true, term, orders, keys, want_shards })
+    Ok(HeartbeatReply { leading: true, term, orders, keys, want_shards, received, sent: machine_time() })
 }
 
 fn check(heartbeat: &Heartbeat) -> Result<(), WireError> {
@@ -118,6 +125,10 @@ async fn outcome_came(namenode: &Arc<Namenode>, node: NodeId, outcome: Outcome) 
         Outcome::CopyFailed { chunk, epoch, reason, bad_sources } => {
             warn!(%chunk, %node, reason, "a copy failed");
             namenode.board.copy_ended(chunk, node);
+            // Matters only where the planner has nothing but damaged replicas to copy from.
+            if !bad_sources.is_empty() {
+                namenode.board.copy_hopeless(chunk, Instant::now());
+            }
             for source in bad_sources {
                 verify(namenode, source, chunk, epoch);
             }
@@ -132,6 +143,7 @@ async fn outcome_came(namenode: &Arc<Namenode>, node: NodeId, outcome: Outcome) 
         }
         Outcome::Verified { chunk, .. } => namenode.board.found_good(chunk, node),
         Outcome::Deleted { chunk, .. } => namenode.board.deleted(chunk, node),
+        Outcome::Unwanted { chunk, .. } => namenode.board.unwanted(chunk, node),
     }
     namenode.repair_wanted.notify_one();
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use dfs_meta::{Fault, View, rows};
-use dfs_proto::msg::admin::{Counts, DatanodeStatus, NamenodeStatus, RepairStatus, Status};
+use dfs_meta::{Fault, View, duty, rows};
+use dfs_proto::msg::admin::{Counts, DatanodeStatus, Duty, NamenodeStatus, RepairStatus, Status};
 use dfs_proto::{NodeId, WireError};
 
 use crate::namenode::Namenode;
@@ -15,9 +15,9 @@ pub async fn status(namenode: &Arc<Namenode>) -> Result<Status, WireError> {
     let me = namenode.clone();
     let standing = namenode.consensus.standing();
     let leading = namenode.leading().is_ok();
-    let (config, counts, datanodes) = namenode
+    let (config, counts, (datanodes, removed)) = namenode
         .read_long(move |view| {
-            let datanodes = if leading { datanodes(&me, view)? } else { Vec::new() };
+            let datanodes = if leading { datanodes(&me, view)? } else { Default::default() };
             let counts = if leading { rows::totals(view)?.counts } else { Counts::default() };
             Ok((rows::config(view)?, counts, datanodes))
         })
@@ -39,6 +39,7 @@ pub async fn status(namenode: &Arc<Namenode>) -> Result<Status, WireError> {
         repair,
         default_replication: config.map_or(0, |config| config.default_replication),
         min_copies: config.map_or(0, |config| config.min_copies),
+        removed,
     })
 }
 
@@ -60,12 +61,15 @@ fn namenodes(namenode: &Namenode, standing: &Standing) -> Vec<NamenodeStatus> {
     standing.members.iter().map(one).collect()
 }
 
-fn datanodes(namenode: &Namenode, view: &dyn View) -> Result<Vec<DatanodeStatus>, Fault> {
+/// The registered ones, and those that were removed.
+fn datanodes(namenode: &Namenode, view: &dyn View) -> Result<(Vec<DatanodeStatus>, Vec<NodeId>), Fault> {
     let now = Instant::now();
+    let duties = rows::duties(view)?;
     let mut found = Vec::new();
     for (node, row) in rows::datanodes(view)? {
         let seen = namenode.nodes.seen(node);
         let counted = rows::node_digests(view, node)?;
+        let duty = duties.get(&node).copied().unwrap_or_default();
         found.push(DatanodeStatus {
             node,
             addr: row.addr,
@@ -74,8 +78,12 @@ fn datanodes(namenode: &Namenode, view: &dyn View) -> Result<Vec<DatanodeStatus>
             replicas: rows::node_chunks(view, node, usize::MAX)?.len() as u64,
             digest_agrees: seen.as_ref().is_some_and(|seen| seen.scanned && seen.digests == counted),
             skew_ms: seen.as_ref().map_or(0, |seen| seen.skew_ms),
+            duty,
+            drain: duty::drain(view, node, &duty)?,
+            scrub: seen.as_ref().map(|seen| seen.scrub),
             volumes: seen.map_or_else(Vec::new, |seen| seen.volumes),
         });
     }
-    Ok(found)
+    let removed = duties.iter().filter(|(_, duty)| matches!(duty, Duty::Removed { .. }));
+    Ok((found, removed.map(|(node, _)| *node).collect()))
 }

@@ -37,12 +37,12 @@ fn act(namenode: &Namenode, event: Event) {
         }
         Event::ChunkDeleted { chunk, epoch, replicas } => {
             for node in replicas {
-                namenode.board.found_good(chunk, node);
+                namenode.board.dropped(chunk, node);
                 namenode.orders.push(node, Order::Delete { chunk, epoch });
             }
         }
         Event::ReplicaDropped { chunk, epoch, node } => {
-            namenode.board.found_good(chunk, node);
+            namenode.board.dropped(chunk, node);
             namenode.board.deletion_ordered(chunk, node, now);
             namenode.orders.push(node, Order::Delete { chunk, epoch });
         }

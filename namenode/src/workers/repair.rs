@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dfs_meta::repair::{self, ChunkView, CopyPlan, DropPlan, Plan, Policy};
-use dfs_meta::{Body, Fault, View, rows};
+use dfs_meta::repair::{self, ChunkView, CopyPlan, DropPlan, Known, Plan, Policy};
+use dfs_meta::{Body, Fault, View, duty, rows};
 use dfs_proto::msg::admin::{ChunkHealth, Liveness};
 use dfs_proto::msg::meta::ReplicaAt;
 use dfs_proto::msg::node::Order;
@@ -62,13 +62,12 @@ async fn pass(namenode: &Arc<Namenode>, next_health: &mut Instant) -> Result<(),
     namenode.board.sweep(&gone, started);
     let (me, count) = (namenode.clone(), started >= *next_health);
     let sight = namenode.read_long(move |view| look(&me, view, count)).await?;
-    let Some(Sight { mut chunks, nodes, addrs, key, policy, health }) = sight else {
+    let Some(Sight { chunks, nodes, addrs, key, policy, health }) = sight else {
         return Ok(());
     };
     if let Some((_, took)) = health {
         *next_health = Instant::now() + (took * HEALTH_SHARE).max(TICK);
     }
-    chunks.iter_mut().for_each(|chunk| namenode.board.annotate(chunk));
     let plan = repair::plan(&chunks, &nodes, &policy);
     let queued = (plan.copies.len() + plan.waits.len()) as u64;
     namenode.board.pass_done(health.map(|(health, _)| health), plan.wait_summary(), queued, Instant::now());
@@ -86,19 +85,26 @@ fn look(namenode: &Namenode, view: &dyn View, count: bool) -> Result<Option<Sigh
     if !namenode.nodes.have_had_their_say(&ids, Instant::now()) {
         return Ok(None);
     }
-    let nodes = namenode.nodes.for_repair(&ids, Instant::now());
-    let unwell: Vec<NodeId> =
-        nodes.iter().filter(|node| node.liveness != Liveness::Live).map(|node| node.node).collect();
+    let duties = rows::duties(view)?;
+    let nodes = namenode.nodes.for_repair(&ids, &duties, Instant::now());
+    let leaves = |node: &NodeId| duties.get(node).is_some_and(duty::leaves);
+    let unwell = nodes.iter().filter(|view| view.liveness != Liveness::Live || leaves(&view.node));
+    let unwell: Vec<NodeId> = unwell.map(|view| view.node).collect();
     let mut chunks = repair::candidates(view, &unwell, CANDIDATES_MAX)?;
     let seen: BTreeSet<_> = chunks.iter().map(|chunk| chunk.chunk).collect();
-    for chunk in namenode.board.bad_chunks().difference(&seen) {
+    for chunk in namenode.board.troubled_chunks().difference(&seen) {
         chunks.extend(ChunkView::load(view, *chunk)?);
+    }
+    let live = |node| nodes.iter().any(|view| view.node == node && view.liveness == Liveness::Live);
+    for chunk in &mut chunks {
+        namenode.board.annotate(chunk);
+        chunk.mark_leaving(&duties, &live);
     }
     let health = match count {
         true => {
             let begun = Instant::now();
-            let live = |node| nodes.iter().any(|view| view.node == node && view.liveness == Liveness::Live);
-            Some((repair::health(view, &live)?, begun.elapsed()))
+            let bad = |chunk, node| namenode.board.is_bad(chunk, node);
+            Some((repair::health(view, Known { live: &live, bad: &bad })?, begun.elapsed()))
         }
         false => None,
     };

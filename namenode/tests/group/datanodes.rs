@@ -5,10 +5,12 @@ use std::net::SocketAddr;
 
 use dfs_proto::chunk::{digest_shard, replica_digest};
 use dfs_proto::limits::DIGEST_SHARDS;
-use dfs_proto::msg::admin::{AdminReply, AdminRequest, FileInfo, Liveness};
+use dfs_proto::msg::admin::{AdminReply, AdminRequest, Duty, DutyChange, DutyPlan, FileInfo, Liveness};
 use dfs_proto::msg::meta::{ChunkCommit, ChunkLocation, FileCommit, MetaReply, MetaRequest, NewNode, Op, OpReply};
-use dfs_proto::msg::node::{Heartbeat, NodeRequest, Order, Outcome, ReplicaReport, VolumeStatus};
-use dfs_proto::{Access, ChunkId, Epoch, Extent, InodeId, NodeId, RequestId, Role, Timestamp};
+use dfs_proto::msg::node::{Heartbeat, NodeRequest, Order, Outcome, ReplicaReport, ScrubStatus, VolumeStatus};
+use dfs_proto::{Access, ChunkId, Epoch, ErrorKind, Extent, InodeId, NodeId, RequestId, Role, Timestamp, WireError};
+
+use dfs_rpc::RpcError;
 
 use crate::support::{Client, Group, make, until};
 
@@ -38,16 +40,16 @@ impl<'g> Datanode<'g> {
         digests
     }
 
-    /// One heartbeat to one namenode; carries out what comes back.
-    fn beat(&mut self, index: usize) {
+    fn compose(&self) -> Heartbeat {
         let volume = VolumeStatus {
             path: "/disk".into(),
             total_bytes: 100 << 30,
             free_bytes: 90 << 30,
             chunks: self.sealed.len() as u64,
             failed: None,
+            draining: false,
         };
-        let heartbeat = Heartbeat {
+        Heartbeat {
             boot: 1,
             addr: SocketAddr::from(([127, 0, 0, 1], 20_000 + self.id as u16)),
             volumes: vec![volume],
@@ -58,8 +60,14 @@ impl<'g> Datanode<'g> {
             scanned: true,
             leaving: false,
             now: Timestamp::default(),
-        };
-        let Some(reply) = self.client.heartbeat(index, heartbeat) else { return };
+            skew: None,
+            scrub: ScrubStatus::default(),
+        }
+    }
+
+    /// One heartbeat to one namenode; carries out what comes back.
+    fn beat(&mut self, index: usize) {
+        let Some(reply) = self.client.heartbeat(index, self.compose()) else { return };
         if !reply.leading {
             assert!(reply.orders.is_empty());
             return;
@@ -84,12 +92,20 @@ impl<'g> Datanode<'g> {
                     true => Outcome::Verified { chunk: *chunk, epoch: *epoch, len: *len },
                     false => Outcome::Bad { chunk: *chunk, epoch: *epoch, reason: "missing".into() },
                 }),
+                Order::EndAppends { .. } | Order::Scrub { .. } => {}
             }
         }
         self.orders.extend(reply.orders);
         for shard in reply.want_shards {
             self.report(index, shard);
         }
+    }
+
+    /// Whether a heartbeat is refused.
+    fn refused(&mut self, index: usize) -> bool {
+        let heartbeat = self.compose();
+        let request = MetaRequest::Node(NodeRequest::Heartbeat(Box::new(heartbeat)));
+        matches!(self.client.ask(index, &request), Err(RpcError::Refused(error)) if error.kind == ErrorKind::Forbidden)
     }
 
     fn report(&self, index: usize, shard: u16) {
@@ -235,4 +251,101 @@ fn an_unknown_replica_of_a_deleted_chunk_is_deleted_and_one_never_heard_of_is_no
         (none && asked).then_some(())
     });
     assert!(datanodes[0].sealed.contains_key(&nowhere));
+}
+
+fn change_duty(admin: &Client<'_>, node: u64, change: DutyChange, dry_run: bool) -> Result<DutyPlan, WireError> {
+    let request = AdminRequest::ChangeDuty { node: NodeId(node), change, dry_run };
+    match admin.ask_leader(&MetaRequest::Admin(request))? {
+        MetaReply::Admin(reply) => match *reply {
+            AdminReply::DutyPlan(plan) => Ok(*plan),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}
+
+fn duty(client: &Client<'_>, node: u64) -> Option<Duty> {
+    let status = client.status(client.leader())?;
+    status.datanodes.iter().find(|status| status.node == NodeId(node)).map(|status| status.duty)
+}
+
+#[test]
+fn a_decommissioned_node_is_emptied_before_its_replicas_stop_counting_and_cannot_come_back_once_removed() {
+    let group = group();
+    let (client, admin) = (group.client(Role::Client, 100), group.admin());
+    let mut datanodes: Vec<_> = (11..=14).map(|id| Datanode::new(&group, id)).collect();
+    let file = write_file(&client, &mut datanodes);
+    until("the seal has reached every replica", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        (datanodes.iter().filter(|node| node.sealed.contains_key(&file.chunk.chunk)).count() == 3).then_some(())
+    });
+    let leaver = datanodes.iter().find(|node| node.sealed.contains_key(&file.chunk.chunk)).unwrap().id;
+    // In service and alive: not to be removed.
+    assert_eq!(change_duty(&admin, leaver, DutyChange::Remove, false).unwrap_err().kind, ErrorKind::InvalidArgument);
+    let plan = change_duty(&admin, leaver, DutyChange::Decommission, true).unwrap();
+    assert_eq!((plan.chunks, plan.bytes, plan.stuck, plan.lost), (1, u64::from(LEN), 0, 0));
+    assert_eq!(duty(&client, leaver), Some(Duty::Serving));
+    // A client may not.
+    assert_eq!(change_duty(&client, leaver, DutyChange::Decommission, false).unwrap_err().kind, ErrorKind::Forbidden);
+
+    change_duty(&admin, leaver, DutyChange::Decommission, false).unwrap();
+    until("the node is decommissioned", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        // At no moment are there fewer than three good replicas that count.
+        let counted = live_replicas(&client, file.inode);
+        assert!(counted.len() >= 3, "{counted:?}");
+        matches!(duty(&client, leaver), Some(Duty::Decommissioned { .. })).then_some(())
+    });
+    assert!(!live_replicas(&client, file.inode).contains(&NodeId(leaver)));
+
+    change_duty(&admin, leaver, DutyChange::Remove, false).unwrap();
+    let status = client.status(client.leader()).unwrap();
+    assert_eq!((status.removed, status.datanodes.len()), (vec![NodeId(leaver)], 3));
+    let gone = datanodes.iter_mut().find(|node| node.id == leaver).unwrap();
+    assert!(gone.refused(0), "a removed node is heard");
+}
+
+#[test]
+fn a_decommission_goes_on_under_the_next_leader_and_can_be_cancelled() {
+    let mut group = Group::formed(3, |config| {
+        config.timers.datanode_suspect_ms = 2000;
+        config.timers.datanode_dead_ms = 20_000;
+    });
+    {
+        let (client, admin) = (group.client(Role::Client, 100), group.admin());
+        // As many nodes as copies: nothing can move, so the node stays on its way.
+        let mut datanodes: Vec<_> = (11..=13).map(|id| Datanode::new(&group, id)).collect();
+        let beat_all = |datanodes: &mut Vec<Datanode<'_>>| {
+            datanodes.iter_mut().for_each(|node| (0..3).for_each(|index| node.beat(index)));
+        };
+        until("the datanodes are registered", || {
+            beat_all(&mut datanodes);
+            (client.status(client.leader())?.datanodes.len() == 3).then_some(())
+        });
+        let session = client.open_session().session;
+        let made = client.mutate(RequestId { session, number: 1 }, make("f", NewNode::File)).unwrap();
+        let OpReply::Made { attr, grant: Some(grant), .. } = made else { panic!("{made:?}") };
+        let allocate = Op::AllocateChunks { count: 1, replication: 3, avoid: Vec::new() };
+        let Ok(OpReply::Chunks(chunks)) = client.mutate(RequestId { session, number: 2 }, allocate) else {
+            panic!("no chunk");
+        };
+        let replicas = chunks[0].replicas.iter().map(|at| at.node).collect();
+        let (chunk, epoch) = (chunks[0].chunk, chunks[0].epoch);
+        let seal = ChunkCommit { chunk, epoch, len: LEN, replicas, seal: true };
+        let extent = Extent { file_offset: 0, chunk, chunk_offset: 0, len: LEN };
+        let file = FileCommit { inode: attr.inode, grant, extents: vec![extent], mtime: None, append: false };
+        let commit = Op::Commit { chunks: vec![seal], files: vec![file] };
+        client.mutate(RequestId { session, number: 3 }, commit).unwrap();
+        let plan = change_duty(&admin, 12, DutyChange::Decommission, false).unwrap();
+        assert_eq!((plan.chunks, plan.stuck), (1, 1));
+    }
+    let leader = group.admin().leader();
+    group.kill(leader);
+    let (client, admin) = (group.client(Role::Client, 100), group.admin());
+    let status = until("the next leader's status", || client.status(client.leader()));
+    let node = status.datanodes.iter().find(|node| node.node == NodeId(12)).unwrap();
+    assert!(matches!(node.duty, Duty::Decommissioning { chunks: 1, .. }), "{:?}", node.duty);
+    assert_eq!(node.drain.map(|drain| (drain.chunks, drain.bytes)), Some((1, u64::from(LEN))));
+    change_duty(&admin, 12, DutyChange::Recommission, false).unwrap();
+    assert_eq!(duty(&client, 12), Some(Duty::Serving));
 }

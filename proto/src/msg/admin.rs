@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::attr::Timestamp;
 use crate::ids::{ChunkId, ClusterId, InodeId, NodeId};
-use crate::msg::node::VolumeStatus;
+use crate::msg::node::{ScrubStatus, VolumeStatus};
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
 pub enum AdminRequest {
@@ -23,6 +24,10 @@ pub enum AdminRequest {
     FileInfo { inode: InodeId },
     /// Takes a snapshot of the state and purges the log behind it. Answer: `Done`.
     Snapshot,
+    /// Gives a datanode another duty, or only says what that would mean. Answer: `DutyPlan`.
+    ChangeDuty { node: NodeId, change: DutyChange, dry_run: bool },
+    /// Has these datanodes (none: all that are live) verify every replica again. Answer: `Done`.
+    Scrub { nodes: Vec<NodeId> },
 }
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -31,6 +36,66 @@ pub enum AdminReply {
     Status(Status),
     Fsck(FsckReport),
     FileInfo(FileInfo),
+    DutyPlan(Box<DutyPlan>),
+}
+
+/// What a datanode is meant to do, as an administrator has said: a row of the state. How alive it is, is another
+/// matter.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub enum Duty {
+    #[default]
+    Serving,
+    /// It may be silent until then without being repaired for; nothing new is placed on it.
+    Maintenance { until: Timestamp },
+    /// It takes nothing new, and its replicas are copied to other nodes. `chunks` and `bytes` are what it had at the
+    /// start, so that any leader can tell how far it is.
+    Decommissioning { since: Timestamp, chunks: u64, bytes: u64 },
+    /// No chunk needs it: it may be stopped, removed, or recommissioned.
+    Decommissioned { since: Timestamp },
+    /// It is gone for good: its replicas are written off wherever another good one remains.
+    Removing { since: Timestamp, chunks: u64, bytes: u64 },
+    /// Its number is never used again.
+    Removed { since: Timestamp },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum DutyChange {
+    Decommission,
+    /// Back to service, from whatever it was but removed.
+    Recommission,
+    Maintenance {
+        for_ms: u64,
+    },
+    Remove,
+}
+
+/// What a change of duty means, by what the leader knew when it was asked.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct DutyPlan {
+    pub before: Duty,
+    pub after: Duty,
+    /// Replicas that count on the node, the bytes in them, and how many of them are open.
+    pub chunks: u64,
+    pub bytes: u64,
+    pub open: u64,
+    /// Room on the other nodes that take copies.
+    pub room_bytes: u64,
+    /// Chunks that want more copies than there would be nodes to hold them: they would keep the node.
+    pub stuck: u64,
+    /// Chunks of which no other live node has a good copy, and some of the files in them.
+    pub lost: u64,
+    pub lost_files: Vec<String>,
+    /// Chunks that would be left with a single good copy elsewhere.
+    pub one_copy: u64,
+}
+
+/// What a node still has that must leave it.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct Drain {
+    pub chunks: u64,
+    pub bytes: u64,
+    /// Of `chunks`: open, so that a writer has to move first.
+    pub open: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -54,6 +119,8 @@ pub struct Status {
     pub repair: RepairStatus,
     pub default_replication: u8,
     pub min_copies: u8,
+    /// Datanodes that were removed for good; those above are the others.
+    pub removed: Vec<NodeId>,
 }
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -91,8 +158,13 @@ pub struct DatanodeStatus {
     pub replicas: u64,
     /// Whether what the node says it has is what the namenode counts, shard by shard.
     pub digest_agrees: bool,
-    /// Its clock minus ours.
+    /// Its clock minus ours, as estimated by the datanode from the answers to its heartbeats.
     pub skew_ms: i64,
+    pub duty: Duty,
+    /// What is left to be moved, while it is decommissioned or removed.
+    pub drain: Option<Drain>,
+    /// `None` until it was heard.
+    pub scrub: Option<ScrubStatus>,
 }
 
 /// The live counters, kept by every command that changes them.
@@ -137,6 +209,11 @@ pub struct RepairStatus {
     pub copied_bytes: u64,
     /// Why chunks wait: a sentence and how many chunks, most first.
     pub waits: Vec<(String, u64)>,
+    /// Replicas known to be damaged or missing that still count.
+    pub damaged: u64,
+    /// Since this leader leads: replicas found so, and those of them that were read well again, or replaced and dropped.
+    pub damaged_found: u64,
+    pub healed: u64,
 }
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -191,4 +268,6 @@ pub struct ChunkInfo {
     pub sealed: bool,
     pub target: u8,
     pub replicas: Vec<(NodeId, Liveness)>,
+    /// Of these: known to be damaged or missing.
+    pub damaged: Vec<NodeId>,
 }

@@ -37,6 +37,9 @@ pub enum DataRequest {
     },
     /// Asks for the way to the node within its own machine. Answer: `Result<LocalDoor, WireError>`.
     Local,
+    /// An administrator's request to this node alone. Answer: `Result<ManageReply, WireError>`, then the end of the
+    /// stream.
+    Manage(Manage),
 }
 
 /// Where a client on the datanode's own machine gets chunk files instead of bytes.
@@ -76,6 +79,52 @@ pub struct LocalChunk {
     pub data_start: u64,
     /// At most `limits::CHUNK_FRAMES_MAX`.
     pub frames: u32,
+}
+
+/// What an administrator asks of one datanode. Paths are folders on its machine, absolute, at most
+/// `limits::PATH_MAX` bytes.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum Manage {
+    /// Take a folder into use as a volume: an empty one, one that failed and is in order again, or one that is being
+    /// emptied and may stay. Answer: `Done`.
+    AddVolume { path: String },
+    /// Move what is on a volume elsewhere, then take it out of use. Answer: `Done` once it has begun.
+    DrainVolume { path: String },
+    /// Put an empty disk at the place of a volume that failed. Answer: `Done`.
+    ReplaceVolume { path: String },
+    /// How these replicas stand, at most `limits::SHARD_PAGE_MAX` of them. Clients may ask this too. Answer: `Replicas`.
+    Replicas { chunks: Vec<ChunkId> },
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum ManageReply {
+    Done,
+    /// Those that are here, in the order in which they were asked for.
+    Replicas(Vec<ReplicaStatus>),
+}
+
+/// One replica as its node knows it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct ReplicaStatus {
+    pub chunk: ChunkId,
+    pub epoch: Epoch,
+    pub state: ReplicaState,
+    /// Bytes, and how many of them from the start are known to be whole.
+    pub len: u32,
+    pub whole: u32,
+    /// When every frame last matched, in seconds since 1970 by the node's clock.
+    pub verified_s: u64,
+    /// The volume's folder.
+    pub volume: String,
+    /// The volume has failed: the replica counts no longer.
+    pub lost: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum ReplicaState {
+    Open,
+    Sealed,
+    Damaged,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]

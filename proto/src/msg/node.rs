@@ -54,8 +54,39 @@ pub struct Heartbeat {
     pub scanned: bool,
     /// The node is about to stop in order.
     pub leaving: bool,
-    /// The datanode's clock, to show skew.
+    /// The datanode's clock when it sent this.
     pub now: Timestamp,
+    /// How far the datanode's clock is from this namenode's, once some heartbeats have been answered.
+    pub skew: Option<Skew>,
+    pub scrub: ScrubStatus,
+}
+
+/// The difference between two clocks, as NTP estimates it from the four time stamps of a request and its answer.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Skew {
+    /// The datanode's clock minus the namenode's, in milliseconds.
+    pub offset_ms: i64,
+    /// The truth is within half of this around `offset_ms`: what the round trip took, in milliseconds.
+    pub round_trip_ms: u64,
+}
+
+/// How far a node is with reading its sealed replicas again. Times are seconds since 1970.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct ScrubStatus {
+    /// Every replica is to be verified at least so often.
+    pub period_s: u64,
+    /// An administrator wants everything verified since then, by the node's own clock; 0 if nobody asked.
+    pub asked_s: u64,
+    /// Sealed replicas, and the bytes in them.
+    pub chunks: u64,
+    pub bytes: u64,
+    /// Of these: not verified since `asked_s`.
+    pub left_chunks: u64,
+    pub left_bytes: u64,
+    /// When the replica that has waited longest was last verified; 0 without replicas.
+    pub oldest_s: u64,
+    /// Replicas found damaged since the process started, by scrub, order or reader.
+    pub damaged: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -64,8 +95,10 @@ pub struct VolumeStatus {
     pub total_bytes: u64,
     pub free_bytes: u64,
     pub chunks: u64,
-    /// Latched at the first failed sync or write that is not "disk full".
+    /// Latched at the first failed sync or write that is not "disk full", or when the folder has gone.
     pub failed: Option<String>,
+    /// Its replicas are being moved away, by an administrator's wish: it takes nothing new.
+    pub draining: bool,
 }
 
 #[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
@@ -79,6 +112,9 @@ pub struct HeartbeatReply {
     pub keys: Vec<CapabilityKey>,
     /// Shards whose digest differs from the namenode's: send their reports.
     pub want_shards: Vec<u16>,
+    /// The namenode's clock when the heartbeat came, and when this answer left.
+    pub received: Timestamp,
+    pub sent: Timestamp,
 }
 
 /// What a datanode is told to do. Each carries an epoch that is committed in the log; a replica with a
@@ -100,6 +136,11 @@ pub enum Order {
     },
     /// Read the whole replica again and report what is found.
     Verify { chunk: ChunkId, epoch: Epoch, len: u32 },
+    /// End the append stream of this open replica, if it has one: its writer seals the chunk and goes on elsewhere.
+    EndAppends { chunk: ChunkId, epoch: Epoch },
+    /// Verify every sealed replica that was not verified since this order came, ahead of its turn. `wish` tells one
+    /// wish from the next: what comes twice does not begin again.
+    Scrub { wish: u64 },
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -130,6 +171,11 @@ pub enum Outcome {
         len: u32,
     },
     Deleted {
+        chunk: ChunkId,
+        epoch: Epoch,
+    },
+    /// The replica is good, but its volume is to be emptied and no other one here has room: copy it to another node.
+    Unwanted {
         chunk: ChunkId,
         epoch: Epoch,
     },

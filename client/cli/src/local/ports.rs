@@ -61,6 +61,13 @@ fn choose_one(port: usize) -> Result<SocketAddr> {
     Ok(addr)
 }
 
+/// A free port for one more node, above those of its kind.
+pub fn pick_above(port: u16) -> Result<SocketAddr> {
+    let free = (port + 1..END).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    let found = free.into_iter().find(|addr| check_free(*addr).is_ok());
+    found.ok_or_else(|| Failure::failed(format!("no UDP port from {port} to {END} is free")))
+}
+
 /// Whether a node that is about to start will get its port.
 pub fn check_free(addr: SocketAddr) -> Result {
     match UdpSocket::bind(addr) {

@@ -5,8 +5,8 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use dfs_client::{ClusterConfig, Dfs};
-use dfs_proto::ErrorKind;
 use dfs_proto::msg::admin::{self, Liveness, Status};
+use dfs_proto::{ErrorKind, NodeId};
 
 use super::layout::{Kind, Layout, Member};
 use super::process::{Process, with_log};
@@ -29,6 +29,8 @@ pub struct Waiter<'a> {
     pub layout: &'a Layout,
     pub config: &'a ClusterConfig,
     pub dfs: &'a Dfs,
+    /// Datanodes that were removed from the cluster: nobody waits for them.
+    pub removed: Vec<NodeId>,
 }
 
 impl Waiter<'_> {
@@ -84,7 +86,8 @@ impl Waiter<'_> {
     /// Until every datanode is registered and live.
     pub async fn datanodes(&self) -> Result<Status> {
         self.until(Kind::Datanode, |status| {
-            for member in Member::all(Kind::Datanode, self.config.datanodes.len()) {
+            let members = Member::all(Kind::Datanode, self.config.datanodes.len());
+            for member in members.into_iter().filter(|member| !self.removed.contains(&member.id())) {
                 let live = |node: &admin::DatanodeStatus| node.node == member.id() && node.liveness == Liveness::Live;
                 if !status.datanodes.iter().any(live) {
                     return Err((Some(member), "has not registered".to_owned()));
@@ -146,7 +149,7 @@ impl Waiter<'_> {
         let mut members = scaffold::nodes(self.config);
         members.extend(Member::all(Kind::Mount, self.config.mounts.len()));
         for member in members.into_iter().filter(|member| member.kind == kind) {
-            if Process::find(self.layout, member).is_none() {
+            if !self.removed.contains(&member.id()) && Process::find(self.layout, member).is_none() {
                 let failure = Failure::failed(format!("{} has ended", member.name()));
                 return Err(with_log(failure, self.layout, member));
             }

@@ -12,7 +12,7 @@ use dfs_rpc::pki::{Authority, PkiError};
 
 use super::images;
 use super::layout::{ADMIN_ID, Kind, Layout, Member};
-use super::ports::Ports;
+use super::ports::{self, Ports};
 use super::settings::Settings;
 use crate::error::{Failure, Result};
 
@@ -48,23 +48,7 @@ pub fn create(layout: &Layout, settings: &Settings, ports: &Ports) -> Result<Clu
         mounts: Vec::new(),
     };
     for member in nodes(&config) {
-        match settings.fs {
-            Some(fs) => images::make(layout, member, fs)?,
-            None => make_private_dir(&layout.folder(member))?,
-        }
-        give_certificate(layout, &authority, member)?;
-        let text = match member.kind {
-            Kind::Namenode => namenode_toml(&config, &ports.raft, member),
-            _ => datanode_toml(&config, member),
-        };
-        let path = layout.config(member);
-        fs::write(&path, text).map_err(|error| Failure::local(&path, &error))?;
-        if member.kind == Kind::Datanode {
-            prepare_datanode(&path)?;
-        }
-        if settings.fs.is_some() {
-            sync(&layout.folder(member))?;
-        }
+        make_node(layout, settings, &authority, &config, &ports.raft, member)?;
     }
     config.save(&layout.cluster_toml())?;
     Ok(config)
@@ -75,6 +59,60 @@ pub fn create(layout: &Layout, settings: &Settings, ports: &Ports) -> Result<Clu
 fn sync(folder: &Path) -> Result {
     let synced = fs::File::open(folder).and_then(|folder| Ok(rustix::fs::syncfs(folder)?));
     synced.map_err(|error| Failure::local(folder, &error))
+}
+
+/// Makes a node's folder, certificate and configuration.
+fn make_node(
+    layout: &Layout,
+    settings: &Settings,
+    authority: &Authority,
+    config: &ClusterConfig,
+    raft: &[SocketAddr],
+    member: Member,
+) -> Result {
+    match settings.fs {
+        Some(fs) => images::make(layout, member, fs)?,
+        None => make_private_dir(&layout.folder(member))?,
+    }
+    give_certificate(layout, authority, member)?;
+    let text = match member.kind {
+        Kind::Namenode => namenode_toml(config, raft, member),
+        _ => datanode_toml(config, member),
+    };
+    let path = layout.config(member);
+    fs::write(&path, text).map_err(|error| Failure::local(&path, &error))?;
+    if member.kind == Kind::Datanode {
+        prepare_datanode(&path)?;
+    }
+    if settings.fs.is_some() {
+        sync(&layout.folder(member))?;
+    }
+    Ok(())
+}
+
+/// Gives the cluster datanodes until it has `count`. Each is entered in `cluster.toml` when it is complete; their
+/// numbers follow those that were ever given out, so that none is used twice.
+pub fn add_datanodes(layout: &Layout, settings: &mut Settings, config: &mut ClusterConfig, count: usize) -> Result {
+    let authority = Authority::load(&layout.pki())?;
+    while config.datanodes.len() < count {
+        let member = Member { kind: Kind::Datanode, index: config.datanodes.len() + 1 };
+        let folder = layout.folder(member);
+        if folder.exists() {
+            return Err(Failure::failed(format!("{} is in the way of a new datanode", folder.display()))
+                .cause("an earlier `dfs up` may have been cut off while it made it; cluster.toml does not name it")
+                .hint(format!("rm -r {}", folder.display())));
+        }
+        let highest = config.datanodes.iter().chain(&config.namenodes).map(|node| node.addr.port()).max();
+        let addr = ports::pick_above(highest.unwrap_or(ports::DEFAULT_BASE))?;
+        let mut grown = config.clone();
+        grown.datanodes.push(NodeAddr { id: member.id(), name: member.name(), addr });
+        make_node(layout, settings, &authority, &grown, &[], member)?;
+        settings.datanodes = grown.datanodes.len();
+        settings.save(layout)?;
+        grown.save(&layout.cluster_toml())?;
+        *config = grown;
+    }
+    Ok(())
 }
 
 /// Makes the node's data folders now, because `must_exist` has it refuse an empty one from here on: a disk

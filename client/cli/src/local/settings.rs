@@ -91,16 +91,21 @@ impl Settings {
         fs::write(&path, text).map_err(|error| Failure::local(&path, &error))
     }
 
-    /// Refuses what contradicts the cluster that is there.
+    /// Refuses what contradicts the cluster that is there. More datanodes than there are is no contradiction: they
+    /// are added.
     pub fn agree(&self, wishes: &Wishes, layout: &Layout) -> Result {
         if wishes.netns && self.network.is_none() {
             let message = format!("--netns contradicts the cluster in {}, which has no network", layout.dir.display());
             return Err(Failure::usage(message).hint("leave the flag out, or use another folder by --dir"));
         }
+        if wishes.datanodes.is_some_and(|wished| wished > DATANODES_MAX) {
+            return Err(Failure::usage(format!("--datanodes is 1 to {DATANODES_MAX}")));
+        }
+        let fewer = wishes.datanodes.filter(|wished| *wished < self.datanodes);
         let shown = |fs: Option<Filesystem>| fs.map_or("none".to_owned(), |fs| fs.to_string());
         let pairs = [
             ("--namenodes", self.namenodes.to_string(), wishes.namenodes.map(|n| n.to_string())),
-            ("--datanodes", self.datanodes.to_string(), wishes.datanodes.map(|n| n.to_string())),
+            ("--datanodes", self.datanodes.to_string(), fewer.map(|n| n.to_string())),
             ("--replication", self.replication.to_string(), wishes.replication.map(|n| n.to_string())),
             ("--fs", shown(self.fs), wishes.fs.map(|fs| fs.to_string())),
         ];
@@ -110,7 +115,10 @@ impl Settings {
                 return Err(Failure::usage(format!(
                     "{flag} {wished} contradicts the cluster in {dir}, which has {is}"
                 ))
-                .hint("leave the flag out, or use another folder by --dir"));
+                .hint(match flag {
+                    "--datanodes" => "`dfs datanode decommission NODE` takes one out",
+                    _ => "leave the flag out, or use another folder by --dir",
+                }));
             }
         }
         Ok(())
@@ -210,6 +218,9 @@ mod tests {
         let failure = settings.agree(&other, &layout).unwrap_err();
         assert!(failure.message().contains("--datanodes 4"), "{failure}");
         assert_eq!(failure.exit, crate::error::Exit::Usage);
+        settings.agree(&Wishes { datanodes: Some(6), ..Wishes::default() }, &layout).unwrap();
+        let many = Wishes { datanodes: Some(DATANODES_MAX + 1), ..Wishes::default() };
+        assert!(settings.agree(&many, &layout).is_err());
     }
 
     #[test]

@@ -1,3 +1,6 @@
+mod duty;
+mod list;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
@@ -7,11 +10,17 @@ use crate::error::{Exit, Failure, Result, Tally};
 use crate::output::Tone;
 use crate::role;
 
-/// Serve as a datanode, or check a chunk file
+/// Serve as a datanode, say what datanodes are for, or check a chunk file
 #[derive(clap::Args, Debug)]
-#[command(
-    before_help = "Examples:\n  dfs datanode --config /etc/dfs/datanode.toml\n  dfs datanode verify dfs-data/dn1/data/volume1/*/*"
-)]
+#[command(before_help = "\
+Examples:
+  dfs datanode --config /etc/dfs/datanode.toml
+  dfs datanode list
+  dfs datanode decommission dn3 --dry-run      what would be moved, and where it cannot
+  dfs datanode decommission dn3 --wait         move its chunks elsewhere, then be done
+  dfs datanode maintenance dn3 --for 30m       it may be down that long
+  dfs datanode remove dn3                      its number is never used again
+  dfs datanode verify dfs-data/dn1/data/volume1/chunks/*/*")]
 #[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
 pub struct Args {
     /// Serve in the foreground until SIGTERM or Ctrl-C
@@ -28,6 +37,19 @@ enum Task {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Every datanode: how alive it is, what it is for, what it holds
+    List,
+    /// Copy its chunks to other nodes until none needs it
+    Decommission(duty::Decommission),
+    /// Put it back in service, whatever it was taken out for
+    Recommission {
+        #[arg(value_name = "NODE")]
+        node: String,
+    },
+    /// Let it be away for a while without being repaired for
+    Maintenance(duty::Maintenance),
+    /// Strike it from the cluster, once it is decommissioned or dead
+    Remove(duty::Remove),
 }
 
 impl Args {
@@ -46,6 +68,11 @@ pub async fn run(context: &Context, args: Args) -> Result {
             }
             tally.end()
         }
+        (Some(Task::List), _) => list::run(context).await,
+        (Some(Task::Decommission(args)), _) => duty::decommission(context, args).await,
+        (Some(Task::Recommission { node }), _) => duty::recommission(context, &node).await,
+        (Some(Task::Maintenance(args)), _) => duty::maintenance(context, args).await,
+        (Some(Task::Remove(args)), _) => duty::remove(context, args).await,
         (None, Some(config)) => serve(config).await,
         // Clap requires one of the two.
         (None, None) => Ok(()),

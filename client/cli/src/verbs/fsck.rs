@@ -8,6 +8,7 @@ use crate::output::{Tone, put_bytes};
 use crate::path::DfsPath;
 use crate::remote::Remote;
 use crate::units;
+use crate::verbs::info::Verified;
 use crate::verbs::status::NodeNames;
 
 /// Check that everything adds up and every chunk has its copies
@@ -48,6 +49,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
 
 async fn print_files(context: &Context, args: &Args, remote: &Remote, names: &NodeNames) -> Result {
     let mut tally = Tally::default();
+    let status = super::status::ask(&remote.dfs).await?;
     let mut walk = remote.walk(&args.path, true).await?;
     while let Some(visit) = walk.next().await? {
         if visit.attr.kind != FileKind::File {
@@ -55,8 +57,13 @@ async fn print_files(context: &Context, args: &Args, remote: &Remote, names: &No
         }
         let done = async {
             let info = remote.dfs.file_info(visit.attr.inode).await?;
+            let verified = match args.locations {
+                true => Some(Verified::ask(&remote.dfs, &status, &info).await),
+                false => None,
+            };
             if context.out.json {
-                let mut object = if args.locations { super::info::object(&info, names) } else { json!({}) };
+                let mut object =
+                    verified.map_or_else(|| json!({}), |verified| super::info::object(&info, &verified, names));
                 put_bytes(&mut object, "path", &visit.path.to_bytes());
                 object["size_bytes"] = visit.attr.size_bytes.into();
                 return context.out.object(object);
@@ -64,7 +71,9 @@ async fn print_files(context: &Context, args: &Args, remote: &Remote, names: &No
             let chunks = info.chunks.len();
             context.out.line(format!("{} {} bytes, {chunks} chunks", visit.path, visit.attr.size_bytes))?;
             let shown = if args.locations { &info.chunks[..] } else { &[] };
-            shown.iter().try_for_each(|chunk| context.out.line(super::info::chunk_line(context, chunk, names)))
+            shown.iter().try_for_each(|chunk| context.out.line(super::info::chunk_line(context, chunk, names)))?;
+            let oldest = verified.and_then(|verified| verified.line(names));
+            oldest.map_or(Ok(()), |line| context.out.line(line))
         };
         let done: Result = done.await;
         context.out.keep_going(&mut tally, done.map_err(|failure| failure.at(&visit.path)))?;

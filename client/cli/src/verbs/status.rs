@@ -2,11 +2,11 @@ mod health;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dfs_client::{ClusterConfig, Dfs, Options};
-use dfs_proto::NodeId;
-use dfs_proto::msg::admin::{DatanodeStatus, Liveness, Status};
+use dfs_proto::msg::admin::{DatanodeStatus, Duty, Liveness, Status};
+use dfs_proto::{NodeId, Timestamp};
 use serde_json::{Value, json};
 
 use self::health::{Health, Word};
@@ -170,11 +170,37 @@ fn leader_rows(status: &Status, names: &NodeNames, row: impl Fn(&str, String, St
             ),
         ),
         row(
+            "scrub",
+            scrub_summary(status),
+            match (repair.damaged_found, repair.damaged) {
+                (0, 0) => "no damage found".to_owned(),
+                (found, now) => format!("{found} replicas found damaged, {} healed, {now} left", repair.healed),
+            },
+        ),
+        row(
             "clients",
             format!("{} sessions", counts.sessions),
             format!("{} copies, {} at least", status.default_replication, status.min_copies),
         ),
     ]
+}
+
+/// How far a scrub is that was asked for, or how old the oldest verification is.
+fn scrub_summary(status: &Status) -> String {
+    let scrubs = || status.datanodes.iter().filter_map(|node| node.scrub).filter(|scrub| scrub.chunks > 0);
+    let left: u64 = scrubs().filter(|scrub| scrub.asked_s > 0).map(|scrub| scrub.left_chunks).sum();
+    let oldest_s = scrubs().map(|scrub| scrub.oldest_s).min();
+    match (left, oldest_s) {
+        (1.., _) => format!("{} replicas to verify", units::count(left)),
+        (0, Some(oldest_s)) => format!("oldest {} ago", units::duration(Duration::from_secs(ago_s(oldest_s)))),
+        (0, None) => "nothing to verify".to_owned(),
+    }
+}
+
+/// Seconds from then, in seconds since 1970, until now.
+pub fn ago_s(then_s: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_secs().saturating_sub(then_s)
 }
 
 /// Bytes in all and free on the live datanodes' working disks.
@@ -196,20 +222,7 @@ fn object(status: &Status, health: &Health, names: &NodeNames) -> Value {
             })
         })
         .collect();
-    let datanodes: Vec<_> = status
-        .datanodes
-        .iter()
-        .map(|node| {
-            json!({
-                "node": node.node, "name": names.of(node.node), "addr": node.addr, "state": liveness_name(node.liveness),
-                "silent_ms": node.silent_ms, "replicas": node.replicas, "digest_agrees": node.digest_agrees, "skew_ms": node.skew_ms,
-                "volumes": node.volumes.iter().map(|volume| json!({
-                    "path": volume.path, "total_bytes": volume.total_bytes, "free_bytes": volume.free_bytes,
-                    "chunks": volume.chunks, "failed": volume.failed,
-                })).collect::<Vec<_>>(),
-            })
-        })
-        .collect();
+    let datanodes: Vec<_> = status.datanodes.iter().map(|node| datanode_object(node, names)).collect();
     let (total, free) = capacity(status);
     json!({
         "cluster": status.cluster.map(|cluster| cluster.to_string()),
@@ -227,10 +240,51 @@ fn object(status: &Status, health: &Health, names: &NodeNames) -> Value {
         "free_bytes": free,
         "namenodes": namenodes,
         "datanodes": datanodes,
+        "removed_datanodes": status.removed,
         "counts": status.counts,
         "chunks": status.chunks,
         "repair": repair_object(status, names),
     })
+}
+
+/// A datanode as `status` and `datanode list` show it in JSON.
+pub fn datanode_object(node: &DatanodeStatus, names: &NodeNames) -> Value {
+    let scrub = node.scrub.map(|scrub| {
+        let at = |secs: u64| (secs > 0).then(|| units::utc_time(Timestamp { secs: secs as i64, nanos: 0 }));
+        json!({
+            "period_s": scrub.period_s, "chunks": scrub.chunks, "size_bytes": scrub.bytes,
+            "left_chunks": scrub.left_chunks, "left_bytes": scrub.left_bytes, "asked": at(scrub.asked_s),
+            "oldest_verified": at(scrub.oldest_s), "damaged_found": scrub.damaged,
+        })
+    });
+    json!({
+        "node": node.node, "name": names.of(node.node), "addr": node.addr, "state": liveness_name(node.liveness),
+        "duty": duty_name(&node.duty),
+        "maintenance_until": match node.duty {
+            Duty::Maintenance { until } => Some(units::utc_time(until)),
+            _ => None,
+        },
+        "drain": node.drain.map(|left| json!({
+            "left_chunks": left.chunks, "left_bytes": left.bytes, "open_chunks": left.open,
+        })),
+        "silent_ms": node.silent_ms, "replicas": node.replicas, "digest_agrees": node.digest_agrees,
+        "skew_ms": node.skew_ms, "scrub": scrub,
+        "volumes": node.volumes.iter().map(|volume| json!({
+            "path": volume.path, "total_bytes": volume.total_bytes, "free_bytes": volume.free_bytes,
+            "chunks": volume.chunks, "failed": volume.failed, "draining": volume.draining,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+pub fn duty_name(duty: &Duty) -> &'static str {
+    match duty {
+        Duty::Serving => "serving",
+        Duty::Maintenance { .. } => "maintenance",
+        Duty::Decommissioning { .. } => "decommissioning",
+        Duty::Decommissioned { .. } => "decommissioned",
+        Duty::Removing { .. } => "removing",
+        Duty::Removed { .. } => "removed",
+    }
 }
 
 /// What is being copied and what waits, as `status` and `watch` show it in JSON.
@@ -240,6 +294,9 @@ pub fn repair_object(status: &Status, names: &NodeNames) -> Value {
         "queued": repair.queued,
         "copied_chunks": repair.copied_chunks,
         "copied_bytes": repair.copied_bytes,
+        "damaged": repair.damaged,
+        "damaged_found": repair.damaged_found,
+        "healed": repair.healed,
         "copying": repair.copying.iter().map(|copy| json!({
             "chunk": copy.chunk, "target": copy.target, "target_name": names.of(copy.target),
             "len_bytes": copy.len, "since_ms": copy.since_ms,
@@ -278,6 +335,16 @@ impl NodeNames {
 
     pub fn of(&self, node: NodeId) -> String {
         self.names.get(&node).cloned().unwrap_or_else(|| format!("node {node}"))
+    }
+
+    /// The datanode that somebody named, by its name or its number.
+    pub fn datanode(&self, typed: &str) -> Result<NodeId> {
+        let named = self.names.iter().find(|(_, name)| *name == typed).map(|(node, _)| *node);
+        match named.or_else(|| typed.parse().ok().map(NodeId)) {
+            Some(node) => Ok(node),
+            None => Err(Failure::of(dfs_proto::ErrorKind::NotFound, format!("no datanode is called `{typed}`"))
+                .hint("`dfs datanode list` names them; a number is a name too")),
+        }
     }
 
     /// The command that starts a node again, where there is one.

@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dfs_client::{ClusterConfig, Dfs, Options};
+use dfs_proto::NodeId;
 use dfs_proto::msg::admin::Status;
 use serde_json::{Value, json};
 
@@ -56,22 +57,24 @@ pub async fn run(context: &Context, args: Args) -> Result {
     let log = context.global.log.as_deref();
 
     let start = Instant::now();
-    let mut started = start_members(&layout, &settings, &config, Kind::Namenode, log)?;
+    let mut started = start_members(&layout, &settings, &config, Kind::Namenode, log, &[])?;
     let dfs = Dfs::connect(&config, Options::default()).await?;
-    let waiter = Waiter { layout: &layout, config: &config, dfs: &dfs };
+    let mut waiter = Waiter { layout: &layout, config: &config, dfs: &dfs, removed: Vec::new() };
     waiter.initialize().await?;
     let status = waiter.namenodes().await?;
+    waiter.removed = status.removed.clone();
+    let removed = &waiter.removed;
     let report = Report { context, layout: &layout, config: &config };
     report.namenodes(&status, start.elapsed())?;
 
     let start_datanodes = Instant::now();
-    started += start_members(&layout, &settings, &config, Kind::Datanode, log)?;
+    started += start_members(&layout, &settings, &config, Kind::Datanode, log, removed)?;
     let status = waiter.datanodes().await?;
     report.datanodes(&status, start_datanodes.elapsed())?;
 
     let start_mounts = Instant::now();
     process::wait_for_ending_mounts(&layout, &config).await?;
-    started += start_members(&layout, &settings, &config, Kind::Mount, log)?;
+    started += start_members(&layout, &settings, &config, Kind::Mount, log, removed)?;
     waiter.mounts().await?;
     report.mounts(start_mounts.elapsed())?;
     report.end(&status, started, start.elapsed())
@@ -87,14 +90,15 @@ fn prepare(args: &Args, layout: &Layout) -> Result<(Settings, ClusterConfig)> {
         netns: args.netns,
     };
     if layout.exists() {
-        let settings = Settings::load(layout)?;
+        let mut settings = Settings::load(layout)?;
         settings.agree(&wishes, layout)?;
-        let config = load_config(&layout.cluster_toml())?;
+        let mut config = load_config(&layout.cluster_toml())?;
         check_base_port(args, layout, &config)?;
         if settings.fs.is_some() {
             images::check_allowed()?;
             scaffold::nodes(&config).into_iter().try_for_each(|member| images::mount(layout, member))?;
         }
+        scaffold::add_datanodes(layout, &mut settings, &mut config, wishes.datanodes.unwrap_or(0))?;
         return Ok((settings, config));
     }
     let settings = Settings::new(&wishes)?;
@@ -151,13 +155,14 @@ fn make_mount_point(dir: &Path) -> Result<PathBuf> {
     mounts::resolve(dir)
 }
 
-/// Starts those that do not run; how many that were.
+/// Starts those that do not run and were not removed from the cluster; how many that were.
 fn start_members(
     layout: &Layout,
     settings: &Settings,
     config: &ClusterConfig,
     kind: Kind,
     log: Option<&str>,
+    removed: &[NodeId],
 ) -> Result<usize> {
     let count = match kind {
         Kind::Namenode => config.namenodes.len(),
@@ -166,7 +171,7 @@ fn start_members(
     };
     let mut started = 0;
     for member in Member::all(kind, count) {
-        if Process::find(layout, member).is_some() {
+        if removed.contains(&member.id()) || Process::find(layout, member).is_some() {
             continue;
         }
         if let Some(network) = settings.network() {
@@ -207,7 +212,7 @@ impl Report<'_> {
     }
 
     fn datanodes(&self, status: &Status, time: Duration) -> Result {
-        let n = self.config.datanodes.len();
+        let n = self.config.datanodes.len() - status.removed.len().min(self.config.datanodes.len());
         let free: u64 = status.datanodes.iter().flat_map(|node| &node.volumes).map(|volume| volume.free_bytes).sum();
         self.line("datanode", format!("{n}/{n} ready, {} free", units::human(free)), time)
     }

@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_proto::chunk::{digest_shard, replica_digest};
 use dfs_proto::limits::{CHUNK_MAX, REPLICATION_MAX};
-use dfs_proto::msg::admin::ProblemKind;
+use dfs_proto::msg::admin::{Duty, ProblemKind};
 use dfs_proto::{ChunkId, Extent, InodeId, NodeId};
 
 use super::Findings;
 use super::tree::{Tree, number_at};
 use crate::extents;
+use crate::repair::Known;
 use crate::rows::{self, AttentionRow, ChunkFileRow, ChunkRow, Content, ExtentRow, NodeChunkRow, NodeDigestRow};
 use crate::view::{Fault, View};
 
@@ -38,24 +39,27 @@ impl Storage {
         self.usage.keys().filter(|(_, inode)| inodes.contains(inode)).map(|(chunk, _)| *chunk).collect()
     }
 
-    /// Which files are hurt by replicas that do not answer.
-    pub fn check_files(&self, tree: &Tree, live: &dyn Fn(NodeId) -> bool, found: &mut Findings) {
+    /// Which files are hurt by replicas that do not answer or are damaged.
+    pub fn check_files(&self, tree: &Tree, known: Known<'_>, found: &mut Findings) {
         for (chunk, row) in &self.chunks {
-            let copies = row.replicas.iter().filter(|node| live(**node)).count();
+            let copies = known.good(*chunk, row);
+            let damaged: Vec<NodeId> = row.replicas.iter().copied().filter(|node| (known.live)(*node)).collect();
             let users = || self.usage.range((*chunk, InodeId(0))..=(*chunk, InodeId(u64::MAX)));
             if copies == 0 {
                 for ((_, inode), bytes) in users() {
                     let kind = tree.inodes.get(inode).map(|row| row.kind());
-                    let text = format!(
-                        "{bytes} bytes of {kind:?} {inode} are in chunk {chunk}, and none of its nodes {} answers",
-                        list(&row.replicas),
-                    );
+                    let why = match damaged.is_empty() {
+                        true => format!("none of its nodes {} answers", list(&row.replicas)),
+                        // A frame that is good in any of them is still served; the rest is an error, never zeros.
+                        false => format!("its replicas on nodes {} are damaged, and no other answers", list(&damaged)),
+                    };
+                    let text = format!("{bytes} bytes of {kind:?} {inode} are in chunk {chunk}, and {why}");
                     found.chunk(ProblemKind::Missing, *chunk, Some(*inode), text);
                 }
             } else if row.is_sealed() && copies < usize::from(row.target) {
                 let first = users().next().map(|((_, inode), _)| *inode);
                 let text = format!(
-                    "chunk {chunk} has {copies} live copies of {} wanted, and {} files use it",
+                    "chunk {chunk} has {copies} good copies of {} wanted, and {} files use it",
                     row.target,
                     users().count(),
                 );
@@ -180,6 +184,15 @@ impl Storage {
             }
         }
         digests.retain(|_, digest| *digest != 0);
+        for (node, duty) in rows::duties(view)? {
+            let has_left = matches!(duty, Duty::Decommissioned { .. } | Duty::Removed { .. });
+            if has_left && self.chunks.values().any(|row| row.replicas.contains(&node)) {
+                found.broken(format!("node {node} is {duty:?} and has replicas that count"));
+            }
+            if registered.contains(&node) == matches!(duty, Duty::Removed { .. }) {
+                found.broken(format!("node {node} is {duty:?}, and whether it is registered says otherwise"));
+            }
+        }
 
         rows::scan_all::<NodeChunkRow>(view, &mut |key, _| {
             if !expected.remove(key) {

@@ -1,11 +1,12 @@
-use dfs_proto::msg::admin::FsckReport;
+use dfs_proto::NodeId;
+use dfs_proto::msg::admin::{Duty, FsckReport};
 use dfs_proto::msg::meta::{LockClaim, LockMode, LockOwner, LockRange, LockSpace, Op};
 use dfs_proto::{Epoch, XattrValue};
 
 use super::*;
 use crate::acl::tests::acl;
 use crate::rows::{
-    AttentionRow, ChunkFileRow, ChunkRow, Content, DentryRow, InodeRow, Key, NodeChunkRow, Row, XattrRow,
+    AttentionRow, ChunkFileRow, ChunkRow, Content, DentryRow, DutyRow, InodeRow, Key, NodeChunkRow, Row, XattrRow,
 };
 use crate::testing::{NODES, Rig, name, xattr_name};
 use crate::view::Change;
@@ -13,7 +14,7 @@ use crate::view::Change;
 const ROOT: InodeId = InodeId::ROOT;
 
 fn everything(rig: &Rig, live: &dyn Fn(NodeId) -> bool) -> FsckReport {
-    check(&rig.state, ROOT, live).unwrap()
+    check(&rig.state, ROOT, Known { live, bad: &|_, _| false }).unwrap()
 }
 
 /// A rig with a bit of everything.
@@ -56,6 +57,28 @@ fn lost_files_are_named_with_their_paths() {
 }
 
 #[test]
+fn a_file_whose_replicas_are_all_damaged_is_named_and_one_with_a_good_one_is_degraded() {
+    let (rig, file, chunk) = filled();
+    let check =
+        |bad: &dyn Fn(ChunkId, NodeId) -> bool| check(&rig.state, ROOT, Known { live: &|_| true, bad }).unwrap();
+    let report = check(&|of, _| of == chunk);
+    assert_eq!((report.chunks.missing, report.problems_total), (1, 1));
+    let lost = &report.problems[0];
+    assert_eq!((lost.kind, lost.inode, lost.path.as_deref()), (ProblemKind::Missing, Some(file), Some("/dir/file")));
+    assert!(lost.text.contains("100 bytes") && lost.text.contains("damaged"), "{}", lost.text);
+    let report = check(&|of, node| of == chunk && node != NODES[1]);
+    assert_eq!((report.chunks.missing, report.chunks.under_replicated, report.chunks.one_copy), (0, 1, 1));
+}
+
+#[test]
+fn a_node_that_is_done_and_has_replicas_is_a_contradiction() {
+    let (mut rig, ..) = filled();
+    let duty = Duty::Decommissioned { since: dfs_proto::Timestamp::default() };
+    change(&mut rig, DutyRow::key(NODES[0]), Some(&DutyRow { duty }));
+    assert_eq!(everything(&rig, &|_| true).problems_total, 1);
+}
+
+#[test]
 fn short_chunks_are_told_apart_by_what_they_lack() {
     let (rig, ..) = filled();
     let one = everything(&rig, &|node| node == NODES[0]).chunks;
@@ -68,13 +91,15 @@ fn short_chunks_are_told_apart_by_what_they_lack() {
 fn a_subtree_is_checked_alone() {
     let (mut rig, file, _) = filled();
     let elsewhere = rig.write_new(ROOT, "elsewhere", 50);
-    let report = check(&rig.state, rig.lookup(ROOT, "dir").unwrap().inode, &|_| false).unwrap();
+    let report =
+        check(&rig.state, rig.lookup(ROOT, "dir").unwrap().inode, Known { live: &|_| false, bad: &|_, _| false })
+            .unwrap();
     assert_eq!((report.counts.files, report.counts.directories, report.counts.mapped_bytes), (1, 1, 100));
     assert_eq!(report.chunks.total, 1);
     assert!(report.problems.iter().all(|problem| problem.inode == Some(file)));
-    let single = check(&rig.state, elsewhere, &|_| true).unwrap();
+    let single = check(&rig.state, elsewhere, Known::ALL_WELL).unwrap();
     assert_eq!((single.counts.files, single.problems_total), (1, 0));
-    assert_eq!(check(&rig.state, InodeId(999), &|_| true).unwrap().problems_total, 1);
+    assert_eq!(check(&rig.state, InodeId(999), Known::ALL_WELL).unwrap().problems_total, 1);
 }
 
 fn change<R: Row>(rig: &mut Rig, key: Key<R>, row: Option<&R>) {

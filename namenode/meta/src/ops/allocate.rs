@@ -33,6 +33,18 @@ pub(crate) fn apply(
 }
 
 fn allocate(tx: &mut Tx<'_>, client: &Client<'_>, replication: u8, nodes: &[NodeId]) -> Result<ChunkLocation, Failure> {
+    // The leader chose among nodes in service; a change of duty may have come in between. One copy fewer is
+    // repaired after the seal; a chunk without any node cannot be.
+    let mut nodes = nodes.to_vec();
+    let duties = rows::duties(tx.view())?;
+    if nodes.iter().all(|node| duties.contains_key(node)) {
+        return Err(refuse(
+            ErrorKind::Unavailable,
+            "the nodes chosen for the chunk have just been taken out of service",
+        ));
+    }
+    nodes.retain(|node| !duties.contains_key(node));
+    let nodes = &nodes[..];
     let replicas = nodes
         .iter()
         .map(|node| match rows::datanode(tx.view(), *node)? {

@@ -4,6 +4,7 @@ use dfs_proto::{ChunkId, Epoch, ErrorKind, NodeId};
 
 use crate::chunks;
 use crate::command::Reply;
+use crate::duty;
 use crate::rows::{self, ChunkRow};
 use crate::tx::{Failure, Tx, refuse};
 
@@ -19,6 +20,10 @@ pub(crate) fn add(tx: &mut Tx<'_>, chunk: ChunkId, epoch: Epoch, len: u32, node:
     }
     if rows::datanode(tx.view(), node)?.is_none() {
         return Err(refuse(ErrorKind::InvalidArgument, format!("node {node} is not registered")));
+    }
+    // A copy that was ordered before the node was told to leave: it would have to be copied again.
+    if duty::leaves(&rows::duty(tx.view(), node)?) && !row.replicas.contains(&node) {
+        return Err(refuse(ErrorKind::NotPermitted, format!("node {node} is to leave and takes no replicas")));
     }
     if !row.replicas.contains(&node) {
         chunks::add_replica(tx, chunk, row, node)?;

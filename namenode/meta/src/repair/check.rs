@@ -29,12 +29,15 @@ pub fn check(plan: &Plan, chunks: &[ChunkView], nodes: &[NodeView], policy: &Pol
 fn check_copies(chunk: &ChunkView, nodes: &[NodeView], copies: &[&CopyPlan]) -> Result<(), String> {
     let live = |node: NodeId| nodes.iter().any(|view| view.node == node && view.liveness == Liveness::Live);
     let good_source = |node: NodeId| live(node) && chunk.replicas.contains(&node) && !chunk.bad.contains(&node);
+    // Damaged ones may be put together only where nothing better is left.
+    let salvage = !chunk.hopeless && !chunk.replicas.iter().any(|node| good_source(*node));
+    let source = |node: NodeId| good_source(node) || salvage && live(node) && chunk.replicas.contains(&node);
     let mut targets = BTreeSet::new();
     for copy in copies {
         if (copy.epoch, copy.len) != (chunk.epoch, chunk.len) {
             return Err("the copy is of another state of the chunk".into());
         }
-        if copy.sources.is_empty() || copy.sources.iter().any(|node| !good_source(*node)) {
+        if copy.sources.is_empty() || copy.sources.iter().any(|node| !source(*node)) {
             return Err(format!("sources {:?} are not all live holders of good replicas", copy.sources));
         }
         let target = nodes.iter().find(|view| view.node == copy.target);
@@ -48,7 +51,7 @@ fn check_copies(chunk: &ChunkView, nodes: &[NodeView], copies: &[&CopyPlan]) -> 
             return Err(format!("node {} has or gets the chunk already", copy.target));
         }
     }
-    let good = chunk.replicas.iter().filter(|node| good_source(**node)).count();
+    let good = chunk.replicas.iter().filter(|node| good_source(**node) && !chunk.leaving.contains(node)).count();
     if !copies.is_empty() && good + chunk.in_flight.len() + copies.len() > usize::from(chunk.target) {
         return Err("more copies are made than wanted".into());
     }
@@ -69,6 +72,7 @@ fn check_drops(chunk: &ChunkView, nodes: &[NodeView], drops: &[&DropPlan]) -> Re
         .replicas
         .iter()
         .filter(|node| confirmed(**node) && !chunk.bad.contains(node) && !dropped.contains(node))
+        .filter(|node| !chunk.leaving.contains(node))
         .count();
     if !drops.is_empty() && remaining == 0 {
         return Err("no good copy would remain".into());

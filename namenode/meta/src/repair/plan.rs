@@ -71,27 +71,31 @@ impl<'a> Planner<'a> {
     fn jobs<'c>(&mut self, chunk: &'c ChunkView) -> Vec<Job<'c>> {
         let target = usize::from(chunk.target);
         let live = self.with(chunk, |node| node.liveness == Liveness::Live);
-        let grace_ms = self.policy.leaving_grace_ms;
-        let left = self.with(chunk, |node| node.liveness == Liveness::Leaving && node.since_ms < grace_ms);
-        let silent = self.with(chunk, |node| node.liveness == Liveness::Suspect);
         if live.is_empty() {
+            // Damaged in different places they make a whole copy between them: every frame is verified on the way.
+            if !chunk.hopeless && chunk.in_flight.is_empty() && !self.damaged(chunk).is_empty() {
+                return vec![Job { chunk, risk: Risk::OneCopyLeft, have: 0 }];
+            }
             self.wait(chunk, Reason::NoLiveSource);
             return Vec::new();
         }
+        let stay = |node: &NodeId| !chunk.leaving.contains(node);
+        let (staying, going): (Vec<NodeId>, Vec<NodeId>) = live.iter().copied().partition(stay);
+        let mut away = self.with(chunk, |node| self.reason_to_wait_for(node).is_some());
+        away.retain(stay);
 
         // One copy left is no time to wait for who may come back.
-        let expected = if live.len() == 1 { 1 } else { live.len() + left.len() + silent.len() };
+        let expected = if live.len() == 1 { staying.len() } else { staying.len() + away.len() };
         let have = expected + chunk.in_flight.len();
-        if have >= target && live.len() < target {
-            let reason = match (expected < target, left.first(), silent.first()) {
-                (false, Some(node), _) => Reason::LeftInOrder(*node),
-                (false, None, Some(node)) => Reason::Silent(*node),
-                _ => Reason::CopyUnderWay,
-            };
+        if have >= target && staying.len() < target {
+            let who = away.iter().filter_map(|node| self.reason_to_wait_for(self.nodes[node])).min();
+            let reason = who.filter(|_| expected >= target).unwrap_or(Reason::CopyUnderWay);
             self.wait(chunk, reason);
         }
         let min_copies = usize::from(self.policy.min_copies);
-        let risk = |have: usize| match have {
+        // What is only to be moved protects as well as before for as long as it has not been moved.
+        let risk = |have: usize| match have + going.len() {
+            have if have >= target => Risk::BelowTarget,
             0 | 1 => Risk::OneCopyLeft,
             have if have < min_copies => Risk::BelowMinCopies,
             _ => Risk::BelowTarget,
@@ -137,9 +141,21 @@ impl<'a> Planner<'a> {
         idle.map(|node| node.node).ok_or(Reason::BudgetUsedUp(best))
     }
 
-    /// The live holders of good replicas, the least busy one first.
+    /// The live holders of damaged replicas, by id.
+    fn damaged(&self, chunk: &ChunkView) -> Vec<NodeId> {
+        let live = |node: &NodeId| self.nodes.get(node).is_some_and(|view| view.liveness == Liveness::Live);
+        let mut found: Vec<NodeId> =
+            chunk.bad.iter().copied().filter(|n| chunk.replicas.contains(n) && live(n)).collect();
+        found.sort();
+        found
+    }
+
+    /// The live holders of good replicas, the least busy one first; without any, those of damaged ones.
     fn sources(&self, chunk: &ChunkView, urgent: bool) -> Result<Vec<NodeId>, Reason> {
         let mut sources = self.with(chunk, |node| node.liveness == Liveness::Live);
+        if sources.is_empty() {
+            sources = self.damaged(chunk);
+        }
         sources.sort_by_key(|node| (used(&self.copies_out, *node), *node));
         let first = *sources.first().ok_or(Reason::NoLiveSource)?;
         let limit = if urgent { self.policy.urgent_copies_out_per_node } else { self.policy.copies_out_per_node };
@@ -175,6 +191,9 @@ impl<'a> Planner<'a> {
         }
         // Nobody can read what is on a node that is gone; what comes back with it is deleted as superfluous.
         let mut victims: Vec<NodeId> = chunk.unharmed().filter(|node| self.is_given_up(*node)).collect();
+        let moved: Vec<NodeId> =
+            chunk.unharmed().filter(|node| chunk.leaving.contains(node) && !victims.contains(node)).collect();
+        victims.extend(moved);
         confirmed.sort_by_key(|node| (self.nodes[node].free_bytes, Reverse(*node)));
         victims.extend(confirmed.iter().take(confirmed.len() - target));
         for node in victims.into_iter().take(surplus) {
@@ -198,9 +217,22 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Unharmed replicas on live nodes that have said what they have.
+    /// Unharmed replicas that stay, on live nodes that have said what they have.
     fn confirmed(&self, chunk: &ChunkView) -> Vec<NodeId> {
-        self.with(chunk, |node| node.liveness == Liveness::Live && node.scanned)
+        let mut confirmed = self.with(chunk, |node| node.liveness == Liveness::Live && node.scanned);
+        confirmed.retain(|node| !chunk.leaving.contains(node));
+        confirmed
+    }
+
+    /// Why a node that does not answer may still be counted on.
+    fn reason_to_wait_for(&self, node: &NodeView) -> Option<Reason> {
+        match node.liveness {
+            Liveness::Live => None,
+            _ if node.excused => Some(Reason::InMaintenance(node.node)),
+            Liveness::Leaving if node.since_ms < self.policy.leaving_grace_ms => Some(Reason::LeftInOrder(node.node)),
+            Liveness::Suspect => Some(Reason::Silent(node.node)),
+            Liveness::Leaving | Liveness::Dead => None,
+        }
     }
 
     /// Unharmed replicas on nodes that are known and `are` so, by id.
@@ -214,11 +246,9 @@ impl<'a> Planner<'a> {
     /// A node that nobody has heard of since this leader leads is as good as dead, and so is one that
     /// left in order and stayed away.
     fn is_given_up(&self, node: NodeId) -> bool {
-        self.nodes.get(&node).is_none_or(|view| match view.liveness {
-            Liveness::Dead => true,
-            Liveness::Leaving => view.since_ms >= self.policy.leaving_grace_ms,
-            Liveness::Live | Liveness::Suspect => false,
-        })
+        self.nodes
+            .get(&node)
+            .is_none_or(|view| view.liveness != Liveness::Live && self.reason_to_wait_for(view).is_none())
     }
 
     fn room(&self, node: &NodeView) -> u64 {

@@ -1,10 +1,11 @@
 //! What the planner sees, and how all chunks stand.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use dfs_proto::msg::admin::{ChunkHealth, Liveness};
+use dfs_proto::msg::admin::{ChunkHealth, Duty, Liveness};
 use dfs_proto::{ChunkId, Epoch, NodeId};
 
+use crate::duty;
 use crate::rows::{self, ChunkRow};
 use crate::view::{Fault, View};
 
@@ -17,8 +18,14 @@ pub struct ChunkView {
     /// Copies wanted.
     pub target: u8,
     pub replicas: Vec<NodeId>,
-    /// Of `replicas`: reported missing, short or damaged. To be dropped; no source, no copy that counts.
+    /// Of `replicas`: reported missing, short or damaged, or on a dead node that is being removed. To be dropped;
+    /// no source, no copy that counts.
     pub bad: Vec<NodeId>,
+    /// Of `replicas`: good, but to be elsewhere, because node or volume is being emptied. A source, and to be
+    /// dropped once as many others as wanted are there.
+    pub leaving: Vec<NodeId>,
+    /// It was tried lately to put a copy together from what is left of damaged ones, and did not succeed.
+    pub hopeless: bool,
     /// Copies that have been ordered and not ended.
     pub in_flight: Vec<Flight>,
     /// Nodes with another order for this chunk on its way (a deletion): no target meanwhile.
@@ -39,8 +46,10 @@ pub struct NodeView {
     /// How long it has been so, in milliseconds.
     pub since_ms: u64,
     pub free_bytes: u64,
-    /// It has a volume that takes writes.
+    /// It is in service and has a volume that takes writes.
     pub writable: bool,
+    /// It is in maintenance: that it is silent is no reason to repair.
+    pub excused: bool,
     /// Its first scan is over: it has said what it has. Nothing is dropped on the strength of a node
     /// that has not.
     pub scanned: bool,
@@ -57,9 +66,27 @@ impl ChunkView {
             target: row.target,
             replicas: row.replicas,
             bad: Vec::new(),
+            leaving: Vec::new(),
+            hopeless: false,
             in_flight: Vec::new(),
             busy: Vec::new(),
         }))
+    }
+
+    /// Marks the replicas on nodes that are to leave. One that is being removed and does not answer has nothing that
+    /// could be waited for: its replicas are as good as lost.
+    pub fn mark_leaving(&mut self, duties: &BTreeMap<NodeId, Duty>, live: &dyn Fn(NodeId) -> bool) {
+        for node in &self.replicas {
+            match duties.get(node) {
+                Some(Duty::Removing { .. }) if !live(*node) => self.bad.push(*node),
+                Some(duty) if duty::leaves(duty) => self.leaving.push(*node),
+                _ => {}
+            }
+        }
+        for nodes in [&mut self.bad, &mut self.leaving] {
+            nodes.sort_unstable();
+            nodes.dedup();
+        }
     }
 
     /// Replicas that are not known to be bad.
@@ -69,8 +96,8 @@ impl ChunkView {
 }
 
 /// The sealed chunks that a plan may be about, at most `limit`: those with `Attention`, and those with
-/// a replica on one of the nodes that are not live (`unwell`). `bad`, `in_flight` and `busy` are left
-/// empty for the leader to fill in; chunks known as bad are to be added with `ChunkView::load`.
+/// a replica on one of the nodes that are not live or are to leave (`unwell`). `bad`, `leaving`, `in_flight` and
+/// `busy` are left empty for the leader to fill in; chunks known as bad are to be added with `ChunkView::load`.
 ///
 /// Beyond `limit` the lowest ids are seen first, so `limit` should be more than is ever lost at a time
 /// for want of nodes; what can be repaired leaves the list and lets the rest in.
@@ -89,18 +116,38 @@ pub fn candidates(view: &dyn View, unwell: &[NodeId], limit: usize) -> Result<Ve
     Ok(found)
 }
 
+/// What is known of nodes and replicas beside the rows.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    /// Whether a node answers.
+    pub live: &'a dyn Fn(NodeId) -> bool,
+    /// Whether a replica is known to be damaged or missing.
+    pub bad: &'a dyn Fn(ChunkId, NodeId) -> bool,
+}
+
+impl Known<'_> {
+    /// Every node answers and every replica is good.
+    #[cfg(test)]
+    pub const ALL_WELL: Known<'static> = Known { live: &|_| true, bad: &|_, _| false };
+
+    /// The replicas of a chunk that can be read, as far as is known.
+    pub(crate) fn good(&self, chunk: ChunkId, row: &ChunkRow) -> usize {
+        row.replicas.iter().filter(|node| (self.live)(**node) && !(self.bad)(chunk, **node)).count()
+    }
+}
+
 /// Counts how all chunks stand. `age_ms` is 0. Every chunk is exactly one of open, healthy,
 /// under-replicated or missing; `over_replicated` counts some of them again.
-pub fn health(view: &dyn View, live: &dyn Fn(NodeId) -> bool) -> Result<ChunkHealth, Fault> {
+pub fn health(view: &dyn View, known: Known<'_>) -> Result<ChunkHealth, Fault> {
     let nodes = rows::datanodes(view)?;
-    let live_nodes = nodes.iter().filter(|(node, _)| live(*node)).count();
+    let live_nodes = nodes.iter().filter(|(node, _)| (known.live)(*node)).count();
     let mut health = ChunkHealth::default();
-    rows::chunks(view, &mut |_, row| count(&mut health, &row, live, live_nodes))?;
+    rows::chunks(view, &mut |chunk, row| count(&mut health, chunk, &row, known, live_nodes))?;
     Ok(health)
 }
 
 /// Counts one chunk.
-pub(crate) fn count(health: &mut ChunkHealth, row: &ChunkRow, live: &dyn Fn(NodeId) -> bool, live_nodes: usize) {
+pub(crate) fn count(health: &mut ChunkHealth, chunk: ChunkId, row: &ChunkRow, known: Known<'_>, live_nodes: usize) {
     let target = usize::from(row.target);
     health.total += 1;
     if !row.is_sealed() {
@@ -108,7 +155,7 @@ pub(crate) fn count(health: &mut ChunkHealth, row: &ChunkRow, live: &dyn Fn(Node
         return;
     }
     health.over_replicated += u64::from(row.replicas.len() > target);
-    match row.replicas.iter().filter(|node| live(**node)).count() {
+    match known.good(chunk, row) {
         0 => health.missing += 1,
         copies if copies < target => {
             health.under_replicated += 1;

@@ -3,13 +3,16 @@
 use std::time::{Duration, Instant};
 
 use dfs_proto::NodeId;
-use dfs_proto::msg::admin::{Liveness, Status};
+use dfs_proto::msg::admin::{DatanodeStatus, Duty, Liveness, Status};
 
 use super::NodeNames;
 use crate::units;
 
 /// Clocks that differ by more confuse times of files and the expiry of capabilities.
-const SKEW_MAX_MS: i64 = 2000;
+const SKEW_MAX_MS: i64 = 500;
+
+/// A scrub that is late by this part of its period is stuck, not just busy.
+const SCRUB_SLACK: u64 = 10;
 
 /// The repair worker judges all chunks every few seconds; a verdict this old means that it is stuck.
 const VERDICT_AGE_MAX_MS: u64 = 60_000;
@@ -88,8 +91,11 @@ impl Health {
         let live = status.datanodes.iter().filter(|node| node.liveness == Liveness::Live).count();
         for node in &status.datanodes {
             let name = names.of(node.node);
+            self.judge_duty(node, &name);
             match node.liveness {
                 Liveness::Live => {}
+                // It was said that it may be away, or that it is to go.
+                _ if node.duty != Duty::Serving => {}
                 Liveness::Leaving => self.warn(names.silence(node), names.start(node.node)),
                 Liveness::Suspect => self.warn(names.silence(node), names.start(node.node)),
                 Liveness::Dead => {
@@ -100,7 +106,25 @@ impl Health {
                 if let Some(reason) = &volume.failed {
                     self.err(
                         format!("disk {} of {name} failed: {reason}", volume.path),
-                        format!("replace it, then restart {name}"),
+                        format!("dfs volume replace {name} {}", volume.path),
+                    );
+                } else if volume.draining {
+                    let left = units::count(volume.chunks);
+                    self.warn(
+                        format!("disk {} of {name} is being emptied, {left} chunks left", volume.path),
+                        "dfs volume list",
+                    );
+                } else if volume.free_bytes == 0 && node.liveness == Liveness::Live {
+                    self.warn(format!("disk {} of {name} is full", volume.path), format!("dfs volume add {name} DIR"));
+                }
+            }
+            if let Some(scrub) = node.scrub.filter(|scrub| scrub.chunks > 0 && node.liveness == Liveness::Live) {
+                let age_s = super::ago_s(scrub.oldest_s);
+                if age_s > scrub.period_s + scrub.period_s / SCRUB_SLACK {
+                    let age = units::duration(Duration::from_secs(age_s));
+                    self.warn(
+                        format!("scrub of {name} is overdue: a replica waits for {age}"),
+                        format!("dfs scrub --now {name}"),
                     );
                 }
             }
@@ -119,10 +143,37 @@ impl Health {
         }
     }
 
+    fn judge_duty(&mut self, node: &DatanodeStatus, name: &str) {
+        let left = node.drain.map_or(0, |left| left.chunks);
+        match node.duty {
+            Duty::Serving => {}
+            Duty::Maintenance { until } => {
+                let text = format!("{name} is in maintenance until {}", units::local_time(until));
+                self.warn(text, format!("dfs datanode recommission {name}"));
+            }
+            Duty::Decommissioning { .. } => {
+                self.warn(
+                    format!("{name} is being decommissioned, {} chunks left", units::count(left)),
+                    "dfs datanode list",
+                );
+            }
+            Duty::Decommissioned { .. } => {
+                self.warn(format!("{name} is decommissioned"), format!("dfs datanode remove {name}"));
+            }
+            Duty::Removing { .. } | Duty::Removed { .. } => {
+                self.warn(format!("{name} is being removed, {} chunks left", units::count(left)), "dfs datanode list");
+            }
+        }
+    }
+
     fn judge_chunks(&mut self, status: &Status) {
         let chunks = &status.chunks;
         if chunks.missing > 0 {
-            self.err(format!("{} chunks have no live replica", units::count(chunks.missing)), "dfs fsck --files");
+            self.err(format!("{} chunks have no good replica", units::count(chunks.missing)), "dfs fsck");
+        }
+        if status.repair.damaged > 0 {
+            let damaged = units::count(status.repair.damaged);
+            self.warn(format!("{damaged} replicas are damaged and not healed yet"), "dfs watch");
         }
         if chunks.under_replicated > 0 {
             let one = match chunks.one_copy {
@@ -204,7 +255,13 @@ pub fn left_to_do(status: &Status, names: &NodeNames, settled: Duration) -> Vec<
             left.push(format!("namenode {name} to catch up {behind} entries"));
         }
     }
-    for node in status.datanodes.iter().filter(|node| node.liveness != Liveness::Dead) {
+    // A node that may be away, or that nothing is expected of any more, is not waited for.
+    let awaited = |node: &&DatanodeStatus| {
+        node.liveness != Liveness::Dead
+            && (node.liveness == Liveness::Live
+                || !matches!(node.duty, Duty::Maintenance { .. } | Duty::Decommissioned { .. }))
+    };
+    for node in status.datanodes.iter().filter(awaited) {
         let name = names.of(node.node);
         if node.liveness != Liveness::Live || node.silent_ms > settled_ms {
             let silence = units::duration(Duration::from_millis(node.silent_ms));
@@ -261,6 +318,9 @@ mod tests {
             replicas: 4,
             digest_agrees: true,
             skew_ms: 0,
+            duty: Duty::Serving,
+            drain: None,
+            scrub: None,
         };
         Status {
             cluster: Some(ClusterId([1; 16])),
@@ -274,6 +334,7 @@ mod tests {
             repair: RepairStatus::default(),
             default_replication: 3,
             min_copies: 2,
+            removed: Vec::new(),
         }
     }
 
@@ -349,6 +410,77 @@ mod tests {
             let (_, _, left) = judged(change);
             assert!(left.contains(expected), "{expected}: {left}");
         }
+    }
+
+    #[test]
+    fn a_node_in_maintenance_may_be_silent_and_is_not_waited_for() {
+        let (word, reasons, left) = judged(|status| {
+            let until = dfs_proto::Timestamp { secs: 1000, nanos: 0 };
+            status.datanodes[1] = DatanodeStatus {
+                liveness: Liveness::Suspect,
+                silent_ms: 9000,
+                duty: Duty::Maintenance { until },
+                ..status.datanodes[1].clone()
+            };
+        });
+        assert_eq!((word, left.as_str()), (Word::Warn, ""));
+        assert!(reasons.contains("dn2 is in maintenance") && !reasons.contains("silent"), "{reasons}");
+    }
+
+    #[test]
+    fn every_duty_but_service_is_shown_with_what_comes_next() {
+        let since = dfs_proto::Timestamp::default();
+        for (duty, what) in [
+            (Duty::Decommissioning { since, chunks: 9, bytes: 9 }, "7 chunks left -> dfs datanode list"),
+            (Duty::Decommissioned { since }, "decommissioned -> dfs datanode remove dn1"),
+            (Duty::Removing { since, chunks: 9, bytes: 9 }, "being removed, 7 chunks left"),
+        ] {
+            let drain = Some(dfs_proto::msg::admin::Drain { chunks: 7, bytes: 7, open: 0 });
+            let (_, reasons, _) = judged(|status| {
+                status.datanodes[0] = DatanodeStatus { duty, drain, ..status.datanodes[0].clone() };
+            });
+            assert!(reasons.contains(what), "{reasons}");
+        }
+    }
+
+    #[test]
+    fn disks_say_what_is_wrong_with_them_and_what_to_do() {
+        let volume = dfs_proto::msg::node::VolumeStatus {
+            path: "/mnt/d1".into(),
+            total_bytes: 100,
+            free_bytes: 50,
+            chunks: 12,
+            failed: None,
+            draining: false,
+        };
+        let with = |volume| judged(|status| status.datanodes[0].volumes = vec![volume]);
+        assert_eq!(with(volume.clone()).0, Word::Ok);
+        let failed = dfs_proto::msg::node::VolumeStatus { failed: Some("sync: EIO".into()), ..volume.clone() };
+        let (word, reasons, _) = with(failed);
+        assert_eq!(
+            (word, reasons.as_str()),
+            (Word::Err, "disk /mnt/d1 of dn1 failed: sync: EIO -> dfs volume replace dn1 /mnt/d1")
+        );
+        let (_, reasons, _) = with(dfs_proto::msg::node::VolumeStatus { free_bytes: 0, ..volume.clone() });
+        assert!(reasons.contains("disk /mnt/d1 of dn1 is full -> dfs volume add dn1 DIR"), "{reasons}");
+        let (_, reasons, _) = with(dfs_proto::msg::node::VolumeStatus { draining: true, ..volume });
+        assert!(reasons.contains("being emptied, 12 chunks left"), "{reasons}");
+    }
+
+    #[test]
+    fn clocks_scrubs_and_damage_that_nobody_sees_to_warn() {
+        let (_, reasons, _) = judged(|status| status.datanodes[0].skew_ms = -501);
+        assert!(reasons.contains("clock of dn1 is off by -501 ms"), "{reasons}");
+        assert_eq!(judged(|status| status.datanodes[0].skew_ms = 500).0, Word::Ok);
+        let scrub = |oldest_s| {
+            let scrub = dfs_proto::msg::node::ScrubStatus { period_s: 1000, chunks: 1, oldest_s, ..Default::default() };
+            judged(|status| status.datanodes[2].scrub = Some(scrub))
+        };
+        assert_eq!(scrub(super::super::ago_s(900)).0, Word::Ok);
+        let (_, reasons, _) = scrub(super::super::ago_s(1200));
+        assert!(reasons.contains("scrub of dn3 is overdue"), "{reasons}");
+        let (_, reasons, _) = judged(|status| status.repair.damaged = 2);
+        assert!(reasons.contains("2 replicas are damaged and not healed yet"), "{reasons}");
     }
 
     #[test]
