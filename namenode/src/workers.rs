@@ -1,6 +1,7 @@
 //! What a leader does by itself. Each worker is a loop with a clock around one step; the steps do
 //! nothing on a namenode that does not lead, and nothing is lost when the lead moves between two steps.
 
+mod group;
 mod hints;
 mod reclaim;
 mod reign;
@@ -24,5 +25,6 @@ pub fn start(namenode: &Arc<Namenode>, events: mpsc::Receiver<Event>, shutdown: 
     workers.spawn(sessions::run(namenode.clone(), shutdown.clone()));
     workers.spawn(repair::run(namenode.clone(), shutdown.clone()));
     workers.spawn(reclaim::run(namenode.clone(), shutdown.clone()));
+    workers.spawn(group::run(namenode.clone(), shutdown.clone()));
     workers
 }

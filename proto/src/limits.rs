@@ -105,3 +105,9 @@ pub const XATTR_OVERHEAD: usize = 64;
 
 /// An access control list, in bytes: what the kernel takes (a page), which is 511 entries.
 pub const ACL_MAX: usize = 4096;
+
+/// Namenodes in one group: more only makes every write slower.
+pub const NAMENODES_MAX: usize = 9;
+
+/// A node's name, in bytes: it is shown in tables and becomes part of file names.
+pub const NODE_NAME_MAX: usize = 64;

@@ -67,6 +67,10 @@ pub enum Body {
     },
     /// Who holds nameless inodes has changed, or become known. What is no orphan is passed over.
     Holders { changes: Vec<HolderChange> },
+    /// A namenode's number is given to the data folder with this number. Refused if it was given before.
+    AdmitNamenode { node: NodeId, disk: u64 },
+    /// A namenode's number is used up.
+    RetireNamenode { node: NodeId },
 }
 
 /// Sessions that no longer hold a nameless inode (`rows::UNDECIDED` among them), and those that do.
@@ -90,7 +94,9 @@ impl Body {
             | Body::DropReplica { .. }
             | Body::RotateKey { .. }
             | Body::Reclaim { .. }
-            | Body::Holders { .. } => None,
+            | Body::Holders { .. }
+            | Body::AdmitNamenode { .. }
+            | Body::RetireNamenode { .. } => None,
         }
     }
 }

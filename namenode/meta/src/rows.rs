@@ -20,7 +20,7 @@
 //! | `Attention` | chunk | [`AttentionRow`]: sealed, replicas differ in number from the target |
 //! | `Locks` | inode, session, space (u8), owner, first byte | [`LockRow`] |
 //! | `SessionLocks` | session, inode (or 0 for all) | [`SessionLocksRow`]: how many locks |
-//! | `Counters` | `config`, `keys`, `totals` | [`Config`], [`CapabilityKeys`], [`Totals`] |
+//! | `Counters` | `config`, `keys`, `totals`, `namenodes` | [`Config`], [`CapabilityKeys`], [`Totals`], [`NamenodeIds`] |
 //! | `Xattrs` | inode, name bytes | [`XattrRow`]: an extended attribute |
 //!
 //! Extents are keyed by their end because the first extent that reaches past an offset is then found
@@ -46,7 +46,9 @@ pub use chunks::{
     AttentionRow, ChunkFileRow, ChunkRow, ChunkState, DatanodeRow, NodeChunkRow, NodeDigestRow, attention, chunk,
     chunk_files, chunks, datanode, datanodes, node_chunks, node_chunks_of_shard, node_digests,
 };
-pub use cluster::{CapabilityKeys, Config, Totals, capability_keys, config, totals};
+pub use cluster::{
+    CapabilityKeys, Config, NamenodeIdRow, NamenodeIds, Totals, capability_keys, config, namenode_ids, totals,
+};
 pub use files::{
     Content, DentryRow, DirIndexRow, ExtentRow, FIRST_COOKIE, InodeRow, dentry, extents_back, extents_past,
     extents_touching, has_entries, inode, inodes, list_dir,

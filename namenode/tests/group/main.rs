@@ -2,6 +2,7 @@
 
 mod datanodes;
 mod locks;
+mod membership;
 mod opens;
 mod remembering;
 mod support;

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ChunkId, ClusterId, InodeId, NodeId};
+use crate::msg::group::{GroupReply, GroupRequest};
 use crate::msg::node::VolumeStatus;
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -23,6 +24,8 @@ pub enum AdminRequest {
     FileInfo { inode: InodeId },
     /// Takes a snapshot of the state and purges the log behind it. Answer: `Done`.
     Snapshot,
+    /// About the group of namenodes itself. Answer: `Group`.
+    Group(GroupRequest),
 }
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -31,6 +34,7 @@ pub enum AdminReply {
     Status(Status),
     Fsck(FsckReport),
     FileInfo(FileInfo),
+    Group(GroupReply),
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
