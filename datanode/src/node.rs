@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::config::Config;
-use crate::heartbeat::Outcomes;
+use crate::config::{Config, NamenodeAddr};
+use crate::heartbeat::{Outcomes, group};
 use crate::orders::Orders;
 use crate::store::Store;
 
@@ -38,6 +38,8 @@ pub struct Node {
     pub outcomes: Outcomes,
     pub read_memory: Semaphore,
     pub append_streams: Semaphore,
+    /// The namenodes, as far as they are known.
+    pub namenodes: watch::Sender<Vec<NamenodeAddr>>,
     /// Turns true when the volumes have been read.
     pub scanned: watch::Sender<bool>,
     /// Cancelled when the node is about to stop in order.
@@ -56,6 +58,7 @@ impl Node {
     pub fn new(config: Config, addr: SocketAddr, store: Arc<Store>, pool: Pool, orders: Orders) -> Node {
         Node {
             me: config.identity(),
+            namenodes: watch::channel(group::first_contacts(&config)).0,
             config,
             addr,
             boot: rand::random(),

@@ -14,7 +14,7 @@ pub async fn answer(namenode: &Arc<Namenode>, request: GroupRequest) -> Result<G
         GroupRequest::Show => return show(namenode).map(GroupReply::Members),
         GroupRequest::HandOver { to } => {
             namenode.leading()?;
-            let leader = namenode.consensus.hand_over(to.map(|node| node.0)).await?;
+            let leader = namenode.consensus.hand_over(Some(to.0)).await?;
             return Ok(GroupReply::Leads(NodeId(leader)));
         }
         GroupRequest::Add(new) => Change::Add { id: new.node.0, member: member(new) },

@@ -180,7 +180,7 @@ fn the_lead_goes_where_it_is_sent_and_a_leader_that_stops_hands_it_over() {
     let leader = group.admin().leader();
     let next = (leader + 1) % 3;
     let to = NodeId(group.nodes[next].id);
-    let handed = group.admin().group(GroupRequest::HandOver { to: Some(to) });
+    let handed = group.admin().group(GroupRequest::HandOver { to });
     assert_eq!(handed, Ok(GroupReply::Leads(to)));
     assert_eq!(group.admin().leader(), next);
     load.some(&group.client(Role::Client, 100));
@@ -191,7 +191,7 @@ fn the_lead_goes_where_it_is_sent_and_a_leader_that_stops_hands_it_over() {
     assert_eq!(group.admin().status(successor).unwrap().term, term + 1);
     load.some(&group.client(Role::Client, 100));
     load.check(&group.client(Role::Client, 100));
-    let dead = GroupRequest::HandOver { to: Some(to) };
+    let dead = GroupRequest::HandOver { to };
     assert_eq!(kind(group.admin().group(dead)), Some(ErrorKind::InvalidArgument));
 }
 

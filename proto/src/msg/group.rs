@@ -20,8 +20,9 @@ pub enum GroupRequest {
     Remove { node: NodeId },
     /// `new` takes the place of `old` in one step. Answer: `Changed`.
     Replace { old: NodeId, new: NamenodeAddr },
-    /// The leader has another member elected: the named one, or the one that has most of the log. Answer: `Leads`.
-    HandOver { to: Option<NodeId> },
+    /// The leader has another member elected. The one that is asked for is named, so that this may be repeated: once it
+    /// leads nothing more is done. Answer: `Leads`.
+    HandOver { to: NodeId },
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
