@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use dfs_proto::msg::admin::{AdminReply, AdminRequest, DutyChange, DutyPlan, FileInfo, FsckReport, Member, Status};
 use dfs_proto::msg::data::{DataRequest, Manage, ManageReply};
+use dfs_proto::msg::group::{GroupReply, GroupRequest, GroupStatus};
 use dfs_proto::msg::meta::{MetaReply, MetaRequest, ReplicaAt};
 use dfs_proto::{ErrorKind, InodeId, NodeId, Plane, Role};
 use dfs_rpc::{Target, call};
@@ -27,6 +28,9 @@ const MANAGE: Duration = Duration::from_secs(30);
 /// Work that visits every row takes its time.
 const THOROUGH: Duration = Duration::from_secs(600);
 
+/// A leader answers by then that a change still runs, and is asked again.
+const CHANGE: Duration = Duration::from_secs(25);
+
 const PAUSE: Duration = Duration::from_millis(200);
 
 impl Dfs {
@@ -38,7 +42,8 @@ impl Dfs {
             let request = &request;
             async move { group.ask(index, request, STATUS).await }
         };
-        let mut answers: FuturesUnordered<_> = (0..group.len()).map(ask).collect();
+        let mut answers: FuturesUnordered<_> =
+            (0..group.len()).filter(|index| !group.is_gone(*index)).map(ask).collect();
         let mut best: Option<Status> = None;
         let mut failure = Error::new(ErrorKind::Unavailable, "no namenode answers");
         let mut grace = Deadline::NEVER;
@@ -70,20 +75,69 @@ impl Dfs {
         loop {
             let leader = match self.status_any().await {
                 Ok(status) if status.leader == Some(status.from) => {
-                    self.client.config.namenodes.iter().find(|node| node.id == status.from)
+                    let leader = self.group_members().await?.members.into_iter().find(|node| node.node == status.from);
+                    leader.map(|node| NodeAddr { id: node.node, name: node.name, addr: node.addr })
                 }
                 Ok(_) => None,
                 Err(error) if deadline.passed() => return Err(error),
                 Err(_) => None,
             };
             if let Some(leader) = leader {
-                return Ok(leader.clone());
+                return Ok(leader);
             }
             if deadline.passed() {
                 return Err(Error::new(ErrorKind::Unavailable, "the namenodes have no leader")
                     .with_hint("a majority of them must be up; `dfs status` shows which are"));
             }
             tokio::time::sleep(deadline.cap(PAUSE)).await;
+        }
+    }
+
+    /// Who the namenodes are, as the one sees it that leads; or, without one, as any does that answers within 5 s.
+    /// The client goes by that from then on.
+    pub async fn group_members(&self) -> Result<GroupStatus> {
+        let group = &self.client.group;
+        let request = MetaRequest::Admin(AdminRequest::Group(GroupRequest::Show));
+        let ask = |index| {
+            let request = &request;
+            async move { group.ask(index, request, STATUS).await }
+        };
+        // A namenode that the configuration does not name may lead: those that are known point at it.
+        let mut best: Option<GroupStatus> = None;
+        for _ in 0..2 {
+            let known = group.len();
+            let mut answers: FuturesUnordered<_> = (0..known).map(ask).collect();
+            let mut grace = Deadline::NEVER;
+            while let Ok(Some(answer)) = grace.bound("the leader is awaited", answers.next()).await {
+                let Ok(MetaReply::Admin(reply)) = answer else { continue };
+                let AdminReply::Group(GroupReply::Members(status)) = *reply else { continue };
+                group.learn(&status);
+                if status.leader == Some(status.from) {
+                    return Ok(status);
+                }
+                if best.is_none() {
+                    grace = Deadline::after(LEADER_GRACE);
+                }
+                best.get_or_insert(status);
+            }
+            drop(answers);
+            if group.len() == known {
+                break;
+            }
+        }
+        best.ok_or_else(|| Error::new(ErrorKind::Unavailable, "no namenode answers"))
+    }
+
+    /// Changes the group of namenodes, and returns when that is done.
+    pub async fn change_group(&self, request: GroupRequest) -> Result<GroupReply> {
+        let request = MetaRequest::Admin(AdminRequest::Group(request));
+        let deadline = Deadline::after(THOROUGH);
+        match self.client.group.call(&request, CHANGE, deadline).await? {
+            MetaReply::Admin(reply) => match *reply {
+                AdminReply::Group(reply) => Ok(reply),
+                _ => Err(unexpected_answer("Group")),
+            },
+            _ => Err(unexpected_answer("Group")),
         }
     }
 

@@ -4,12 +4,12 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, Op, OpReply, Query};
-use dfs_proto::{Caller, ErrorKind, NodeId, Plane, Role, SessionId, Timestamp};
-use dfs_rpc::{Endpoint, Pool, Target, Tls};
+use dfs_proto::{Caller, ErrorKind, NodeId, SessionId, Timestamp};
+use dfs_rpc::{Endpoint, Pool, Tls};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use crate::config::{ClusterConfig, NodeAddr, Options};
+use crate::config::{ClusterConfig, Options};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result, unexpected_answer};
 use crate::holding::Holding;
@@ -53,9 +53,8 @@ impl Client {
         }
         let meta = Pool::new(Endpoint::client(&tls)?);
         let data = Pool::new(Endpoint::client(&tls)?);
-        let target =
-            |node: &NodeAddr| Target { plane: Plane::Meta, role: Role::Namenode, node: node.id, addr: node.addr };
-        let group = Arc::new(Group::new(meta.clone(), config.namenodes.iter().map(target).collect()));
+        let namenodes = config.namenodes.iter().map(|node| (node.id, node.addr));
+        let group = Arc::new(Group::new(meta.clone(), namenodes));
         let client = Arc::new(Client {
             sessions: Sessions::new(group.clone(), &options.description),
             nodes: Nodes::default(),
@@ -249,5 +248,7 @@ async fn keep_alive(client: Weak<Client>, session: Arc<Session>) {
             }
             Ok(Renewed::Done) => {}
         }
+        // Members may have come and gone; the leader has just answered.
+        client.group.learn_from_leader().await;
     }
 }

@@ -5,12 +5,18 @@
 //! leader or serve it. That is safe because a mutation is done once whoever is asked how often. The
 //! first call that finds a new leader takes all others that wait along.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use dfs_proto::limits::NAMENODES_MAX;
+use dfs_proto::msg::admin::{AdminReply, AdminRequest};
+use dfs_proto::msg::group::{GroupReply, GroupRequest, GroupStatus};
 use dfs_proto::msg::meta::{MetaReply, MetaRequest};
-use dfs_proto::{ErrorKind, NodeId};
+use dfs_proto::{ErrorKind, NodeId, Plane, Role};
 use dfs_rpc::{Connection, Pool, RpcError, Target};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::debug;
@@ -37,15 +43,58 @@ const SUSPICION: Duration = Duration::from_secs(3);
 
 pub(crate) struct Group {
     pool: Pool,
-    namenodes: Vec<Namenode>,
+    /// Those of the configuration, and whoever else the namenodes say belongs to the group. Only ever grows, so that
+    /// an index means the same namenode for as long as this lives.
+    namenodes: RwLock<Members>,
     /// Index of the one that answered last.
     leader: watch::Sender<usize>,
 }
 
+#[derive(Default)]
+struct Members(Vec<Arc<Namenode>>);
+
 struct Namenode {
-    target: Target,
+    node: NodeId,
+    addr: RwLock<SocketAddr>,
+    /// It was removed from the group: asked only when nobody else is left to ask.
+    gone: AtomicBool,
     /// Since when it has not answered; cleared by an answer.
     silent: Mutex<Option<Instant>>,
+}
+
+impl Namenode {
+    fn new(node: NodeId, addr: SocketAddr) -> Arc<Namenode> {
+        Arc::new(Namenode { node, addr: RwLock::new(addr), gone: AtomicBool::new(false), silent: Mutex::new(None) })
+    }
+
+    fn target(&self) -> Target {
+        Target { plane: Plane::Meta, role: Role::Namenode, node: self.node, addr: *self.addr.read() }
+    }
+}
+
+impl Members {
+    /// Takes in who belongs to the group, if the one that says so follows a leader.
+    fn learn(&mut self, status: &GroupStatus) {
+        if status.leader.is_none() || status.members.is_empty() || status.members.len() > NAMENODES_MAX {
+            return;
+        }
+        let namenodes = &mut self.0;
+        for namenode in namenodes.iter() {
+            let gone = !status.members.iter().any(|member| member.node == namenode.node);
+            if gone != namenode.gone.swap(gone, Ordering::Relaxed) {
+                debug!(node = %namenode.node, gone, "the group has changed");
+            }
+        }
+        for member in &status.members {
+            match namenodes.iter().find(|namenode| namenode.node == member.node) {
+                Some(known) => *known.addr.write() = member.addr,
+                None => {
+                    debug!(node = %member.node, addr = %member.addr, "the group has a new member");
+                    namenodes.push(Namenode::new(member.node, member.addr));
+                }
+            }
+        }
+    }
 }
 
 /// A call that was served.
@@ -70,17 +119,46 @@ impl From<CallError> for Error {
 }
 
 impl Group {
-    pub fn new(pool: Pool, targets: Vec<Target>) -> Group {
-        let namenodes = targets.into_iter().map(|target| Namenode { target, silent: Mutex::new(None) }).collect();
-        Group { pool, namenodes, leader: watch::channel(0).0 }
+    pub fn new(pool: Pool, namenodes: impl IntoIterator<Item = (NodeId, SocketAddr)>) -> Group {
+        let namenodes = namenodes.into_iter().map(|(node, addr)| Namenode::new(node, addr)).collect();
+        Group { pool, namenodes: RwLock::new(Members(namenodes)), leader: watch::channel(0).0 }
     }
 
     pub fn len(&self) -> usize {
-        self.namenodes.len()
+        self.namenodes.read().0.len()
     }
 
     pub fn node(&self, index: usize) -> NodeId {
-        self.namenodes[index].target.node
+        self.at(index).node
+    }
+
+    fn at(&self, index: usize) -> Arc<Namenode> {
+        self.namenodes.read().0[index].clone()
+    }
+
+    /// Whether that namenode was removed from the group.
+    pub fn is_gone(&self, index: usize) -> bool {
+        self.at(index).gone.load(Ordering::Relaxed)
+    }
+
+    /// Asks one namenode who belongs to the group, and takes that in.
+    pub async fn learn_from(&self, index: usize) {
+        let request = MetaRequest::Admin(AdminRequest::Group(GroupRequest::Show));
+        if let Ok(MetaReply::Admin(reply)) = self.attempt(index, &request, LOOK).await
+            && let AdminReply::Group(GroupReply::Members(status)) = *reply
+        {
+            self.learn(&status);
+        }
+    }
+
+    /// As `learn_from`, from whoever leads as far as is known.
+    pub async fn learn_from_leader(&self) {
+        let leader = *self.leader.borrow();
+        self.learn_from(leader).await;
+    }
+
+    pub fn learn(&self, status: &GroupStatus) {
+        self.namenodes.write().learn(status);
     }
 
     /// Asks the leader, whoever it is, until the deadline. `attempt` bounds each try.
@@ -100,7 +178,7 @@ impl Group {
         attempt: Duration,
         deadline: Deadline,
     ) -> Result<Answered, CallError> {
-        let mut route = Route::new(self.namenodes.len(), *self.leader.borrow());
+        let mut route = Route::new(self.len(), *self.leader.borrow());
         let mut unknown = false;
         loop {
             let at = route.at();
@@ -127,6 +205,10 @@ impl Group {
                 }
             };
             route.go(at);
+            if self.names_a_stranger(&error) {
+                self.learn_from(at).await;
+            }
+            route.count = self.len();
             let turn = match Turn::after(&error, |id| self.index_of(id)) {
                 Some(turn) => turn,
                 None => return Err(CallError { error: error.into(), unknown }),
@@ -165,7 +247,8 @@ impl Group {
         };
         tokio::time::sleep(QUIET + awaited).await;
         loop {
-            for index in (1..self.len()).map(|step| (at + step) % self.len()) {
+            let count = self.len();
+            for index in (1..count).map(|step| (at + step) % count).filter(|index| !self.is_gone(*index)) {
                 // Its silence would say little in so short a time, and is not remembered.
                 let answer = self.attempt(index, request, deadline.cap(LOOK)).await;
                 if let Err(error) = &answer {
@@ -185,7 +268,7 @@ impl Group {
     /// A connection to whoever led when it was asked last, and its index.
     pub async fn leader_connection(&self) -> Result<(usize, Connection), RpcError> {
         let leader = *self.leader.borrow();
-        let dialled = tokio::time::timeout(ATTEMPT, self.pool.get(&self.namenodes[leader].target)).await;
+        let dialled = tokio::time::timeout(ATTEMPT, self.pool.get(&self.at(leader).target())).await;
         Ok((leader, dialled.unwrap_or(Err(RpcError::Timeout(ATTEMPT.as_millis())))?))
     }
 
@@ -209,7 +292,13 @@ impl Group {
     }
 
     fn index_of(&self, id: u64) -> Option<usize> {
-        self.namenodes.iter().position(|namenode| namenode.target.node.0 == id)
+        self.namenodes.read().0.iter().position(|namenode| namenode.node.0 == id)
+    }
+
+    /// Whether a follower points at a leader that is not known here.
+    fn names_a_stranger(&self, error: &RpcError) -> bool {
+        let RpcError::Refused(error) = error else { return false };
+        error.kind == ErrorKind::NotLeader && error.leader.is_some_and(|id| self.index_of(id).is_none())
     }
 
     /// Asks one namenode once, leader or not.
@@ -217,14 +306,14 @@ impl Group {
         let answer = self.attempt(index, request, within).await;
         match &answer {
             Err(RpcError::Timeout(_) | RpcError::Unreachable { .. } | RpcError::Closed(_)) => self.silent(index),
-            _ => *self.namenodes[index].silent.lock() = None,
+            _ => *self.at(index).silent.lock() = None,
         }
         answer
     }
 
     async fn attempt(&self, index: usize, request: &MetaRequest, within: Duration) -> Result<MetaReply, RpcError> {
         tokio::time::timeout(within, async {
-            let connection = self.pool.get(&self.namenodes[index].target).await?;
+            let connection = self.pool.get(&self.at(index).target()).await?;
             dfs_rpc::call(&connection, request, within).await
         })
         .await
@@ -234,13 +323,15 @@ impl Group {
     /// Remembers that a namenode did not answer. A connection to a process that is gone would go on
     /// swallowing requests, so the next one dials anew.
     fn silent(&self, index: usize) {
-        let namenode = &self.namenodes[index];
-        self.pool.forget(&namenode.target);
+        let namenode = self.at(index);
+        self.pool.forget(&namenode.target());
         *namenode.silent.lock() = Some(Instant::now());
     }
 
     fn is_silent(&self, index: usize) -> bool {
-        self.namenodes[index].silent.lock().is_some_and(|since| since.elapsed() < SUSPICION)
+        let namenode = self.at(index);
+        let silent = namenode.silent.lock().is_some_and(|since| since.elapsed() < SUSPICION);
+        silent || namenode.gone.load(Ordering::Relaxed)
     }
 }
 
@@ -389,6 +480,41 @@ mod tests {
             seen.insert(route.at());
         }
         assert_eq!(seen.len(), 5);
+    }
+
+    #[test]
+    fn the_group_is_learnt_and_indexes_stay() {
+        use dfs_proto::msg::group::{GroupMember, MemberRole};
+        let addr = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        let status = |namenodes: &[(u64, u16)]| GroupStatus {
+            from: NodeId(1),
+            leader: Some(NodeId(1)),
+            term: 3,
+            members: namenodes
+                .iter()
+                .map(|(id, port)| GroupMember {
+                    node: NodeId(*id),
+                    name: format!("nn{id}"),
+                    addr: addr(*port),
+                    raft_addr: None,
+                    role: MemberRole::Voter,
+                    reachable: true,
+                    matched_index: None,
+                })
+                .collect(),
+            change: None,
+            used: Vec::new(),
+        };
+        let mut members = Members::default();
+        members.learn(&status(&[(1, 1), (2, 2)]));
+        members.learn(&status(&[(1, 1), (3, 9)]));
+        let seen: Vec<_> = members.0.iter().map(|known| (known.node.0, known.gone.load(Ordering::Relaxed))).collect();
+        assert_eq!(seen, [(1, false), (2, true), (3, false)]);
+        // A namenode that follows nobody may know less.
+        members.learn(&GroupStatus { leader: None, ..status(&[(7, 7)]) });
+        assert_eq!(members.0.len(), 3);
+        members.learn(&status(&[(2, 22)]));
+        assert_eq!(*members.0[1].addr.read(), addr(22));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Heartbeats to every namenode, one task each, so that one that is dead delays none. Only the leader
 //! answers with orders, keys, and the shards it wants to hear about in full.
 
+pub mod group;
 mod outcomes;
 mod skew;
 
@@ -64,12 +65,15 @@ struct Link {
     clocks: Samples,
     /// The shard reports under way, at most one batch of them: a heartbeat does not wait for them.
     reporting: Option<JoinHandle<()>>,
+    /// Heartbeats that a leader has answered here.
+    obeyed: u32,
 }
 
 impl Link {
     fn new(node: Arc<Node>, namenode: &NamenodeAddr) -> Link {
         let target = Target { plane: Plane::Meta, role: Role::Namenode, node: namenode.id, addr: namenode.addr };
-        Link { node, name: namenode.name.clone(), target, reached: None, clocks: Samples::default(), reporting: None }
+        let (name, clocks) = (namenode.name.clone(), Samples::default());
+        Link { node, name, target, reached: None, clocks, reporting: None, obeyed: 0 }
     }
 
     /// Sends one heartbeat and does what the answer says.
@@ -102,6 +106,11 @@ impl Link {
             debug!(namenode = self.name, term = reply.term, "a leader of old speaks");
             return;
         }
+        if self.obeyed.is_multiple_of(group::BEATS) {
+            let (node, connection) = (node.clone(), connection.clone());
+            tokio::spawn(async move { group::ask(&node, &connection).await });
+        }
+        self.obeyed = self.obeyed.wrapping_add(1);
         node.outcomes.acknowledged(carried);
         for order in reply.orders {
             node.orders.accept(order);

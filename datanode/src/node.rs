@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;
-use crate::config::Config;
-use crate::heartbeat::Outcomes;
+use crate::config::{Config, NamenodeAddr};
+use crate::heartbeat::{Outcomes, group};
 use crate::orders::Orders;
 use crate::scrub::Wish;
 use crate::serve::local::Door;
@@ -43,6 +43,8 @@ pub struct Node {
     pub append_streams: Semaphore,
     /// For clients on this machine.
     pub door: Door,
+    /// The namenodes, as far as they are known.
+    pub namenodes: watch::Sender<Vec<NamenodeAddr>>,
     /// Turns true when the volumes have been read.
     pub scanned: watch::Sender<bool>,
     /// Cancelled when the node is about to stop in order.
@@ -62,6 +64,7 @@ impl Node {
         Node {
             me: config.identity(),
             scrub: Wish::load(&config.data_dir),
+            namenodes: watch::channel(group::first_contacts(&config)).0,
             config,
             addr,
             boot: rand::random(),

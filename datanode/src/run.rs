@@ -53,9 +53,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let (accepting, background) = (CancellationToken::new(), CancellationToken::new());
     let service = serve(endpoint.clone(), Arc::new(DataService::new(node.clone())), accepting.clone(), DRAIN);
     let mut service = tokio::spawn(service);
-    for namenode in node.config.namenodes.clone() {
-        tasks.spawn(heartbeat::run(node.clone(), namenode, background.clone()));
-    }
+    tasks.spawn(heartbeat::group::run(node.clone(), background.clone()));
     orders::start(&node, queues, &mut tasks, &background);
     tasks.spawn(local::run(node.clone(), background.clone()));
     tasks.spawn(upkeep::sync_lazily(node.clone(), background.clone()));

@@ -9,6 +9,8 @@ use dfs_proto::ClusterId;
 use dfs_rpc::TlsFiles;
 use serde::{Deserialize, Serialize};
 
+use crate::raft::Member;
+
 /// Everything a namenode is told from outside. An unknown key in the file is an error, because a
 /// misspelt setting that is silently ignored is worse than a refused start.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -140,6 +142,19 @@ impl Config {
             bail!("two peers have the same id");
         }
         Ok(())
+    }
+
+    /// This node as a member of the group.
+    pub fn member(&self) -> Member {
+        let listens = Member { addr: self.listen, name: self.name.clone(), raft_addr: Some(self.raft_listen) };
+        // One that listens on every address says among the peers where others reach it.
+        self.peer(self.node).unwrap_or(listens)
+    }
+
+    /// A peer as a member of the group, if the file names it.
+    pub fn peer(&self, id: u64) -> Option<Member> {
+        let peer = self.peers.iter().find(|peer| peer.id == id)?;
+        Some(Member { addr: peer.addr, name: peer.name.clone(), raft_addr: Some(peer.raft_addr) })
     }
 
     pub fn cluster_id(&self) -> anyhow::Result<ClusterId> {

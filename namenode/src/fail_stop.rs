@@ -20,7 +20,7 @@ impl FailStop {
     /// Latches the first reason; later ones are only logged.
     pub fn fail(&self, reason: impl Into<String>) {
         let reason = reason.into();
-        tracing::error!(%reason, "this namenode stops: its store failed");
+        tracing::error!(%reason, "this namenode stops");
         self.0.send_if_modified(|latched| {
             let first = latched.is_none();
             if first {

@@ -6,6 +6,7 @@
 
 mod config;
 mod fail_stop;
+mod group;
 mod leader;
 mod namenode;
 mod raft;

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::fail_stop::FailStop;
+use crate::group::Changes;
 use crate::leader::{Board, LockWaits, Nodes, Opens, Orders, Reign, Reports, Sessions, Watches};
 use crate::raft::Consensus;
 use crate::store::state::StateStore;
@@ -35,6 +36,7 @@ pub struct Namenode {
     pub board: Board,
     pub lock_waits: LockWaits,
     pub opens: Opens,
+    pub changes: Changes,
     /// Something may need a copy or a drop: look now rather than at the next tick.
     pub repair_wanted: Notify,
     /// A nameless inode waits to be taken apart.
@@ -67,6 +69,7 @@ impl Namenode {
             board: Board::default(),
             lock_waits: LockWaits::default(),
             opens: Opens::default(),
+            changes: Changes::default(),
             repair_wanted: Notify::new(),
             reclaim_wanted: Notify::new(),
             last_tick: Mutex::new(Instant::now()),

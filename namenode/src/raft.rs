@@ -10,18 +10,23 @@
 
 mod barrier;
 mod batcher;
+mod change;
 mod clock;
 mod elections;
+mod handover;
 mod lease;
 mod links;
 mod log_store;
+mod membership;
 mod network;
 mod node;
+mod presence;
 mod snapshot;
 mod snapshot_transfer;
 mod state_machine;
 mod types;
 
+pub use change::{Change, Picture, Steps, plan};
 pub use clock::machine_time;
 pub use links::Links;
 pub use network::RaftServer;

@@ -1,13 +1,12 @@
 //! The life of a namenode process: start, serve, stop in order.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use dfs_meta::Event;
 use dfs_proto::{NodeId, Plane, Role};
-use dfs_rpc::{Endpoint, Home, Target, Tls};
+use dfs_rpc::{Endpoint, Home, Tls};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -47,7 +46,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
     let fail = FailStop::default();
     let tasks = CancellationToken::new();
-    let (namenode, raft_server, events) = build(config, me.cluster, &raft, &fail, &tasks).await?;
+    let (namenode, raft_server, events) = build(config, me.cluster, home.disk(), &raft, &fail, &tasks).await?;
     let mut servers = JoinSet::new();
     let server = Arc::new(Server::new(namenode.clone()));
     servers.spawn(dfs_rpc::serve(raft.clone(), Arc::new(raft_server), tasks.clone(), DRAIN));
@@ -59,6 +58,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         () = shutdown.cancelled() => None,
         reason = fail.failed() => Some(reason),
     };
+    if failure.is_none() && namenode.consensus.standing().leads() {
+        // Sooner than the others would notice; if there is nobody to hand over to they have to.
+        if let Err(error) = namenode.consensus.hand_over(None).await {
+            info!(%error, "stopping as the leader");
+        }
+    }
     stop(&namenode, &tasks, servers, workers, [meta, raft]).await;
     // The folder stays locked until nothing uses it any more.
     drop((namenode, home));
@@ -72,6 +77,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 async fn build(
     config: Config,
     cluster: dfs_proto::ClusterId,
+    disk: u64,
     endpoint: &Endpoint,
     fail: &FailStop,
     tasks: &CancellationToken,
@@ -79,23 +85,18 @@ async fn build(
     let state_dir = config.data_dir.join("state");
     let state = tokio::task::spawn_blocking(move || StateStore::open(&state_dir)).await??;
     let state = Arc::new(state);
-    let peers = config.peers.iter().filter(|peer| peer.id != config.node);
-    let targets = peers.map(|peer| target(peer.id, peer.raft_addr));
-    let links = Links::start(endpoint, targets, tasks);
+    let configured = config.peers.iter().map(|peer| (peer.id, peer.raft_addr)).collect();
+    let links = Links::start(endpoint, config.node, configured, tasks);
     let (hints, events) = mpsc::channel(EVENTS);
     let watches = Arc::new(Watches::default());
-    let options = options(&config);
+    let options = options(&config, disk);
     let (consensus, raft_server) =
         Consensus::start(options, &config.data_dir, state.clone(), links, hints, watches.clone(), fail.clone()).await?;
     let namenode = Namenode::new(config, cluster, consensus, state, watches, fail.clone());
     Ok((Arc::new(namenode), raft_server, events))
 }
 
-fn target(id: u64, addr: SocketAddr) -> Target {
-    Target { plane: Plane::Raft, role: Role::Namenode, node: NodeId(id), addr }
-}
-
-fn options(config: &Config) -> Options {
+fn options(config: &Config, disk: u64) -> Options {
     Options {
         node: config.node,
         cluster: config.cluster.clone(),
@@ -104,6 +105,8 @@ fn options(config: &Config) -> Options {
         election_timeout_max_ms: config.timers.election_timeout_max_ms,
         snapshot_log_entries: config.snapshot_log_entries,
         log_keep_entries: config.log_keep_entries,
+        disk,
+        member: config.member(),
     }
 }
 

@@ -4,6 +4,7 @@ mod admin;
 mod client;
 mod datanode;
 mod duties;
+mod group;
 mod locks;
 pub mod opens;
 mod status;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_proto::msg::admin::AdminRequest;
+use dfs_proto::msg::group::GroupRequest;
 use dfs_proto::msg::meta::{MetaReply, MetaRequest, Op, Query};
 use dfs_proto::{ErrorKind, PeerIdentity, Plane, Role, WireError};
 use dfs_rpc::{Handler, RecvStream, SendStream};
@@ -141,11 +143,14 @@ fn permitted(role: Role, request: &MetaRequest) -> bool {
         MetaRequest::Admin(AdminRequest::Fsck { .. } | AdminRequest::FileInfo { .. }) => {
             matches!(role, Role::Client | Role::Admin)
         }
+        // Where the namenodes are is what everybody who may speak to one has to know.
+        MetaRequest::Admin(AdminRequest::Group(GroupRequest::Show)) => true,
         MetaRequest::Admin(
             AdminRequest::Initialize { .. }
             | AdminRequest::Snapshot
             | AdminRequest::ChangeDuty { .. }
-            | AdminRequest::Scrub { .. },
+            | AdminRequest::Scrub { .. }
+            | AdminRequest::Group(_),
         ) => role == Role::Admin,
     }
 }
@@ -249,6 +254,10 @@ mod tests {
             default_replication: 3,
             min_copies: 2,
         });
+        let show = MetaRequest::Admin(AdminRequest::Group(GroupRequest::Show));
+        assert!([Role::Client, Role::Admin, Role::Datanode, Role::Namenode].iter().all(|role| permitted(*role, &show)));
+        let remove = MetaRequest::Admin(AdminRequest::Group(GroupRequest::Remove { node: dfs_proto::NodeId(1) }));
+        assert!(permitted(Role::Admin, &remove) && !permitted(Role::Client, &remove));
         let may = |role| [&renew, &node, &status, &initialize].map(|request| permitted(role, request));
         assert_eq!(may(Role::Client), [true, false, true, false]);
         assert_eq!(may(Role::Admin), [true, false, true, true]);

@@ -2,6 +2,7 @@
 //! nothing on a namenode that does not lead, and nothing is lost when the lead moves between two steps.
 
 mod duty;
+mod group;
 mod hints;
 mod reclaim;
 mod reign;
@@ -26,5 +27,6 @@ pub fn start(namenode: &Arc<Namenode>, events: mpsc::Receiver<Event>, shutdown: 
     workers.spawn(repair::run(namenode.clone(), shutdown.clone()));
     workers.spawn(duty::run(namenode.clone(), shutdown.clone()));
     workers.spawn(reclaim::run(namenode.clone(), shutdown.clone()));
+    workers.spawn(group::run(namenode.clone(), shutdown.clone()));
     workers
 }

@@ -108,3 +108,9 @@ pub const ACL_MAX: usize = 4096;
 
 /// Seconds for which a ticket to a datanode's local socket is good.
 pub const LOCAL_TICKET_S: u64 = 10;
+
+/// Namenodes in one group: more only makes every write slower.
+pub const NAMENODES_MAX: usize = 9;
+
+/// A node's name, in bytes: it is shown in tables and becomes part of file names.
+pub const NODE_NAME_MAX: usize = 64;

@@ -4,5 +4,6 @@
 
 pub mod admin;
 pub mod data;
+pub mod group;
 pub mod meta;
 pub mod node;

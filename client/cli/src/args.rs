@@ -118,6 +118,15 @@ mod tests {
             "dfs namenode --config nn.toml",
             "dfs namenode leader",
             "dfs namenode snapshot",
+            "dfs namenode list",
+            "dfs namenode add",
+            "dfs namenode add nn4",
+            "dfs namenode add nn4 10.0.0.4:8020 10.0.0.4:8030 --id 4",
+            "dfs namenode remove nn2",
+            "dfs namenode replace nn2",
+            "dfs namenode replace nn2 nn4 10.0.0.4:8020 10.0.0.4:8030 --id 4",
+            "dfs namenode transfer-leader",
+            "dfs namenode transfer-leader nn3",
             "dfs datanode verify file.chunk",
             "dfs datanode list",
             "dfs datanode decommission dn2 --dry-run",
@@ -145,8 +154,15 @@ mod tests {
 
     #[test]
     fn wrong_lines_are_usage_errors() {
-        for line in ["dfs", "dfs frobnicate", "dfs ls relative", "dfs test /a", "dfs namenode", "dfs up --fs btrfs:1G"]
-        {
+        for line in [
+            "dfs",
+            "dfs frobnicate",
+            "dfs ls relative",
+            "dfs test /a",
+            "dfs namenode",
+            "dfs namenode add nn4 10.0.0.4:8020",
+            "dfs up --fs btrfs:1G",
+        ] {
             assert!(Cli::try_parse_from(words(line)).is_err(), "{line}");
         }
     }

@@ -18,7 +18,7 @@ mod ls;
 mod mkdir;
 pub mod mount;
 mod mv;
-mod namenode;
+pub mod namenode;
 mod put;
 mod rm;
 mod rmdir;

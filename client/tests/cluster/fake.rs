@@ -271,6 +271,7 @@ impl Namenode {
                 let asker = Asker { caller: &caller, session, holder: peer.id, now: now() };
                 MetaReply::Answer(query::answer(&*self.rows.lock(), &asker, &query, &live).unwrap()?)
             }
+            MetaRequest::Admin(_) => return Err(WireError::new(ErrorKind::Unavailable, "no administration here")),
             MetaRequest::Closed { .. } | MetaRequest::Announce { .. } => MetaReply::Done,
             MetaRequest::ReportBad { chunk, node, .. } => {
                 self.reports.lock().push((chunk, node));

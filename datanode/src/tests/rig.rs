@@ -420,6 +420,7 @@ impl Handler for Silent {
 
 impl Handler for Namenode {
     async fn handle(&self, peer: PeerIdentity, _plane: Plane, mut send: SendStream, mut recv: RecvStream) {
+        // Anything else is refused, as by a namenode that does not know it.
         let Ok(MetaRequest::Node(request)) = recv.recv::<MetaRequest>().await else { return send.reset() };
         let reply = match request {
             NodeRequest::Heartbeat(heartbeat) => NodeReply::Heartbeat(Box::new(self.heartbeat(peer.id.0, *heartbeat))),

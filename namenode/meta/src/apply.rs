@@ -8,8 +8,8 @@ use crate::dedup::{self, Request};
 use crate::ops::make::Make;
 use crate::ops::rename::Rename;
 use crate::ops::{
-    allocate, clone, commit, datanode, fallocate, genesis, link, lock, note_reads, reclaim, release, replica, rmdir,
-    session, set_attr, unlink, xattr,
+    allocate, clone, commit, datanode, fallocate, genesis, link, lock, namenode, note_reads, reclaim, release, replica,
+    rmdir, session, set_attr, unlink, xattr,
 };
 use crate::tx::{Failure, Tx};
 use crate::view::{Fault, View};
@@ -146,6 +146,8 @@ fn administer(tx: &mut Tx<'_>, now: Timestamp, body: &Body) -> Result<Reply, Fai
         Body::Reclaim { inodes, extents_max } => reclaim::apply(tx, inodes, *extents_max),
         Body::Holders { changes } => release::change_holders(tx, changes),
         Body::SetDuty { node, before, after } => datanode::set_duty(tx, *node, *before, *after),
+        Body::AdmitNamenode { node, disk } => namenode::admit(tx, *node, *disk),
+        Body::RetireNamenode { node } => namenode::retire(tx, *node),
         Body::Client { .. } | Body::Removal { .. } => {
             Err(Failure::Fault(Fault("a client's request is not dispatched here".into())))
         }

@@ -70,6 +70,10 @@ pub enum Body {
     Holders { changes: Vec<HolderChange> },
     /// A datanode's duty changes, if it still is what the proposer saw.
     SetDuty { node: NodeId, before: Duty, after: Duty },
+    /// A namenode's number is given to the data folder with this number. Refused if it was given before.
+    AdmitNamenode { node: NodeId, disk: u64 },
+    /// A namenode's number is used up.
+    RetireNamenode { node: NodeId },
 }
 
 /// Sessions that no longer hold a nameless inode (`rows::UNDECIDED` among them), and those that do.
@@ -94,7 +98,9 @@ impl Body {
             | Body::RotateKey { .. }
             | Body::Reclaim { .. }
             | Body::Holders { .. }
-            | Body::SetDuty { .. } => None,
+            | Body::SetDuty { .. }
+            | Body::AdmitNamenode { .. }
+            | Body::RetireNamenode { .. } => None,
         }
     }
 }

@@ -12,6 +12,7 @@ pub(crate) mod genesis;
 pub(crate) mod link;
 pub(crate) mod lock;
 pub(crate) mod make;
+pub(crate) mod namenode;
 pub(crate) mod note_reads;
 pub(crate) mod reclaim;
 pub(crate) mod release;

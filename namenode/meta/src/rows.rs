@@ -20,7 +20,7 @@
 //! | `Attention` | chunk | [`AttentionRow`]: sealed, replicas differ in number from the target |
 //! | `Locks` | inode, session, space (u8), owner, first byte | [`LockRow`] |
 //! | `SessionLocks` | session, inode (or 0 for all) | [`SessionLocksRow`]: how many locks |
-//! | `Counters` | `config`, `keys`, `totals` | [`Config`], [`CapabilityKeys`], [`Totals`] |
+//! | `Counters` | `config`, `keys`, `totals`, `namenodes` | [`Config`], [`CapabilityKeys`], [`Totals`], [`NamenodeIds`] |
 //! | `Xattrs` | inode, name bytes | [`XattrRow`]: an extended attribute |
 //! | `Duties` | node | [`DutyRow`]: of datanodes that do not simply serve; a removed one's stays for ever |
 //!
@@ -48,7 +48,9 @@ pub use chunks::{
     AttentionRow, ChunkFileRow, ChunkRow, ChunkState, DatanodeRow, NodeChunkRow, NodeDigestRow, attention, chunk,
     chunk_files, chunks, datanode, datanodes, node_chunks, node_chunks_of_shard, node_digests,
 };
-pub use cluster::{CapabilityKeys, Config, Totals, capability_keys, config, totals};
+pub use cluster::{
+    CapabilityKeys, Config, NamenodeIdRow, NamenodeIds, Totals, capability_keys, config, namenode_ids, totals,
+};
 pub use duties::{DutyRow, duties, duty};
 pub use files::{
     Content, DentryRow, DirIndexRow, ExtentRow, FIRST_COOKIE, InodeRow, dentry, extents_back, extents_past,

@@ -5,6 +5,8 @@
 //! hands each proposer its own outcome. It never waits for more to come.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dfs_meta::{Body, Command, Outcome};
 use dfs_proto::codec;
@@ -28,21 +30,45 @@ struct Proposal {
 }
 
 #[derive(Clone)]
-pub struct Batcher(mpsc::Sender<Proposal>);
+pub struct Batcher {
+    queue: mpsc::Sender<Proposal>,
+    /// How many reasons there are to take no proposals.
+    pauses: Arc<AtomicUsize>,
+}
+
+/// While it lives, proposals are refused.
+pub struct Pause(Arc<AtomicUsize>);
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 impl Batcher {
     /// Starts the task; it ends when the last handle is dropped.
     pub fn start(raft: Raft, clock: Clock) -> Batcher {
         let (queue, proposals) = mpsc::channel(QUEUE);
         tokio::spawn(run(raft, clock, proposals));
-        Batcher(queue)
+        Batcher { queue, pauses: Arc::default() }
+    }
+
+    /// Takes no proposals until the guard is dropped. Those that wait already are carried out.
+    pub fn pause(&self) -> Pause {
+        self.pauses.fetch_add(1, Ordering::SeqCst);
+        Pause(self.pauses.clone())
     }
 
     /// Stamps, proposes and returns what applying answered. Dropping the future before that leaves it
     /// open whether the command is done.
     pub async fn propose(&self, body: Body) -> Result<Outcome, ProposeError> {
+        if self.pauses.load(Ordering::SeqCst) > 0 {
+            return Err(ProposeError::Unavailable(
+                "this namenode is not ready to lead, or is handing the lead over".into(),
+            ));
+        }
         let (reply, outcome) = oneshot::channel();
-        self.0.try_send(Proposal { body, reply }).map_err(|error| match error {
+        self.queue.try_send(Proposal { body, reply }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ProposeError::Unavailable("too many proposals wait".into()),
             mpsc::error::TrySendError::Closed(_) => ProposeError::Unavailable("this namenode is stopping".into()),
         })?;

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::presence::Memory;
 use super::types::{Entry, LogId, StorageError, TypeConfig, Vote};
 use crate::fail_stop::FailStop;
 use crate::store::StoreError;
@@ -31,6 +32,15 @@ pub struct LogStore {
     log: Arc<LogDb>,
     writer: LogWriter,
     recent: Arc<Mutex<Recent>>,
+    durable: Arc<Mutex<Durable>>,
+}
+
+/// What is certainly on this node's disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Durable {
+    pub vote: Option<Vote>,
+    /// The last entry, purged or not.
+    pub last: Option<LogId>,
 }
 
 /// The newest entries, without a hole up to the end of the log. They are readable from here before they
@@ -98,7 +108,38 @@ impl LogStore {
     pub fn open(log: LogDb, fail: FailStop) -> Result<LogStore, StoreError> {
         let log = Arc::new(log);
         let writer = LogWriter::start(log.clone(), fail)?;
-        Ok(LogStore { log, writer, recent: Arc::default() })
+        let store = LogStore { log, writer, recent: Arc::default(), durable: Arc::default() };
+        let damaged = |error: StorageError| StoreError::Damaged(format!("the log cannot be read: {error}"));
+        let vote = store.read_mark(Mark::Vote).map_err(damaged)?;
+        let last = store.last_log_id().map_err(damaged)?;
+        *store.durable.lock() = Durable { vote, last };
+        Ok(store)
+    }
+
+    pub fn durable(&self) -> Durable {
+        *self.durable.lock()
+    }
+
+    /// What this node remembers of the others.
+    pub fn memories(&self) -> Result<BTreeMap<u64, Memory>, StoreError> {
+        let damaged = |error: StorageError| StoreError::Damaged(format!("the log cannot be read: {error}"));
+        Ok(self.read_mark(Mark::Peers).map_err(damaged)?.unwrap_or_default())
+    }
+
+    /// Writes that down, some time: it is a second net, and the nodes tell it again.
+    pub fn remember(&self, memories: &BTreeMap<u64, Memory>) {
+        // A queue that is full holds newer memories soon.
+        if let Ok(bytes) = codec::encode(memories) {
+            self.writer.try_write_lazily(vec![LogChange::Mark(Mark::Peers, bytes)]);
+        }
+    }
+
+    fn last_log_id(&self) -> Result<Option<LogId>, StorageError> {
+        let last = match self.log.last().map_err(read_logs)? {
+            Some((_, bytes)) => Some(codec::decode_large::<Entry>(&bytes).map_err(read_logs)?.log_id),
+            None => None,
+        };
+        Ok(last.max(self.read_mark(Mark::Purged)?))
     }
 
     fn entries(&self, from: u64, to: u64, bytes_max: usize) -> Result<Vec<Entry>, StorageError> {
@@ -155,14 +196,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, StorageError> {
         let last_purged_log_id: Option<LogId> = self.read_mark(Mark::Purged)?;
         let newest = self.recent.lock().entries.last_key_value().map(|(_, (entry, _))| entry.log_id);
-        let last = match newest {
+        let last_log_id = match newest {
             Some(newest) => Some(newest),
-            None => match self.log.last().map_err(read_logs)? {
-                Some((_, bytes)) => Some(codec::decode_large::<Entry>(&bytes).map_err(read_logs)?.log_id),
-                None => None,
-            },
+            None => self.last_log_id()?,
         };
-        Ok(LogState { last_purged_log_id, last_log_id: last.or(last_purged_log_id) })
+        Ok(LogState { last_purged_log_id, last_log_id })
     }
 
     async fn get_log_reader(&mut self) -> Self::LogReader {
@@ -171,7 +209,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         let mark = LogChange::Mark(Mark::Vote, encode(vote)?);
-        self.writer.write(vec![mark]).await.map_err(|e| StorageIOError::write_vote(AnyError::error(e)).into())
+        let written = self.writer.write(vec![mark]).await;
+        written.map_err(|e| StorageIOError::write_vote(AnyError::error(e)))?;
+        self.durable.lock().vote = Some(*vote);
+        Ok(())
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
@@ -195,18 +236,19 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut changes = Vec::new();
-        let mut last = 0;
+        let mut last = None;
         for entry in entries {
             let bytes = encode(&entry)?;
-            last = entry.log_id.index;
+            last = Some(entry.log_id);
             let size = bytes.len();
-            changes.push(LogChange::Append { index: last, entry: bytes });
+            changes.push(LogChange::Append { index: entry.log_id.index, entry: bytes });
             self.recent.lock().push(entry, size);
         }
-        let recent = self.recent.clone();
+        let (recent, durable) = (self.recent.clone(), self.durable.clone());
         let done = move |result: Result<(), String>| {
-            if result.is_ok() {
-                recent.lock().synced(last);
+            if let (Ok(()), Some(last)) = (&result, last) {
+                recent.lock().synced(last.index);
+                durable.lock().last = Some(last);
             }
             callback.log_io_completed(result.map_err(std::io::Error::other));
         };
@@ -216,7 +258,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate(&mut self, log_id: LogId) -> Result<(), StorageError> {
         self.recent.lock().truncate(log_id.index);
-        self.writer.write(vec![LogChange::Truncate { from: log_id.index }]).await.map_err(write_logs)
+        self.writer.write(vec![LogChange::Truncate { from: log_id.index }]).await.map_err(write_logs)?;
+        let last = self.last_log_id()?;
+        self.durable.lock().last = last;
+        Ok(())
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), StorageError> {
@@ -224,6 +269,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mark = LogChange::Mark(Mark::Purged, encode(&log_id)?);
         self.writer.write(vec![LogChange::Purge { to: log_id.index }, mark]).await.map_err(write_logs)?;
         self.recent.lock().purge(log_id.index);
+        let mut durable = self.durable.lock();
+        durable.last = durable.last.max(Some(log_id));
         Ok(())
     }
 }

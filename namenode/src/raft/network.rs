@@ -1,7 +1,7 @@
 //! Raft's calls over the Raft plane, both sides.
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use dfs_proto::{ErrorKind, PeerIdentity, Plane, Role, WireError};
@@ -10,11 +10,15 @@ use openraft::error::{NetworkError, RPCError, RaftError, ReplicationClosed, Stre
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::{AnyError, OptionalSend};
 use serde::{Deserialize, Serialize};
-use tracing::{debug, warn};
+use tokio::sync::watch;
+use tracing::{debug, info, warn};
 
 use super::elections::Ear;
+use super::handover::Gate;
 use super::lease::Lease;
 use super::links::{Attempt, Link, Links};
+use super::node::Standing;
+use super::presence::{Opinion, Presence, Presences};
 use super::snapshot_transfer::{self, SnapshotOffer};
 use super::types::{
     AppendRequest, AppendResponse, Member, Raft, Snapshot, SnapshotResponse, TypeConfig, Vote, VoteRequest,
@@ -31,6 +35,12 @@ pub enum RaftRequest {
     Vote(VoteRequest),
     /// Followed by the bytes of the offered files, in order.
     Snapshot(SnapshotOffer),
+    /// What the sender says of itself, and what it knows of the receiver. Answered in kind.
+    Presence(Presence, Opinion),
+    /// The leader of this term asks the receiver to stand for election.
+    Stand {
+        term: u64,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -38,6 +48,28 @@ pub enum RaftReply {
     Append(AppendResponse),
     Vote(VoteResponse),
     Snapshot(SnapshotResponse),
+    Presence(Presence, Opinion),
+    Standing,
+}
+
+/// One request to the node, on the connection there is.
+pub async fn call(links: &Links, node: u64, request: &RaftRequest, within: Duration) -> Result<RaftReply, WireError> {
+    let unreachable = || WireError::new(ErrorKind::Unavailable, format!("no connection to namenode {node}"));
+    let link = links.get(node).ok_or_else(unreachable)?;
+    let connection = link.connection().ok_or_else(unreachable)?;
+    let attempt = link.attempt();
+    match dfs_rpc::call_large::<_, RaftReply>(&connection, request, within).await {
+        Ok(reply) => {
+            attempt.answered();
+            Ok(reply)
+        }
+        Err(error) => {
+            if matches!(error, RpcError::Refused(_)) {
+                attempt.answered();
+            }
+            Err(error.to_wire())
+        }
+    }
 }
 
 /// Makes callers; never dials, because openraft asks for a new one at every read barrier.
@@ -46,29 +78,35 @@ pub struct Network {
     links: Links,
     ear: Ear,
     lease: Lease,
+    gate: Gate,
+    /// Before this node has been recognised it sends nothing. Set once, when Raft has been made.
+    presences: Arc<OnceLock<Presences>>,
 }
 
 impl Network {
-    pub fn new(links: Links, ear: Ear, lease: Lease) -> Network {
-        Network { links, ear, lease }
+    pub fn new(links: Links, ear: Ear, lease: Lease, gate: Gate) -> Network {
+        Network { links, ear, lease, gate, presences: Arc::default() }
+    }
+
+    pub fn presences(&self) -> Arc<OnceLock<Presences>> {
+        self.presences.clone()
     }
 }
 
 impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
-    async fn new_client(&mut self, target: u64, _node: &Member) -> Peer {
-        Peer { target, link: self.links.get(target), ear: self.ear.clone(), lease: self.lease.clone() }
+    async fn new_client(&mut self, target: u64, member: &Member) -> Peer {
+        Peer { target, link: self.links.reach(target, member.raft_addr), network: self.clone() }
     }
 }
 
 /// Calls one namenode.
 pub struct Peer {
     target: u64,
-    /// `None`: the membership names a node that the configuration does not.
+    /// `None`: nobody says where it is.
     link: Option<Arc<Link>>,
-    ear: Ear,
-    lease: Lease,
+    network: Network,
 }
 
 type CallError = RPCError<u64, Member, RaftError<u64>>;
@@ -76,8 +114,11 @@ type CallError = RPCError<u64, Member, RaftError<u64>>;
 impl Peer {
     async fn call(&self, request: &RaftRequest, option: &RPCOption) -> Result<RaftReply, CallError> {
         let Some(link) = &self.link else {
-            return Err(unreachable(format!("namenode {} is not in the configuration", self.target)).into());
+            return Err(unreachable(format!("nobody says where namenode {} is", self.target)).into());
         };
+        if !self.network.presences.get().is_some_and(Presences::is_recognised) {
+            return Err(unreachable("this namenode has not been recognised yet").into());
+        }
         let Some(connection) = link.connection() else {
             return Err(unreachable(format!("no connection to namenode {}", self.target)).into());
         };
@@ -112,11 +153,14 @@ fn unreachable(error: impl ToString) -> Unreachable {
 
 impl RaftNetwork<TypeConfig> for Peer {
     async fn append_entries(&mut self, rpc: AppendRequest, option: RPCOption) -> Result<AppendResponse, CallError> {
+        let Some(_passage) = self.network.gate.enter() else {
+            return Err(unreachable("the lead is being handed over").into());
+        };
         let (vote, sent) = (rpc.vote, Moment::now());
         match self.call(&RaftRequest::Append(rpc), &option).await? {
             RaftReply::Append(response) => {
                 if matches!(response, AppendResponse::Success | AppendResponse::PartialSuccess(_)) {
-                    self.lease.accepted(vote, self.target, sent);
+                    self.network.lease.accepted(vote, self.target, sent);
                 }
                 Ok(response)
             }
@@ -126,10 +170,10 @@ impl RaftNetwork<TypeConfig> for Peer {
 
     async fn vote(&mut self, rpc: VoteRequest, option: RPCOption) -> Result<VoteResponse, CallError> {
         let (candidate, last) = (rpc.vote, rpc.last_log_id);
-        self.ear.election(Instant::now());
+        self.network.ear.election(Instant::now());
         match self.call(&RaftRequest::Vote(rpc), &option).await? {
             RaftReply::Vote(response) => {
-                self.ear.answer(&candidate, last, &response, Instant::now());
+                self.network.ear.answer(&candidate, last, &response, Instant::now());
                 Ok(response)
             }
             _ => Err(self.odd_reply().into()),
@@ -170,6 +214,8 @@ pub struct RaftServer {
     raft: Raft,
     ear: Ear,
     lease: Lease,
+    presences: Presences,
+    standing: watch::Receiver<Standing>,
     /// Until then no vote is granted: what this node promised a leader before it was restarted is forgotten.
     silent_until: Instant,
     /// One snapshot is received at a time; its owner may have gone, but its bytes are still on the disk.
@@ -177,17 +223,43 @@ pub struct RaftServer {
 }
 
 impl RaftServer {
-    pub(super) fn new(raft: Raft, ear: Ear, lease: Lease, silent_until: Instant) -> RaftServer {
-        RaftServer { raft, ear, lease, silent_until, receiving: tokio::sync::Mutex::new(()) }
+    pub(super) fn new(
+        raft: Raft,
+        ear: Ear,
+        lease: Lease,
+        presences: Presences,
+        standing: watch::Receiver<Standing>,
+        silent_until: Instant,
+    ) -> RaftServer {
+        RaftServer { raft, ear, lease, presences, standing, silent_until, receiving: tokio::sync::Mutex::new(()) }
     }
 
-    async fn answer(&self, recv: &mut RecvStream) -> Result<RaftReply, WireError> {
+    async fn answer(&self, peer: u64, recv: &mut RecvStream) -> Result<RaftReply, WireError> {
         let request = tokio::time::timeout(REQUEST_DEADLINE, recv.recv_large::<RaftRequest>())
             .await
             .map_err(|_| WireError::new(ErrorKind::Timeout, "the request did not arrive in time"))?
             .map_err(|error| error.to_wire())?;
         let failed = |error: String| WireError::new(ErrorKind::Unavailable, error);
+        if !matches!(request, RaftRequest::Presence(..)) && !self.presences.is_recognised() {
+            return Err(failed("not recognised by the group yet".into()));
+        }
         match request {
+            RaftRequest::Presence(said, opinion) => {
+                let (said, opinion) = self.presences.meet(peer, said, &opinion);
+                Ok(RaftReply::Presence(said, opinion))
+            }
+            RaftRequest::Stand { term } => {
+                let followed = {
+                    let standing = self.standing.borrow();
+                    standing.term == term && standing.leader == Some(peer)
+                };
+                if !followed || Instant::now() < self.silent_until {
+                    return Err(failed("this namenode does not follow you, or has just started".into()));
+                }
+                info!(term, from = peer, "asked to take over the lead");
+                self.raft.trigger().elect().await.map_err(|e| failed(e.to_string()))?;
+                Ok(RaftReply::Standing)
+            }
             RaftRequest::Append(rpc) => {
                 let response = self.raft.append_entries(rpc).await.map_err(|e| failed(e.to_string()))?;
                 if !matches!(response, AppendResponse::HigherVote(_)) {
@@ -221,7 +293,7 @@ impl RaftServer {
 impl Handler for RaftServer {
     async fn handle(&self, peer: PeerIdentity, plane: Plane, mut send: SendStream, mut recv: RecvStream) {
         let reply = if plane == Plane::Raft && peer.role == Role::Namenode {
-            self.answer(&mut recv).await
+            self.answer(peer.id.0, &mut recv).await
         } else {
             Err(WireError::new(ErrorKind::Forbidden, "only namenodes speak here"))
         };

@@ -18,10 +18,12 @@ use super::barrier::Barrier;
 use super::batcher::Batcher;
 use super::clock::Clock;
 use super::elections::{self, Ear, Timeouts};
+use super::handover::Gate;
 use super::lease::Lease;
 use super::links::Links;
 use super::log_store::LogStore;
 use super::network::{Network, RaftServer};
+use super::presence::{Own, Presences};
 use super::snapshot::Snapshots;
 use super::state_machine::StateMachine;
 use super::types::{Member, Metrics, Raft};
@@ -52,6 +54,10 @@ pub struct Options {
     pub snapshot_log_entries: u64,
     /// Entries kept behind a snapshot.
     pub log_keep_entries: u64,
+    /// The number of its data folder.
+    pub disk: u64,
+    /// Where it is reached, as its configuration says.
+    pub member: Member,
 }
 
 /// Why a proposal or a read was not carried out here.
@@ -99,14 +105,15 @@ impl Standing {
         self.leader == Some(self.node)
     }
 
-    fn of(metrics: &Metrics) -> Standing {
+    /// A node that has not been recognised neither leads nor follows, whatever it did before it was started.
+    fn of(metrics: &Metrics, recognised: bool) -> Standing {
         let matched = metrics.replication.iter().flatten();
         let leading = metrics.state == ServerState::Leader;
         Standing {
             node: metrics.id,
             term: metrics.current_term,
             // A node that has just lost the lead may still name itself.
-            leader: metrics.current_leader.filter(|leader| leading || *leader != metrics.id),
+            leader: metrics.current_leader.filter(|leader| recognised && (leading || *leader != metrics.id)),
             last_log_index: metrics.last_log_index.unwrap_or(0),
             applied_index: metrics.last_applied.map_or(0, |id| id.index),
             snapshot_index: metrics.snapshot.map_or(0, |id| id.index),
@@ -121,12 +128,16 @@ impl Standing {
 /// This node's part in the group. Cheap to clone.
 #[derive(Clone)]
 pub struct Consensus {
-    raft: Raft,
-    batcher: Batcher,
+    pub(super) raft: Raft,
+    pub(super) batcher: Batcher,
     barrier: Barrier,
     lease: Lease,
     clock: Clock,
-    links: Links,
+    pub(super) links: Links,
+    pub(super) gate: Gate,
+    pub(super) presences: Presences,
+    /// How long a follower that has accepted an append votes for nobody else.
+    pub(super) promise: Duration,
     standing: watch::Receiver<Standing>,
 }
 
@@ -150,32 +161,49 @@ impl Consensus {
         let log = LogStore::open(log, fail.clone())?;
         let clock = Clock::default();
         let snapshots = Snapshots::open(data_dir)?;
-        let machine = StateMachine::new(state, snapshots, clock.clone(), events, watches, fail.clone())?;
+        let machine = StateMachine::new(state.clone(), snapshots, clock.clone(), events, watches, fail.clone())?;
         let timeouts = Timeouts {
             min: Duration::from_millis(options.election_timeout_min_ms),
             max: Duration::from_millis(options.election_timeout_max_ms),
         };
         let ear = Ear::new(timeouts, Instant::now());
         let lease = Lease::new(timeouts.max);
-        let network = Network::new(links.clone(), ear.clone(), lease.clone());
-        let raft = Raft::new(options.node, Arc::new(config), network, log, machine)
+        let gate = Gate::default();
+        let network = Network::new(links.clone(), ear.clone(), lease.clone(), gate.clone());
+        let door = network.presences();
+        let raft = Raft::new(options.node, Arc::new(config), network, log.clone(), machine)
             .await
             .context("raft cannot start from what is stored")?;
+        let own = Own { node: options.node, disk: options.disk, member: options.member.clone() };
+        let presences = Presences::new(own, log, state, raft.metrics(), fail.clone())?;
+        // Nobody else has a hand on it.
+        let _ = door.set(presences.clone());
         // A node that never took part has promised nothing to anybody.
         let promise = if raft.is_initialized().await? { timeouts.max } else { Duration::ZERO };
-        tokio::spawn(allow_elections(raft.clone(), promise));
-        let standing = follow(&raft, options.snapshot_log_entries, fail);
-        tokio::spawn(elections::run(raft.clone(), ear.clone(), standing.clone()));
+        let silent_until = Instant::now() + promise;
+        let standing = follow(&raft, &presences, options.snapshot_log_entries, fail);
+        tokio::spawn(take_part(raft.clone(), presences.clone(), silent_until, ear.clone(), standing.clone()));
+        tokio::spawn(follow_members(links.clone(), standing.clone()));
+        tokio::spawn(presences.clone().run(links.clone()));
+        let batcher = Batcher::start(raft.clone(), clock.clone());
+        let (unrecognised, pause) = (presences.clone(), batcher.pause());
+        tokio::spawn(async move {
+            unrecognised.recognised().await;
+            drop(pause);
+        });
         let consensus = Consensus {
             lease: lease.clone(),
-            batcher: Batcher::start(raft.clone(), clock.clone()),
+            batcher,
             barrier: Barrier::start(raft.clone()),
             clock,
             links,
-            standing,
+            gate,
+            presences: presences.clone(),
+            promise: timeouts.max,
+            standing: standing.clone(),
             raft: raft.clone(),
         };
-        Ok((consensus, RaftServer::new(raft, ear, lease, Instant::now() + promise)))
+        Ok((consensus, RaftServer::new(raft, ear, lease, presences, standing, silent_until)))
     }
 
     /// Stamps the time, replicates, applies, and returns what applying answered.
@@ -281,10 +309,36 @@ impl Consensus {
 }
 
 /// openraft lets a node that has just started stand at once. It must not vote for itself either while a
-/// leader may still count on a promise that it made before.
-async fn allow_elections(raft: Raft, promise: Duration) {
-    tokio::time::sleep(promise).await;
+/// leader may still count on a promise that it made before, nor before the others have recognised it.
+async fn take_part(
+    raft: Raft,
+    presences: Presences,
+    silent_until: Instant,
+    ear: Ear,
+    standing: watch::Receiver<Standing>,
+) {
+    presences.recognised().await;
+    tokio::time::sleep_until(silent_until.into()).await;
     raft.runtime_config().elect(true);
+    elections::run(raft, ear, standing).await;
+}
+
+/// Keeps links to where the membership says that the others are.
+async fn follow_members(links: Links, mut standing: watch::Receiver<Standing>) {
+    let mut known = BTreeMap::new();
+    loop {
+        let members = standing.borrow_and_update().members.clone();
+        if members != known {
+            for (node, member) in &members {
+                links.reach(*node, member.raft_addr);
+            }
+            links.forget_all_but(&members.keys().copied().collect());
+            known = members;
+        }
+        if standing.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 fn config(options: &Options) -> anyhow::Result<Config> {
@@ -312,17 +366,19 @@ fn config(options: &Options) -> anyhow::Result<Config> {
 
 /// Turns openraft's metrics into our standing, takes a snapshot when enough has been applied, and
 /// latches when Raft has died. Ends with Raft.
-fn follow(raft: &Raft, snapshot_log_entries: u64, fail: FailStop) -> watch::Receiver<Standing> {
+fn follow(raft: &Raft, presences: &Presences, snapshot_log_entries: u64, fail: FailStop) -> watch::Receiver<Standing> {
     let mut metrics = raft.metrics();
+    let presences = presences.clone();
     let raft = raft.clone();
-    let (sender, receiver) = watch::channel(Standing::of(&metrics.borrow().clone()));
+    let (sender, receiver) = watch::channel(Standing::of(&metrics.borrow().clone(), false));
     tokio::spawn(async move {
         // The index that the last trigger was for: metrics come often, and building takes a while.
         let mut triggered = 0;
         loop {
             // Cloned out at once: holding the borrow blocks Raft.
             let current = metrics.borrow_and_update().clone();
-            let standing = Standing::of(&current);
+            let recognised = presences.is_recognised();
+            let standing = Standing::of(&current, recognised);
             if let Err(error) = &current.running_state {
                 if !matches!(error, Fatal::Stopped) {
                     fail.fail(format!("raft stopped: {error}"));
@@ -343,7 +399,11 @@ fn follow(raft: &Raft, snapshot_log_entries: u64, fail: FailStop) -> watch::Rece
                 *old = standing;
                 changed
             });
-            if metrics.changed().await.is_err() {
+            let changed = tokio::select! {
+                changed = metrics.changed() => changed,
+                () = presences.recognised(), if !recognised => Ok(()),
+            };
+            if changed.is_err() {
                 return;
             }
         }

@@ -1,7 +1,7 @@
 //! The types that openraft is instantiated with.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use bytes::Bytes;
 use dfs_meta::{Command, Outcome};
@@ -36,18 +36,48 @@ pub type VoteRequest = openraft::raft::VoteRequest<u64>;
 pub type VoteResponse = openraft::raft::VoteResponse<u64>;
 pub type SnapshotResponse = openraft::raft::SnapshotResponse<u64>;
 
-/// A namenode as the membership knows it.
+/// A namenode as the membership knows it. Part of log entries, of the applied mark and of snapshots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredMember", into = "StoredMember")]
 pub struct Member {
-    /// Its meta plane, where clients are sent. Raft addresses come from the configuration, so that a
-    /// namenode can move without a change of membership.
+    /// Its meta plane, where clients are sent.
     pub addr: SocketAddr,
+    /// What people call it. Empty in memberships of before names were kept.
+    pub name: String,
+    /// Its Raft plane; `None` in memberships of before: then the configuration says where it is.
+    pub raft_addr: Option<SocketAddr>,
 }
 
 impl Default for Member {
     /// openraft wants one for memberships that are given as bare ids; ours never are.
     fn default() -> Self {
-        Member { addr: SocketAddr::from(([0, 0, 0, 0], 0)) }
+        Member { addr: SocketAddr::from(([0, 0, 0, 0], 0)), name: String::new(), raft_addr: None }
+    }
+}
+
+/// A member as it is encoded. The first two variants are, byte for byte, the `SocketAddr` that was a member's only
+/// field once, so logs and snapshots of then are readable.
+#[derive(Clone, Serialize, Deserialize)]
+enum StoredMember {
+    V4(SocketAddrV4),
+    V6(SocketAddrV6),
+    Named { addr: SocketAddr, name: String, raft_addr: Option<SocketAddr> },
+}
+
+impl From<StoredMember> for Member {
+    fn from(stored: StoredMember) -> Member {
+        let unnamed = |addr| Member { addr, ..Member::default() };
+        match stored {
+            StoredMember::V4(addr) => unnamed(addr.into()),
+            StoredMember::V6(addr) => unnamed(addr.into()),
+            StoredMember::Named { addr, name, raft_addr } => Member { addr, name, raft_addr },
+        }
+    }
+}
+
+impl From<Member> for StoredMember {
+    fn from(Member { addr, name, raft_addr }: Member) -> StoredMember {
+        StoredMember::Named { addr, name, raft_addr }
     }
 }
 
@@ -140,6 +170,17 @@ mod tests {
     use super::*;
     use dfs_meta::Body;
     use dfs_proto::SessionId;
+
+    #[test]
+    fn members_of_before_names_are_readable_and_new_ones_survive_their_bytes() {
+        for addr in ["10.1.2.3:8020", "[fd00::7]:8020"] {
+            let addr: SocketAddr = addr.parse().unwrap();
+            let unnamed: Member = codec::decode(&codec::encode(&addr).unwrap()).unwrap();
+            assert_eq!(unnamed, Member { addr, ..Member::default() });
+            let named = Member { addr, name: "nn4".into(), raft_addr: Some(addr) };
+            assert_eq!(codec::decode::<Member>(&codec::encode(&named).unwrap()).unwrap(), named);
+        }
+    }
 
     #[test]
     fn a_batch_survives_its_bytes_and_a_cut_one_is_an_error() {

@@ -6,19 +6,17 @@ use std::time::Duration;
 
 use dfs_meta::repair::Known;
 use dfs_meta::{Body, fsck, query};
-use dfs_proto::limits::REPLICATION_MAX;
+use dfs_proto::limits::{NAMENODES_MAX, REPLICATION_MAX};
 use dfs_proto::msg::admin::{AdminReply, AdminRequest, Liveness, Member};
 use dfs_proto::{CapabilityKey, ClusterId, ErrorKind, WireError};
 use tracing::info;
 
-use super::{duties, status};
+use super::{duties, group, status};
 use crate::namenode::Namenode;
 use crate::raft;
 
 /// How long the first election and the genesis command may take.
 const GENESIS_DEADLINE: Duration = Duration::from_secs(20);
-/// Namenodes in one group: more only makes every write slower.
-const MEMBERS_MAX: usize = 9;
 
 pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<AdminReply, WireError> {
     match request {
@@ -55,6 +53,7 @@ pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<A
             namenode.consensus.snapshot().await?;
             Ok(AdminReply::Done)
         }
+        AdminRequest::Group(request) => group::answer(namenode, request).await.map(AdminReply::Group),
     }
 }
 
@@ -75,19 +74,27 @@ async fn initialize(
         return invalid("replication must be 1 to 8, and min_copies at least 1 and not above it");
     }
     let ids: BTreeSet<u64> = members.iter().map(|member| member.node.0).collect();
-    if ids.len() != members.len() || members.len() > MEMBERS_MAX || !ids.contains(&namenode.config.node) {
+    if ids.len() != members.len() || members.len() > NAMENODES_MAX || !ids.contains(&namenode.config.node) {
         return invalid("members must be at most 9, all different, and this namenode among them");
     }
     let known = |id: &u64| *id == namenode.config.node || namenode.config.peers.iter().any(|peer| peer.id == *id);
     if !ids.iter().all(known) {
         return invalid("a member is not among this namenode's configured peers");
     }
-    let members: BTreeMap<u64, raft::Member> =
-        members.into_iter().map(|member| (member.node.0, raft::Member { addr: member.addr })).collect();
+    let named = |member: Member| {
+        let configured = if member.node.0 == namenode.config.node {
+            namenode.config.member()
+        } else {
+            namenode.config.peer(member.node.0).unwrap_or_default()
+        };
+        (member.node.0, raft::Member { addr: member.addr, ..configured })
+    };
+    let members: BTreeMap<u64, raft::Member> = members.into_iter().map(named).collect();
     if namenode.consensus.is_initialized().await? && !has_no_cluster(namenode, &members)? {
         return Err(WireError::new(ErrorKind::Exists, "this namenode already belongs to a cluster"));
     }
     if !namenode.consensus.is_initialized().await? {
+        all_are_empty(namenode, &ids)?;
         namenode.consensus.initialize(members).await?;
     }
     let command = Body::Genesis {
@@ -103,6 +110,25 @@ async fn initialize(
     }
     namenode.propose(command).await?;
     info!(target: "audit", %cluster, "cluster created");
+    Ok(())
+}
+
+/// A group is formed of namenodes that are all there and all empty. Two that have lost their disks would otherwise
+/// begin the cluster anew while the third one, with all that was ever acknowledged, is only away.
+fn all_are_empty(namenode: &Namenode, ids: &BTreeSet<u64>) -> Result<(), WireError> {
+    for id in ids {
+        match namenode.consensus.presence(*id) {
+            Some(said) if said.initialized => {
+                let text = format!("namenode {id} belongs to a group already");
+                return Err(WireError::new(ErrorKind::Exists, text));
+            }
+            Some(_) => {}
+            None => {
+                let text = format!("namenode {id} does not answer, and a group is formed when all of it is there");
+                return Err(WireError::new(ErrorKind::Unavailable, text));
+            }
+        }
+    }
     Ok(())
 }
 

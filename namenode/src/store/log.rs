@@ -21,6 +21,8 @@ pub enum Mark {
     Purged,
     /// The last id known to be committed; may lag after a crash.
     Committed,
+    /// What the other namenodes have told of themselves; may lag after a crash.
+    Peers,
 }
 
 impl Mark {
@@ -29,6 +31,7 @@ impl Mark {
             Mark::Vote => b"m.vote",
             Mark::Purged => b"m.purged",
             Mark::Committed => b"m.committed",
+            Mark::Peers => b"m.peers",
         }
     }
 }

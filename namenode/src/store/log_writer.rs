@@ -89,6 +89,12 @@ impl LogWriter {
         self.jobs.send(Job { changes, done: None }).await.map_err(|_| self.reason())
     }
 
+    /// As `write_lazily`, unless the queue is full.
+    pub fn try_write_lazily(&self, changes: Vec<LogChange>) {
+        // Full or closed: what is dropped is written again with the next change.
+        let _ = self.jobs.try_send(Job { changes, done: None });
+    }
+
     fn reason(&self) -> String {
         self.fail.reason().unwrap_or_else(|| "the log writer has stopped".into())
     }

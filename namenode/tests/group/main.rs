@@ -3,6 +3,7 @@
 mod datanodes;
 mod large_directory;
 mod locks;
+mod membership;
 mod opens;
 mod remembering;
 mod support;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use dfs_namenode::{Config, Peer, Timers};
 use dfs_proto::msg::admin::{AdminReply, AdminRequest, Member, Status};
+use dfs_proto::msg::group::{GroupReply, GroupRequest, GroupStatus, MemberRole, NamenodeAddr};
 use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, NewNode, Op, OpReply, Query, SessionGrant};
 use dfs_proto::msg::node::{Heartbeat, HeartbeatReply, NodeReply, NodeRequest};
 use dfs_proto::{Caller, ClusterId, ErrorKind, InodeId, Name, NodeId, Plane, RequestId, Role, WireError};
@@ -44,33 +45,84 @@ impl Node {
 impl Group {
     /// Starts `count` namenodes that do not know of any cluster yet.
     pub fn start(count: usize, tune: impl Fn(&mut Config)) -> Group {
+        // Shows what the namenodes say: DFS_LOG=info cargo test ... -- --nocapture
+        if let Ok(filter) = std::env::var("DFS_LOG") {
+            let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+        }
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::create(CLUSTER).unwrap();
         std::fs::write(dir.path().join("ca.pem"), authority.cert_pem()).unwrap();
         let peers: Vec<Peer> = (1..=count as u64)
             .map(|id| Peer { id, name: format!("nn{id}"), addr: free_addr(), raft_addr: free_addr() })
             .collect();
-        let mut nodes = Vec::new();
+        let mut group = Group { dir, authority, nodes: Vec::new(), runtime: Runtime::new().unwrap() };
         for peer in &peers {
-            let mut config = Config {
-                node: peer.id,
-                name: peer.name.clone(),
-                cluster: CLUSTER.to_string(),
-                data_dir: dir.path().join(&peer.name),
-                listen: peer.addr,
-                raft_listen: peer.raft_addr,
-                peers: peers.clone(),
-                tls: files(&authority, dir.path(), Role::Namenode, peer.id),
-                timers: Timers::default(),
-                snapshot_log_entries: 10_000,
-                log_keep_entries: 1000,
-            };
-            tune(&mut config);
-            nodes.push(Node { id: peer.id, config, running: None });
+            let node = group.make(peer, &peers, &tune);
+            group.nodes.push(node);
         }
-        let mut group = Group { dir, authority, nodes, runtime: Runtime::new().unwrap() };
         (0..count).for_each(|index| group.restart(index));
         group
+    }
+
+    fn make(&self, own: &Peer, peers: &[Peer], tune: impl Fn(&mut Config)) -> Node {
+        let mut config = Config {
+            node: own.id,
+            name: own.name.clone(),
+            cluster: CLUSTER.to_string(),
+            data_dir: self.dir.path().join(&own.name),
+            listen: own.addr,
+            raft_listen: own.raft_addr,
+            peers: peers.to_vec(),
+            tls: files(&self.authority, self.dir.path(), Role::Namenode, own.id),
+            timers: Timers::default(),
+            snapshot_log_entries: 10_000,
+            log_keep_entries: 1000,
+        };
+        tune(&mut config);
+        Node { id: own.id, config, running: None }
+    }
+
+    /// Starts a further, empty namenode that knows where those before it were; they do not know of it.
+    pub fn spare(&mut self, tune: impl Fn(&mut Config)) -> usize {
+        let id = self.nodes.len() as u64 + 1;
+        let own = Peer { id, name: format!("nn{id}"), addr: free_addr(), raft_addr: free_addr() };
+        let peers = self.nodes.iter().map(|node| Peer {
+            id: node.id,
+            name: node.config.name.clone(),
+            addr: node.config.listen,
+            raft_addr: node.config.raft_listen,
+        });
+        let peers: Vec<Peer> = peers.collect();
+        let node = self.make(&own, &peers, tune);
+        self.nodes.push(node);
+        self.restart(id as usize - 1);
+        id as usize - 1
+    }
+
+    /// As an administrator names it when it is to be added.
+    pub fn addr(&self, index: usize) -> NamenodeAddr {
+        let config = &self.nodes[index].config;
+        NamenodeAddr {
+            node: NodeId(config.node),
+            name: config.name.clone(),
+            addr: config.listen,
+            raft_addr: config.raft_listen,
+        }
+    }
+
+    pub fn data_dir(&self, index: usize) -> PathBuf {
+        self.nodes[index].config.data_dir.clone()
+    }
+
+    /// Waits until a namenode has ended by itself, and returns why.
+    pub fn ended(&mut self, index: usize) -> String {
+        let (runtime, _, task) = self.nodes[index].running.take().unwrap();
+        let ended = runtime.block_on(async { tokio::time::timeout(DEADLINE, task).await });
+        runtime.shutdown_timeout(DEADLINE);
+        match ended.expect("the namenode did not end").unwrap() {
+            Ok(()) => panic!("the namenode stopped in order"),
+            Err(error) => format!("{error:#}"),
+        }
     }
 
     /// As `start`, and makes the cluster.
@@ -217,11 +269,42 @@ impl Client<'_> {
         let members = members.map(|node| Member { node: NodeId(node.id), addr: node.config.listen }).collect();
         let request = AdminRequest::Initialize { cluster: CLUSTER, members, default_replication: 3, min_copies: 2 };
         let request = MetaRequest::Admin(request);
+        // A group is formed when all of it is there.
         until("the first namenode's answer", || match self.ask(0, &request) {
             Ok(_) => Some(Ok(())),
+            Err(RpcError::Refused(error)) if error.kind == ErrorKind::Unavailable => None,
             Err(RpcError::Refused(error)) => Some(Err(error)),
             Err(_) => None,
         })
+    }
+
+    /// Asks the leader about the group itself, again for as long as a change takes.
+    pub fn group(&self, request: GroupRequest) -> Result<GroupReply, WireError> {
+        match self.ask_leader(&MetaRequest::Admin(AdminRequest::Group(request)))? {
+            MetaReply::Admin(reply) => match *reply {
+                AdminReply::Group(reply) => Ok(reply),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The members as one namenode knows them.
+    pub fn members(&self, index: usize) -> Option<GroupStatus> {
+        match self.ask(index, &MetaRequest::Admin(AdminRequest::Group(GroupRequest::Show))).ok()? {
+            MetaReply::Admin(reply) => match *reply {
+                AdminReply::Group(GroupReply::Members(members)) => Some(members),
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The numbers of the voters, as the leader knows them.
+    pub fn voters(&self) -> Vec<u64> {
+        let GroupReply::Members(members) = self.group(GroupRequest::Show).unwrap() else { panic!("no members") };
+        let voters = members.members.iter().filter(|member| member.role == MemberRole::Voter);
+        voters.map(|member| member.node.0).collect()
     }
 
     pub fn status(&self, index: usize) -> Option<Status> {

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attr::Timestamp;
 use crate::ids::{ChunkId, ClusterId, InodeId, NodeId};
+use crate::msg::group::{GroupReply, GroupRequest};
 use crate::msg::node::{ScrubStatus, VolumeStatus};
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -28,6 +29,8 @@ pub enum AdminRequest {
     ChangeDuty { node: NodeId, change: DutyChange, dry_run: bool },
     /// Has these datanodes (none: all that are live) verify every replica again. Answer: `Done`.
     Scrub { nodes: Vec<NodeId> },
+    /// About the group of namenodes itself. Answer: `Group`.
+    Group(GroupRequest),
 }
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -37,6 +40,7 @@ pub enum AdminReply {
     Fsck(FsckReport),
     FileInfo(FileInfo),
     DutyPlan(Box<DutyPlan>),
+    Group(GroupReply),
 }
 
 /// What a datanode is meant to do, as an administrator has said: a row of the state. How alive it is, is another

@@ -1,7 +1,10 @@
 //! UDP ports of a local cluster. HDFS users know 8020; the rest follows it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+
+use dfs_client::ClusterConfig;
 
 use crate::error::{Failure, Result};
 
@@ -68,6 +71,19 @@ pub fn pick_above(port: u16) -> Result<SocketAddr> {
     found.ok_or_else(|| Failure::failed(format!("no UDP port from {port} to {END} is free")))
 }
 
+/// A meta and a Raft address for one more namenode: the first free ones of those that are kept for namenodes.
+pub fn pick_for_namenode(config: &ClusterConfig, taken: &BTreeSet<SocketAddr>) -> Result<(SocketAddr, SocketAddr)> {
+    // The first datanode's port says where the block begins; without one the first namenode's does.
+    let data = config.datanodes.first().map(|node| usize::from(node.addr.port()).saturating_sub(DATA_OFFSET));
+    let base = data.or(config.namenodes.first().map(|node| node.addr.port().into())).unwrap_or(DEFAULT_BASE.into());
+    let free = |offset: usize| {
+        (base + offset..base + offset + RAFT_OFFSET)
+            .find_map(|port| choose_one(port).ok().filter(|addr| !taken.contains(addr)))
+    };
+    let none = || Failure::failed(format!("none of the UDP ports for namenodes from {base} on is free"));
+    Ok((free(0).ok_or_else(none)?, free(RAFT_OFFSET).ok_or_else(none)?))
+}
+
 /// Whether a node that is about to start will get its port.
 pub fn check_free(addr: SocketAddr) -> Result {
     match UdpSocket::bind(addr) {
@@ -86,7 +102,6 @@ fn taken(port: u16, error: &io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     #[test]
     fn every_port_is_given_out_once() {

@@ -73,7 +73,7 @@ impl Waiter<'_> {
             if status.leader != Some(status.from) {
                 return Err((None, "no leader yet".to_owned()));
             }
-            for member in Member::all(Kind::Namenode, self.config.namenodes.len()) {
+            for member in scaffold::namenodes(self.config) {
                 if !status.namenodes.iter().any(|node| node.node == member.id() && node.reachable) {
                     return Err((Some(member), "has not joined".to_owned()));
                 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use dfs_client::{ClusterConfig, MountDir, NodeAddr, TlsFiles};
+use dfs_proto::msg::group::NamenodeAddr;
 use dfs_proto::{ClusterId, Role};
 use dfs_rpc::pki::{Authority, PkiError};
 
@@ -47,8 +48,15 @@ pub fn create(layout: &Layout, settings: &Settings, ports: &Ports) -> Result<Clu
         datanodes: addrs(Kind::Datanode, &ports.data),
         mounts: Vec::new(),
     };
+    let peer = |(node, raft): (&NodeAddr, &SocketAddr)| NamenodeAddr {
+        node: node.id,
+        name: node.name.clone(),
+        addr: node.addr,
+        raft_addr: *raft,
+    };
+    let peers: Vec<NamenodeAddr> = config.namenodes.iter().zip(&ports.raft).map(peer).collect();
     for member in nodes(&config) {
-        make_node(layout, settings, &authority, &config, &ports.raft, member)?;
+        make_node(layout, settings, &authority, &config, &peers, member)?;
     }
     config.save(&layout.cluster_toml())?;
     Ok(config)
@@ -67,7 +75,7 @@ fn make_node(
     settings: &Settings,
     authority: &Authority,
     config: &ClusterConfig,
-    raft: &[SocketAddr],
+    peers: &[NamenodeAddr],
     member: Member,
 ) -> Result {
     match settings.fs {
@@ -76,7 +84,7 @@ fn make_node(
     }
     give_certificate(layout, authority, member)?;
     let text = match member.kind {
-        Kind::Namenode => namenode_toml(config, raft, member),
+        Kind::Namenode => namenode_toml(config, &peers[member.index - 1], peers, member),
         _ => datanode_toml(config, member),
     };
     let path = layout.config(member);
@@ -154,9 +162,23 @@ pub fn add_mount(layout: &Layout, config: &mut ClusterConfig, dir: PathBuf) -> R
 
 /// Every namenode and datanode.
 pub fn nodes(config: &ClusterConfig) -> Vec<Member> {
-    let mut nodes = Member::all(Kind::Namenode, config.namenodes.len());
+    let mut nodes = namenodes(config);
     nodes.extend(Member::all(Kind::Datanode, config.datanodes.len()));
     nodes
+}
+
+/// Every namenode. Numbers are never used again, so there may be gaps.
+pub fn namenodes(config: &ClusterConfig) -> Vec<Member> {
+    config.namenodes.iter().map(|node| Member { kind: Kind::Namenode, index: node.id.0 as usize }).collect()
+}
+
+/// The processes of one kind.
+pub fn members(config: &ClusterConfig, kind: Kind) -> Vec<Member> {
+    match kind {
+        Kind::Namenode => namenodes(config),
+        Kind::Datanode => Member::all(kind, config.datanodes.len()),
+        Kind::Mount => Member::all(kind, config.mounts.len()),
+    }
 }
 
 /// The mount's own cluster file: the same cluster, its own certificate.
@@ -250,14 +272,22 @@ done
     )
 }
 
-fn namenode_toml(config: &ClusterConfig, raft: &[SocketAddr], member: Member) -> String {
-    let own = member.index - 1;
-    let mut text = node_head(config, member, config.namenodes[own].addr);
-    let _ = writeln!(text, "raft_listen = \"{}\"", raft[own]);
+pub fn namenode_toml(config: &ClusterConfig, own: &NamenodeAddr, peers: &[NamenodeAddr], member: Member) -> String {
+    let mut text = node_head(config, member, own.addr);
+    let _ = writeln!(text, "raft_listen = \"{}\"", own.raft_addr);
     text.push_str(&tls_section(member));
-    for (node, raft) in config.namenodes.iter().zip(raft) {
-        let NodeAddr { id, name, addr } = node;
-        let _ = write!(text, "\n[[peers]]\nid = {id}\nname = \"{name}\"\naddr = \"{addr}\"\nraft_addr = \"{raft}\"\n");
+    text.push_str(&peers_section(peers));
+    text
+}
+
+/// The end of every namenode's configuration.
+pub fn peers_section(peers: &[NamenodeAddr]) -> String {
+    let mut text = String::new();
+    for NamenodeAddr { node, name, addr, raft_addr } in peers {
+        let _ = write!(
+            text,
+            "\n[[peers]]\nid = {node}\nname = \"{name}\"\naddr = \"{addr}\"\nraft_addr = \"{raft_addr}\"\n"
+        );
     }
     text
 }
@@ -266,7 +296,14 @@ fn datanode_toml(config: &ClusterConfig, member: Member) -> String {
     let mut text = node_head(config, member, config.datanodes[member.index - 1].addr);
     text.push_str("must_exist = true\n");
     text.push_str(&tls_section(member));
-    for NodeAddr { id, name, addr } in &config.namenodes {
+    text.push_str(&namenodes_section(&config.namenodes));
+    text
+}
+
+/// The end of every datanode's configuration.
+pub fn namenodes_section(namenodes: &[NodeAddr]) -> String {
+    let mut text = String::new();
+    for NodeAddr { id, name, addr } in namenodes {
         let _ = write!(text, "\n[[namenodes]]\nid = {id}\nname = \"{name}\"\naddr = \"{addr}\"\n");
     }
     text
@@ -287,7 +324,7 @@ fn tls_section(member: Member) -> String {
     format!("\n[tls]\nca = \"ca.pem\"\ncert = \"{name}.pem\"\nkey = \"{name}.key\"\n")
 }
 
-fn give_certificate(layout: &Layout, authority: &Authority, member: Member) -> Result {
+pub fn give_certificate(layout: &Layout, authority: &Authority, member: Member) -> Result {
     let folder = layout.folder(member);
     let ca = folder.join("ca.pem");
     fs::write(&ca, authority.cert_pem()).map_err(|error| Failure::local(&ca, &error))?;
@@ -295,7 +332,7 @@ fn give_certificate(layout: &Layout, authority: &Authority, member: Member) -> R
 }
 
 /// Keys lie in it.
-fn make_private_dir(path: &Path) -> Result {
+pub fn make_private_dir(path: &Path) -> Result {
     fs::DirBuilder::new().mode(0o700).create(path).map_err(|error| Failure::local(path, &error))
 }
 

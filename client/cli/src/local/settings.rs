@@ -103,8 +103,18 @@ impl Settings {
         }
         let fewer = wishes.datanodes.filter(|wished| *wished < self.datanodes);
         let shown = |fs: Option<Filesystem>| fs.map_or("none".to_owned(), |fs| fs.to_string());
+        if let Some(wished) = wishes.namenodes.filter(|wished| *wished != self.namenodes) {
+            // More of them are added; fewer is a decision about which.
+            if wished < self.namenodes {
+                let message =
+                    format!("--namenodes {wished}: the cluster in {} has {}", layout.dir.display(), self.namenodes);
+                return Err(Failure::usage(message).hint("dfs namenode remove NAME"));
+            }
+            if !matches!(wished, 3 | 5) {
+                return Err(Failure::usage(format!("--namenodes {wished}: a group has 1, 3 or 5 members")));
+            }
+        }
         let pairs = [
-            ("--namenodes", self.namenodes.to_string(), wishes.namenodes.map(|n| n.to_string())),
             ("--datanodes", self.datanodes.to_string(), fewer.map(|n| n.to_string())),
             ("--replication", self.replication.to_string(), wishes.replication.map(|n| n.to_string())),
             ("--fs", shown(self.fs), wishes.fs.map(|fs| fs.to_string())),

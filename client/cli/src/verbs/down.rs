@@ -42,13 +42,9 @@ pub async fn run(context: &Context, args: Args) -> Result {
     let mut tally = Tally::default();
     let mut stopped = 0;
     // Clients before what they use, data before the metadata that describes it.
-    for (kind, name, count) in [
-        (Kind::Mount, "mount", config.mounts.len()),
-        (Kind::Datanode, "datanode", config.datanodes.len()),
-        (Kind::Namenode, "namenode", config.namenodes.len()),
-    ] {
+    for (kind, name) in [(Kind::Mount, "mount"), (Kind::Datanode, "datanode"), (Kind::Namenode, "namenode")] {
         let began = Instant::now();
-        let ended = stop_all(context, &layout, &Member::all(kind, count), &mut tally).await?;
+        let ended = stop_all(context, &layout, &scaffold::members(&config, kind), &mut tally).await?;
         if ended > 0 && !context.out.json && !context.out.quiet {
             context.out.line(format!(
                 "{name:9} {:38} {}",

@@ -1,3 +1,5 @@
+mod group;
+
 use std::path::PathBuf;
 
 use dfs_client::{Dfs, Options};
@@ -7,10 +9,12 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::role;
 
+pub use group::object as group_object;
+
 /// Serve as a namenode, or ask about the namenodes
 #[derive(clap::Args, Debug)]
 #[command(
-    before_help = "Examples:\n  dfs namenode --config /etc/dfs/namenode.toml\n  dfs namenode leader\n  dfs namenode snapshot"
+    before_help = "Examples:\n  dfs namenode --config /etc/dfs/namenode.toml\n  dfs namenode list\n  dfs namenode add\n  dfs namenode replace nn2\n  dfs namenode transfer-leader nn3"
 )]
 #[command(subcommand_negates_reqs = true, args_conflicts_with_subcommands = true)]
 pub struct Args {
@@ -27,6 +31,38 @@ enum Question {
     Leader,
     /// Make the leader write a snapshot of its state and purge its log
     Snapshot,
+    /// Show the namenodes: who votes, who leads, who answers
+    List,
+    /// Add a namenode while the others serve
+    #[command(before_help = "Examples:\n  dfs namenode add\n  dfs namenode add nn4 10.0.0.4:8020 10.0.0.4:8030 --id 4")]
+    Add {
+        /// Default: the next one of the local cluster
+        name: Option<String>,
+        #[command(flatten)]
+        newcomer: group::Newcomer,
+    },
+    /// Remove a namenode for good; its number is not used again
+    Remove {
+        /// Name or number
+        name: String,
+    },
+    /// Put a new namenode in the place of one that is lost
+    #[command(
+        before_help = "Examples:\n  dfs namenode replace nn2\n  dfs namenode replace nn2 nn4 10.0.0.4:8020 10.0.0.4:8030 --id 4"
+    )]
+    Replace {
+        /// Name or number
+        old: String,
+        /// Default: the next one of the local cluster
+        new: Option<String>,
+        #[command(flatten)]
+        newcomer: group::Newcomer,
+    },
+    /// Have another namenode lead; without a name the one that is furthest
+    TransferLeader {
+        /// Name or number
+        to: Option<String>,
+    },
 }
 
 impl Args {
@@ -52,19 +88,27 @@ async fn serve(path: PathBuf) -> Result {
 }
 
 async fn ask(context: &Context, question: Question) -> Result {
-    let dfs = Dfs::connect(&context.config()?, Options::default()).await?;
     match question {
-        Question::Leader => {
-            let leader = dfs.leader().await?;
-            if context.out.json {
-                return context.out.object(json!({"name": leader.name, "node": leader.id, "addr": leader.addr}));
-            }
-            context.out.line(format!("{} {}", leader.name, leader.id))
-        }
+        Question::Leader => leader(context).await,
         Question::Snapshot => {
+            let dfs = Dfs::connect(&context.config()?, Options::default()).await?;
             dfs.snapshot().await?;
             context.out.note("snapshot taken");
             Ok(())
         }
+        Question::List => group::list(context).await,
+        Question::Add { name, newcomer } => group::add(context, name, newcomer).await,
+        Question::Remove { name } => group::remove(context, &name).await,
+        Question::Replace { old, new, newcomer } => group::replace(context, &old, new, newcomer).await,
+        Question::TransferLeader { to } => group::transfer_leader(context, to.as_deref()).await,
     }
+}
+
+async fn leader(context: &Context) -> Result {
+    let dfs = Dfs::connect(&context.config()?, Options::default()).await?;
+    let leader = dfs.leader().await?;
+    if context.out.json {
+        return context.out.object(json!({"name": leader.name, "node": leader.id, "addr": leader.addr}));
+    }
+    context.out.line(format!("{} {}", leader.name, leader.id))
 }

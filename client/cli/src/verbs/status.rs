@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dfs_client::{ClusterConfig, Dfs, Options};
 use dfs_proto::msg::admin::{DatanodeStatus, Duty, Liveness, Status};
+use dfs_proto::msg::group::GroupStatus;
 use dfs_proto::{NodeId, Timestamp};
 use serde_json::{Value, json};
 
@@ -15,6 +16,7 @@ use crate::context::Context;
 use crate::error::{Exit, Failure, Result};
 use crate::output::Tone;
 use crate::units;
+use crate::verbs::namenode::group_object;
 
 /// Health of the cluster, and what to do about it
 #[derive(clap::Args, Debug)]
@@ -37,7 +39,12 @@ pub async fn run(context: &Context, args: Args) -> Result {
     let names = NodeNames::new(&config).with_starts(&context.global.cluster);
     loop {
         let done = match ask(&dfs).await {
-            Ok(status) => print(context, &args, &names, &status),
+            Ok(status) => {
+                // Members that the cluster file does not name yet have names all the same.
+                let group = tokio::time::timeout(DEADLINE, dfs.group_members()).await.ok().and_then(Result::ok);
+                let names = names.clone().with_members(group.as_ref());
+                print(context, &args, &names, &status, group.as_ref())
+            }
             Err(failure) => Err(unreachable(&config, failure)),
         };
         if !args.watch {
@@ -71,10 +78,12 @@ fn unreachable(config: &ClusterConfig, failure: Failure) -> Failure {
         .hint("`dfs up` starts what is not running of a local cluster")
 }
 
-fn print(context: &Context, args: &Args, names: &NodeNames, status: &Status) -> Result {
-    let health = Health::of(status, names);
+fn print(context: &Context, args: &Args, names: &NodeNames, status: &Status, group: Option<&GroupStatus>) -> Result {
+    let health = Health::of(status, names).with_group(group);
     if context.out.json {
-        context.out.object(object(status, &health, names))?;
+        let mut object = object(status, &health, names);
+        object["group"] = group.map_or(Value::Null, group_object);
+        context.out.object(object)?;
     } else {
         if args.watch && context.out.stdout_is_terminal {
             // Home, and clear what is below: the block stays in place.
@@ -315,6 +324,7 @@ pub fn liveness_name(liveness: Liveness) -> &'static str {
 }
 
 /// What people call the nodes, from the cluster file.
+#[derive(Clone)]
 pub struct NodeNames {
     names: BTreeMap<NodeId, String>,
     /// Where `dfs up` left the scripts that start nodes.
@@ -330,6 +340,13 @@ impl NodeNames {
     /// Also knows how to start a node, if the cluster file is one of `dfs up`.
     pub fn with_starts(mut self, cluster_file: &std::path::Path) -> NodeNames {
         self.starts = cluster_file.parent().map(PathBuf::from);
+        self
+    }
+
+    /// Also knows what the namenodes call themselves.
+    pub fn with_members(mut self, group: Option<&GroupStatus>) -> NodeNames {
+        let members = group.iter().flat_map(|group| &group.members).filter(|member| !member.name.is_empty());
+        self.names.extend(members.map(|member| (member.node, member.name.clone())));
         self
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use dfs_client::{ClusterConfig, Dfs, Options};
 use dfs_proto::NodeId;
 use dfs_proto::msg::admin::Status;
+use dfs_proto::msg::group::GroupRequest;
 use serde_json::{Value, json};
 
 use crate::context::{Context, load_config};
@@ -13,7 +14,7 @@ use crate::local::layout::{Kind, Layout, Member};
 use crate::local::process::{self, Process};
 use crate::local::ready::Waiter;
 use crate::local::settings::{Filesystem, Settings, Wishes};
-use crate::local::{images, mounts, ports, scaffold};
+use crate::local::{images, mounts, namenodes, ports, scaffold};
 use crate::units;
 
 /// Start a cluster on this machine, or start again what does not run of it
@@ -22,7 +23,7 @@ use crate::units;
     before_help = "Examples:\n  dfs up\n  dfs up --mount ./mnt\n  dfs up --dir /tmp/try --namenodes 1 --datanodes 3\n  sudo dfs up --fs xfs:400M\n  sudo dfs up --netns"
 )]
 pub struct Args {
-    /// 1, 3 or 5; default 3
+    /// 1, 3 or 5; default 3. More than there are: the rest is added
     #[arg(long, value_name = "N")]
     namenodes: Option<usize>,
     /// Default 4
@@ -61,8 +62,16 @@ pub async fn run(context: &Context, args: Args) -> Result {
     let dfs = Dfs::connect(&config, Options::default()).await?;
     let mut waiter = Waiter { layout: &layout, config: &config, dfs: &dfs, removed: Vec::new() };
     waiter.initialize().await?;
-    let status = waiter.namenodes().await?;
-    waiter.removed = status.removed.clone();
+    let mut status = waiter.namenodes().await?;
+    let wanted = args.namenodes.unwrap_or(config.namenodes.len());
+    while config.namenodes.len() < wanted {
+        let new = namenodes::start_new(&layout, &config, &dfs.group_members().await?, log)?;
+        dfs.change_group(GroupRequest::Add(new)).await?;
+        namenodes::write_down(&layout, &mut config, &dfs.group_members().await?)?;
+        status = Waiter { layout: &layout, config: &config, dfs: &dfs, removed: Vec::new() }.namenodes().await?;
+        started += 1;
+    }
+    let waiter = Waiter { layout: &layout, config: &config, dfs: &dfs, removed: status.removed.clone() };
     let removed = &waiter.removed;
     let report = Report { context, layout: &layout, config: &config };
     report.namenodes(&status, start.elapsed())?;
@@ -164,13 +173,8 @@ fn start_members(
     log: Option<&str>,
     removed: &[NodeId],
 ) -> Result<usize> {
-    let count = match kind {
-        Kind::Namenode => config.namenodes.len(),
-        Kind::Datanode => config.datanodes.len(),
-        Kind::Mount => config.mounts.len(),
-    };
     let mut started = 0;
-    for member in Member::all(kind, count) {
+    for member in scaffold::members(config, kind) {
         if removed.contains(&member.id()) || Process::find(layout, member).is_some() {
             continue;
         }
@@ -193,7 +197,7 @@ fn address(config: &ClusterConfig, member: Member) -> Option<std::net::SocketAdd
         Kind::Datanode => &config.datanodes,
         Kind::Mount => return None,
     };
-    nodes.get(member.index - 1).map(|node| node.addr)
+    nodes.iter().find(|node| node.id == member.id()).map(|node| node.addr)
 }
 
 /// What `up` tells, a line as each part is ready.
@@ -266,7 +270,7 @@ impl Report<'_> {
     fn object(&self, status: &Status, started: usize, time: Duration) -> Value {
         let pid = |member| Process::find(self.layout, member).map(|process| process.pid);
         let nodes = |kind, nodes: &[dfs_client::NodeAddr]| -> Vec<Value> {
-            let members = Member::all(kind, nodes.len());
+            let members = scaffold::members(self.config, kind);
             let pairs = nodes.iter().zip(members);
             pairs
                 .map(

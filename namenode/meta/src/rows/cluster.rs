@@ -1,7 +1,7 @@
 //! Rows of which there is one: configuration, keys, totals.
 
 use dfs_proto::msg::admin::Counts;
-use dfs_proto::{CapabilityKey, ChunkId, ClusterId, InodeId, SessionId};
+use dfs_proto::{CapabilityKey, ChunkId, ClusterId, InodeId, NodeId, SessionId};
 use serde::{Deserialize, Serialize};
 
 use super::{Key, Row, get};
@@ -76,6 +76,34 @@ impl Totals {
     pub fn key() -> Key<Totals> {
         Key::new(b"totals".to_vec())
     }
+}
+
+/// Every number that a namenode of this cluster has or had, in order.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct NamenodeIds(pub Vec<NamenodeIdRow>);
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct NamenodeIdRow {
+    pub node: NodeId,
+    /// The number drawn when its data folder was made: tells that folder from an empty one under the same name.
+    pub disk: u64,
+    /// It was removed from the group.
+    pub retired: bool,
+}
+
+impl Row for NamenodeIds {
+    const TABLE: Table = Table::Counters;
+}
+
+impl NamenodeIds {
+    pub fn key() -> Key<NamenodeIds> {
+        Key::new(b"namenodes".to_vec())
+    }
+}
+
+/// Without those that the group was formed with until they have told their disks.
+pub fn namenode_ids(view: &dyn View) -> Result<NamenodeIds, Fault> {
+    Ok(get(view, &NamenodeIds::key())?.unwrap_or_default())
 }
 
 /// `None` before genesis.

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use dfs_proto::NodeId;
 use dfs_proto::msg::admin::{DatanodeStatus, Duty, Liveness, Status};
+use dfs_proto::msg::group::{GroupStatus, MemberRole};
 
 use super::NodeNames;
 use crate::units;
@@ -61,6 +62,25 @@ impl Health {
         }
         health.reasons.sort_by_key(|reason| std::cmp::Reverse(reason.word));
         health
+    }
+
+    /// Adds what is to be said about a group of namenodes that changes.
+    pub fn with_group(mut self, group: Option<&GroupStatus>) -> Health {
+        let Some(group) = group else { return self };
+        if let Some(change) = &group.change {
+            self.warn(change.clone(), "dfs namenode list");
+        }
+        let learners = group.members.iter().filter(|member| member.role == MemberRole::Learner);
+        for learner in learners.filter(|_| group.change.is_none()) {
+            let text = format!("{} receives the log and does not vote: its addition broke off", learner.name);
+            self.warn(text, format!("dfs namenode add {}", learner.name));
+        }
+        let voters = group.members.iter().filter(|member| member.role == MemberRole::Voter).count();
+        if group.change.is_none() && voters > 0 && voters.is_multiple_of(2) {
+            self.warn(format!("{voters} namenodes survive no more losses than {}", voters - 1), "dfs namenode add");
+        }
+        self.reasons.sort_by_key(|reason| std::cmp::Reverse(reason.word));
+        self
     }
 
     pub fn word(&self) -> Word {
