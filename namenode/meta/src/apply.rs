@@ -147,6 +147,7 @@ fn administer(tx: &mut Tx<'_>, now: Timestamp, body: &Body) -> Result<Reply, Fai
         Body::Holders { changes } => release::change_holders(tx, changes),
         Body::AdmitNamenode { node, disk } => namenode::admit(tx, *node, *disk),
         Body::RetireNamenode { node } => namenode::retire(tx, *node),
+        Body::CheckState => Ok(Reply::Done),
         Body::Client { .. } | Body::Removal { .. } => {
             Err(Failure::Fault(Fault("a client's request is not dispatched here".into())))
         }

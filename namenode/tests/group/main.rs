@@ -1,6 +1,7 @@
 //! Namenodes as a group: elections, retries, snapshots, roles, datanodes.
 
 mod datanodes;
+mod identity;
 mod locks;
 mod membership;
 mod opens;
