@@ -128,6 +128,26 @@ impl Dfs {
         best.ok_or_else(|| Error::new(ErrorKind::Unavailable, "no namenode answers"))
     }
 
+    /// What each namenode says of the group and of itself; those that do not answer are missing.
+    pub async fn each_namenode(&self) -> Vec<GroupStatus> {
+        let group = &self.client.group;
+        let request = MetaRequest::Admin(AdminRequest::Group(GroupRequest::Show));
+        let ask = |index| {
+            let request = &request;
+            async move {
+                match group.ask(index, request, LEADER_GRACE).await {
+                    Ok(MetaReply::Admin(reply)) => match *reply {
+                        AdminReply::Group(GroupReply::Members(status)) => Some(status),
+                        _ => None,
+                    },
+                    _ => None,
+                }
+            }
+        };
+        let asked = (0..group.len()).filter(|index| !group.is_gone(*index)).map(ask);
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
+    }
+
     /// Changes the group of namenodes, and returns when that is done.
     pub async fn change_group(&self, request: GroupRequest) -> Result<GroupReply> {
         let request = MetaRequest::Admin(AdminRequest::Group(request));

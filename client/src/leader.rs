@@ -504,6 +504,7 @@ mod tests {
                 .collect(),
             change: None,
             used: Vec::new(),
+            checks: Vec::new(),
         };
         let mut members = Members::default();
         members.learn(&status(&[(1, 1), (2, 2)]));

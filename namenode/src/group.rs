@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dfs_meta::{Body, rows};
 use dfs_proto::{ErrorKind, NodeId, WireError};
@@ -17,9 +17,16 @@ use crate::raft::{Change, Picture, Steps, plan};
 /// How long one request waits for a change; whoever asked asks again then. Below the time that a request may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Between two comparisons of the states; each is an entry of the log.
+const CHECK_PERIOD: Duration = Duration::from_secs(10);
+
 /// The change that runs at this leader, if one does. Soft state: a new leader is asked again.
 #[derive(Default)]
-pub struct Changes(Mutex<Option<Running>>);
+pub struct Changes {
+    running: Mutex<Option<Running>>,
+    /// When this namenode last had the states compared.
+    checked: Mutex<Option<Instant>>,
+}
 
 #[derive(Clone)]
 struct Running {
@@ -43,9 +50,19 @@ impl Running {
 }
 
 impl Changes {
+    /// Whether it is time to compare the states; then the next time is set.
+    fn is_due(&self) -> bool {
+        let mut checked = self.checked.lock();
+        let due = checked.is_none_or(|at| at.elapsed() >= CHECK_PERIOD);
+        if due {
+            *checked = Some(Instant::now());
+        }
+        due
+    }
+
     /// In words, what runs.
     pub fn words(&self) -> Option<String> {
-        self.0.lock().as_ref().filter(|running| !running.has_ended()).map(Running::words)
+        self.running.lock().as_ref().filter(|running| !running.has_ended()).map(Running::words)
     }
 }
 
@@ -56,7 +73,7 @@ impl Changes {
 pub async fn change(namenode: &Arc<Namenode>, change: Change) -> Result<(), WireError> {
     namenode.leading()?;
     let mut outcome = {
-        let mut current = namenode.changes.0.lock();
+        let mut current = namenode.changes.running.lock();
         match current.as_ref().filter(|running| !running.has_ended()) {
             Some(running) if running.change == change => running.outcome.clone(),
             Some(running) => {
@@ -142,6 +159,15 @@ pub fn used(namenode: &Namenode) -> Result<BTreeMap<u64, bool>, WireError> {
     Ok(used)
 }
 
+/// Has the states compared now and then, unless nothing has been done since.
+async fn check_state(namenode: &Arc<Namenode>) -> Result<(), WireError> {
+    let last = namenode.state.checks().last().map_or(0, |(index, _)| *index);
+    if namenode.consensus.standing().applied_index == last || !namenode.changes.is_due() {
+        return Ok(());
+    }
+    namenode.propose(Body::CheckState).await.map(|_| ())
+}
+
 /// What a leader does for the group by itself: ends a change whose leader died between its two halves, notes the
 /// disks of members, and writes down where they are now.
 pub async fn tend(namenode: &Arc<Namenode>) -> Result<(), WireError> {
@@ -154,6 +180,7 @@ pub async fn tend(namenode: &Arc<Namenode>) -> Result<(), WireError> {
         info!(voters = ?last, "finishing a change of the group");
         return namenode.consensus.set_voters(last).await;
     }
+    check_state(namenode).await?;
     let ids = namenode.read(rows::namenode_ids)?;
     for (id, member) in &standing.members {
         let Some(said) = namenode.consensus.presence(*id) else { continue };

@@ -46,7 +46,16 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
 
     let fail = FailStop::default();
     let tasks = CancellationToken::new();
-    let (namenode, raft_server, events) = build(config, me.cluster, home.disk(), &raft, &fail, &tasks).await?;
+    let built = build(config.clone(), me.cluster, home.disk(), &raft, &fail, &tasks).await;
+    let (namenode, raft_server, events) = built.with_context(|| {
+        format!(
+            "the store in {} is not whole, and {} does not serve with it: `dfs namenode replace {}` puts another \
+             namenode in its place",
+            config.data_dir.display(),
+            config.name,
+            config.name
+        )
+    })?;
     let mut servers = JoinSet::new();
     let server = Arc::new(Server::new(namenode.clone()));
     servers.spawn(dfs_rpc::serve(raft.clone(), Arc::new(raft_server), tasks.clone(), DRAIN));

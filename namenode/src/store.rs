@@ -15,6 +15,7 @@
 //! ```
 
 pub mod files;
+pub mod hash;
 pub mod log;
 pub mod log_writer;
 pub mod state;
@@ -55,6 +56,9 @@ fn options() -> rocksdb::Options {
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_paranoid_checks(true);
+    // What a crash leaves half written at the end of a log was never acknowledged. Anything else that does not read
+    // well is damage: by RocksDB's default it would be dropped, with all that follows it, and nobody told.
+    options.set_wal_recovery_mode(rocksdb::DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_max_background_jobs(2);
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(8 << 20);

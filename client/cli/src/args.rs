@@ -126,6 +126,7 @@ mod tests {
             "dfs namenode replace nn2",
             "dfs namenode replace nn2 nn4 10.0.0.4:8020 10.0.0.4:8030 --id 4",
             "dfs namenode transfer-leader",
+            "dfs namenode hash --index 7",
             "dfs namenode transfer-leader nn3",
             "dfs datanode verify file.chunk",
             "dfs datanode list",

@@ -143,6 +143,7 @@ mod tests {
             members: ids.iter().map(member).collect(),
             change: None,
             used: Vec::new(),
+            checks: Vec::new(),
         }
     }
 

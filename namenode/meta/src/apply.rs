@@ -148,6 +148,7 @@ fn administer(tx: &mut Tx<'_>, now: Timestamp, body: &Body) -> Result<Reply, Fai
         Body::SetDuty { node, before, after } => datanode::set_duty(tx, *node, *before, *after),
         Body::AdmitNamenode { node, disk } => namenode::admit(tx, *node, *disk),
         Body::RetireNamenode { node } => namenode::retire(tx, *node),
+        Body::CheckState => Ok(Reply::Done),
         Body::Client { .. } | Body::Removal { .. } => {
             Err(Failure::Fault(Fault("a client's request is not dispatched here".into())))
         }

@@ -74,6 +74,8 @@ pub enum Body {
     AdmitNamenode { node: NodeId, disk: u64 },
     /// A namenode's number is used up.
     RetireNamenode { node: NodeId },
+    /// Changes nothing: each namenode notes the hash that its state had before this entry, and they compare.
+    CheckState,
 }
 
 /// Sessions that no longer hold a nameless inode (`rows::UNDECIDED` among them), and those that do.
@@ -100,7 +102,8 @@ impl Body {
             | Body::Holders { .. }
             | Body::SetDuty { .. }
             | Body::AdmitNamenode { .. }
-            | Body::RetireNamenode { .. } => None,
+            | Body::RetireNamenode { .. }
+            | Body::CheckState => None,
         }
     }
 }

@@ -26,6 +26,9 @@ const PAYLOAD_BYTES_MAX: usize = 1 << 20;
 /// them, so neither waits for the database.
 const RECENT_BYTES_MAX: usize = 16 << 20;
 
+/// Bytes of entries that are looked at together at the start.
+const CHECK_BYTES: usize = 4 << 20;
+
 /// Cheap to clone; clones share the log.
 #[derive(Clone)]
 pub struct LogStore {
@@ -110,10 +113,33 @@ impl LogStore {
         let writer = LogWriter::start(log.clone(), fail)?;
         let store = LogStore { log, writer, recent: Arc::default(), durable: Arc::default() };
         let damaged = |error: StorageError| StoreError::Damaged(format!("the log cannot be read: {error}"));
+        store.check_whole()?;
         let vote = store.read_mark(Mark::Vote).map_err(damaged)?;
         let last = store.last_log_id().map_err(damaged)?;
         *store.durable.lock() = Durable { vote, last };
         Ok(store)
+    }
+
+    /// Reads every entry: the log has no hole and begins where it was purged to. One with a hole would lead others to
+    /// believe that nothing was ever there.
+    fn check_whole(&self) -> Result<(), StoreError> {
+        let damaged = |error: StorageError| StoreError::Damaged(format!("the log cannot be read: {error}"));
+        let purged: Option<LogId> = self.read_mark(Mark::Purged).map_err(damaged)?;
+        let mut next = purged.map_or(0, |purged| purged.index + 1);
+        loop {
+            let rows = self.log.entries(next, u64::MAX, CHECK_BYTES)?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            for (index, bytes) in rows {
+                let entry: Entry = codec::decode_large(&bytes)
+                    .map_err(|error| StoreError::Damaged(format!("log entry {index} is not readable: {error}")))?;
+                if index != next || entry.log_id.index != index {
+                    return Err(StoreError::Damaged(format!("the log has a hole: entry {next} is missing")));
+                }
+                next += 1;
+            }
+        }
     }
 
     pub fn durable(&self) -> Durable {

@@ -300,6 +300,9 @@ impl Consensus {
 
     /// Stops taking part. Nothing is applied after this returns.
     pub async fn stop(&self) {
+        if self.presences.is_recognised() {
+            self.presences.say_goodbye(&self.links).await;
+        }
         match tokio::time::timeout(STOP_DEADLINE, self.raft.shutdown()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "raft did not stop in order"),

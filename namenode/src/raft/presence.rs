@@ -22,6 +22,7 @@ use super::log_store::{Durable, LogStore};
 use super::network::{self, RaftReply, RaftRequest};
 use super::types::{LogId, Member, Metrics, Vote};
 use crate::fail_stop::FailStop;
+use crate::store::hash::{StateHash, odd_one_out};
 use crate::store::state::StateStore;
 
 /// Between two rounds; shorter until this node has been recognised.
@@ -45,6 +46,8 @@ pub struct Presence {
     pub vote: Vote,
     /// Entries up to this one are committed, and on its disk.
     pub floor: Option<LogId>,
+    /// The hashes of its state at the last entries where the log asked for one.
+    pub checks: Vec<(u64, StateHash)>,
 }
 
 /// What others know of a namenode.
@@ -252,6 +255,7 @@ impl Presences {
             initialized: durable.last.is_some() || durable.vote.is_some(),
             vote: durable.vote.unwrap_or_default(),
             floor: known.floor,
+            checks: inner.state.checks(),
         }
     }
 
@@ -309,6 +313,31 @@ impl Presences {
         if let Some(memories) = memories {
             inner.log.remember(&memories);
         }
+        self.compare_states();
+    }
+
+    /// Stops this node if a majority agrees on another state than the one it has.
+    fn compare_states(&self) {
+        let inner = &self.0;
+        let metrics = inner.metrics.borrow().clone();
+        let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+        let others: Vec<_> = {
+            let known = inner.known.lock();
+            let voting = known.said.iter().filter(|(id, _)| voters.contains(id) && **id != inner.own.node);
+            voting.map(|(_, (said, _))| said.checks.clone()).collect()
+        };
+        let Some(index) = odd_one_out(&inner.state.checks(), &others, voters.len()) else { return };
+        let name = &inner.own.member.name;
+        let reason = format!(
+            "the state of {name} differs from that of the other namenodes at log entry {index}: it must not serve. \
+             `dfs namenode replace {name}` puts another namenode in its place"
+        );
+        if inner.fail.reason().is_none()
+            && let Err(error) = inner.state.condemn(&reason)
+        {
+            warn!(%error, "it cannot be written down that this state differs");
+        }
+        inner.fail.fail(reason);
     }
 
     /// Exchanges presences with everybody, until Raft ends.
@@ -335,6 +364,11 @@ impl Presences {
             }
             metrics.mark_unchanged();
         }
+    }
+
+    /// Tells everybody once more, before this node stops: they then know exactly what it had.
+    pub async fn say_goodbye(&self, links: &Links) {
+        futures::future::join_all(links.nodes().into_iter().map(|id| self.exchange(links, id))).await;
     }
 
     /// `Some` if this node may take part from now on.
@@ -440,6 +474,7 @@ mod tests {
             initialized: true,
             vote: Vote::new_committed(term, 1),
             floor: log_id(term, index),
+            checks: Vec::new(),
         };
         let grown = Memory::grown(None, &said(5, 10, 7)).unwrap();
         assert_eq!(Some(grown), memory(5, 10));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dfs_meta::{Command, Event};
+use dfs_meta::{Body, Command, Event};
 use dfs_proto::codec;
 use dfs_rpc::Moment;
 use openraft::storage::RaftStateMachine;
@@ -78,18 +78,25 @@ impl Inner {
         let mut replies = Vec::with_capacity(entries.len());
         let mut group = Group::default();
         for entry in entries {
-            group.last_applied = Some(entry.log_id);
             let mut count = 0;
+            let log_id = entry.log_id;
             match entry.payload {
-                EntryPayload::Blank => {}
+                EntryPayload::Blank => group.last_applied = Some(log_id),
                 EntryPayload::Membership(membership) => {
-                    group.membership = Some(StoredMembership::new(Some(entry.log_id), membership));
+                    group.last_applied = Some(log_id);
+                    group.membership = Some(StoredMembership::new(Some(log_id), membership));
                 }
                 EntryPayload::Normal(batch) => {
                     let commands = batch
                         .decode()
-                        .map_err(|e| StoreError::Damaged(format!("log entry {} is not readable: {e}", entry.log_id)))?;
+                        .map_err(|e| StoreError::Damaged(format!("log entry {} is not readable: {e}", log_id)))?;
                     count = commands.len();
+                    if commands.iter().any(|command| command.body == Body::CheckState) {
+                        // However the log is cut into batches, the hash is that of everything before this entry.
+                        self.apply_group(std::mem::take(&mut group), &mut replies)?;
+                        group.check = Some(log_id.index);
+                    }
+                    group.last_applied = Some(log_id);
                     group.commands.extend(commands);
                 }
             }
@@ -124,7 +131,7 @@ impl Inner {
             .zip(&applied.changed)
             .map(|(command, inodes)| Changed { request: command.body.request(), inodes });
         let notices = self.watches.about_to_change(changed, Moment::now());
-        self.state.write(&applied.changes, &bytes)?;
+        self.state.write(&applied.changes, &bytes, group.check)?;
         self.watches.tell(notices);
         self.clock.observe(next.now);
         *mark = next;
@@ -148,6 +155,8 @@ struct Group {
     counts: Vec<usize>,
     last_applied: Option<LogId>,
     membership: Option<StoredMembership>,
+    /// The first entry asks for the hash of the state before it.
+    check: Option<u64>,
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {

@@ -7,16 +7,20 @@ use std::time::Duration;
 use dfs_meta::repair::Known;
 use dfs_meta::{Body, fsck, query};
 use dfs_proto::limits::{NAMENODES_MAX, REPLICATION_MAX};
-use dfs_proto::msg::admin::{AdminReply, AdminRequest, Liveness, Member};
-use dfs_proto::{CapabilityKey, ClusterId, ErrorKind, WireError};
+use dfs_proto::msg::admin::{AdminReply, AdminRequest, Liveness, Member, Problem, ProblemKind};
+use dfs_proto::{CapabilityKey, ClusterId, ErrorKind, InodeId, WireError};
 use tracing::info;
 
 use super::{duties, group, status};
 use crate::namenode::Namenode;
 use crate::raft;
+use crate::store::state::recount_hash;
 
 /// How long the first election and the genesis command may take.
 const GENESIS_DEADLINE: Duration = Duration::from_secs(20);
+
+/// As many as `FsckReport` promises at most.
+const PROBLEMS_MAX: usize = 1000;
 
 pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<AdminReply, WireError> {
     match request {
@@ -31,7 +35,18 @@ pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<A
             let me = namenode.clone();
             let check = move |view: &dyn dfs_meta::View| {
                 let live = |node| me.liveness(node) == Liveness::Live;
-                fsck::check(view, root, Known { live: &live, bad: &|chunk, node| me.board.is_bad(chunk, node) })
+                let known = Known { live: &live, bad: &|chunk, node| me.board.is_bad(chunk, node) };
+                let mut report = fsck::check(view, root, known)?;
+                if root == InodeId::ROOT
+                    && let Some(text) = recount_hash(view)?
+                {
+                    report.problems_total += 1;
+                    let problem =
+                        Problem { kind: ProblemKind::Inconsistent, text, inode: None, chunk: None, path: None };
+                    report.problems.insert(0, problem);
+                    report.problems.truncate(PROBLEMS_MAX);
+                }
+                Ok(report)
             };
             namenode.read_long(check).await.map(AdminReply::Fsck)
         }

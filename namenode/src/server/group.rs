@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use dfs_proto::msg::group::{GroupMember, GroupReply, GroupRequest, GroupStatus, MemberRole, NamenodeAddr};
+use dfs_meta::Body;
+use dfs_proto::msg::group::{GroupMember, GroupReply, GroupRequest, GroupStatus, MemberRole, NamenodeAddr, StateCheck};
 use dfs_proto::{NodeId, WireError};
 
 use crate::group;
@@ -16,6 +17,11 @@ pub async fn answer(namenode: &Arc<Namenode>, request: GroupRequest) -> Result<G
             namenode.leading()?;
             let leader = namenode.consensus.hand_over(Some(to.0)).await?;
             return Ok(GroupReply::Leads(NodeId(leader)));
+        }
+        GroupRequest::CheckState => {
+            namenode.leading()?;
+            namenode.propose(Body::CheckState).await?;
+            return Ok(GroupReply::Changed);
         }
         GroupRequest::Add(new) => Change::Add { id: new.node.0, member: member(new) },
         GroupRequest::Remove { node } => Change::Remove { id: node.0 },
@@ -53,6 +59,12 @@ fn show(namenode: &Arc<Namenode>) -> Result<GroupStatus, WireError> {
         members: standing.members.iter().map(one).collect(),
         change: change(namenode, &standing),
         used: group::used(namenode)?.into_keys().map(NodeId).collect(),
+        checks: namenode
+            .state
+            .checks()
+            .into_iter()
+            .map(|(index, hash)| StateCheck { index, hash: hash.to_bytes() })
+            .collect(),
     })
 }
 

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use dfs_meta::{Change, Fault, Table, View};
+use dfs_proto::codec::{self, CodecError};
 use dfs_proto::version::STATE_VERSION;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, Direction, IteratorMode,
@@ -18,11 +19,20 @@ use rocksdb::{
 };
 
 use super::files::{Folder, clone_database, remove_dir, sync_dir, write_durably};
+use super::hash::StateHash;
 use super::{StoreError, db, io, options};
 
 /// Rows of `Table::Meta`, which is the store's own.
 const VERSION_KEY: &[u8] = b"version";
 const MARK_KEY: &[u8] = b"mark";
+const HASH_KEY: &[u8] = b"hash";
+const CHECKS_KEY: &[u8] = b"checks";
+
+/// Whoever finds this file does not start: the state is known to differ from the group's.
+const DIVERGED: &str = "DIVERGED";
+
+/// Hashes kept of earlier moments. One is taken every few seconds, and others lag by less.
+const CHECKS_MAX: usize = 16;
 
 const LIVE: &str = "LIVE";
 
@@ -36,8 +46,16 @@ const WAL_BYTES_MAX: u64 = 256 << 20;
 /// One generation: an open database.
 struct Generation {
     db: DB,
+    /// Of all rows, and at the last entries where the log asked for it.
+    hashes: Mutex<Hashes>,
     /// Declared after `db`: a doomed folder goes when the database in it is closed.
     folder: Folder,
+}
+
+#[derive(Clone, Default)]
+struct Hashes {
+    now: StateHash,
+    checks: Vec<(u64, StateHash)>,
 }
 
 impl Generation {
@@ -46,8 +64,10 @@ impl Generation {
         options.set_db_write_buffer_size(WRITE_BUFFERS_BYTES);
         options.set_max_total_wal_size(WAL_BYTES_MAX);
         let db_handle = DB::open_cf_descriptors(&options, path, descriptors()).map_err(db("cannot open the state"))?;
-        let generation = Generation { db: db_handle, folder: Folder::new(path.to_owned()) };
+        let generation = Generation { db: db_handle, hashes: Mutex::default(), folder: Folder::new(path.to_owned()) };
         generation.check_version()?;
+        let hashes = generation.read_hashes()?;
+        *generation.hashes.lock() = hashes;
         Ok(generation)
     }
 
@@ -58,7 +78,7 @@ impl Generation {
         let meta = names.map(|name| ColumnFamilyDescriptor::new(name, options()));
         let db_handle =
             DB::open_cf_descriptors_read_only(&options(), path, meta, false).map_err(db("cannot open the snapshot"))?;
-        Ok(Generation { db: db_handle, folder: Folder::new(path.to_owned()) })
+        Ok(Generation { db: db_handle, hashes: Mutex::default(), folder: Folder::new(path.to_owned()) })
     }
 
     fn table(&self, table: Table) -> Result<&ColumnFamily, StoreError> {
@@ -93,6 +113,24 @@ impl Generation {
         }
     }
 
+    /// What is kept beside the rows. A state of before hashes were kept is counted once.
+    fn read_hashes(&self) -> Result<Hashes, StoreError> {
+        let meta = self.table(Table::Meta)?;
+        let read = |key| self.db.get_cf(meta, key).map_err(db("cannot read the state"));
+        let damaged = |error: CodecError| StoreError::Damaged(format!("the state's hash: {error}"));
+        let checks = read(CHECKS_KEY)?.map(|bytes| codec::decode(&bytes)).transpose().map_err(damaged)?;
+        let now = match read(HASH_KEY)? {
+            Some(bytes) => codec::decode(&bytes).map_err(damaged)?,
+            None => {
+                let hash = StateHash::of(&LatestView(self)).map_err(|fault| StoreError::Damaged(fault.0))?;
+                let bytes = codec::encode(&hash).map_err(damaged)?;
+                self.db.put_cf(meta, HASH_KEY, bytes).map_err(db("cannot write the state"))?;
+                hash
+            }
+        };
+        Ok(Hashes { now, checks: checks.unwrap_or_default() })
+    }
+
     fn mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
         self.db.get_cf(self.table(Table::Meta)?, MARK_KEY).map_err(db("cannot read the state"))
     }
@@ -121,6 +159,9 @@ impl StateStore {
     /// crash left of others.
     pub fn open(dir: &Path) -> Result<StateStore, StoreError> {
         fs::create_dir_all(dir).map_err(io(dir))?;
+        if let Ok(reason) = fs::read_to_string(dir.join(DIVERGED)) {
+            return Err(StoreError::Damaged(reason));
+        }
         let number = match fs::read_to_string(dir.join(LIVE)) {
             Ok(text) => text
                 .trim()
@@ -158,18 +199,47 @@ impl StateStore {
 
     /// Writes the changes and the mark in one batch, so that the rows never say anything else than what
     /// the mark says has been applied. Not synced: after a crash the log is applied again from the mark.
-    pub fn write(&self, changes: &[Change], mark: &[u8]) -> Result<(), StoreError> {
+    ///
+    /// `check`: the log asks at this entry, and before these changes, for the hash of the state.
+    pub fn write(&self, changes: &[Change], mark: &[u8], check: Option<u64>) -> Result<(), StoreError> {
         let generation = self.current();
         let mut batch = WriteBatch::default();
+        let mut hashes = generation.hashes.lock().clone();
+        if let Some(index) = check {
+            hashes.checks.push((index, hashes.now));
+            let surplus = hashes.checks.len().saturating_sub(CHECKS_MAX);
+            hashes.checks.drain(..surplus);
+        }
         for change in changes {
             let table = generation.table(change.table)?;
+            // Read by whoever made the change a moment ago: it is in memory.
+            let before = generation.db.get_pinned_cf(table, &change.key).map_err(db("cannot read the state"))?;
+            hashes.now.change(change.table, &change.key, before.as_deref(), change.value.as_deref());
             match &change.value {
                 Some(value) => batch.put_cf(table, &change.key, value),
                 None => batch.delete_cf(table, &change.key),
             }
         }
-        batch.put_cf(generation.table(Table::Meta)?, MARK_KEY, mark);
-        generation.db.write(batch).map_err(db("cannot write the state"))
+        let meta = generation.table(Table::Meta)?;
+        batch.put_cf(meta, MARK_KEY, mark);
+        let encoded = |bytes: Result<Vec<u8>, CodecError>| bytes.map_err(|e| StoreError::Damaged(e.to_string()));
+        batch.put_cf(meta, HASH_KEY, encoded(codec::encode(&hashes.now))?);
+        if check.is_some() {
+            batch.put_cf(meta, CHECKS_KEY, encoded(codec::encode(&hashes.checks))?);
+        }
+        generation.db.write(batch).map_err(db("cannot write the state"))?;
+        *generation.hashes.lock() = hashes;
+        Ok(())
+    }
+
+    /// The hashes at the last entries where the log asked for one, oldest first.
+    pub fn checks(&self) -> Vec<(u64, StateHash)> {
+        self.current().hashes.lock().checks.clone()
+    }
+
+    /// Writes down that this state is not the group's. It will not be opened again.
+    pub fn condemn(&self, reason: &str) -> Result<(), StoreError> {
+        write_durably(&self.dir.join(DIVERGED), reason.as_bytes())
     }
 
     /// The mark that was written last; `None` in a new state.
@@ -202,6 +272,16 @@ impl StateStore {
         std::mem::replace(&mut *live, Arc::new(generation)).folder.doom();
         Ok(())
     }
+}
+
+/// Recounts the hash of the rows that `view` shows and compares it with the one that is kept beside them; `None` if they
+/// agree, and else what is wrong, in words.
+pub fn recount_hash(view: &dyn View) -> Result<Option<String>, Fault> {
+    let Some(kept) = view.get(Table::Meta, HASH_KEY)? else { return Ok(None) };
+    let kept: StateHash = codec::decode(&kept).map_err(fault)?;
+    let counted = StateHash::of(view)?;
+    let differ = || format!("the rows add up to hash {counted:?}, and {kept:?} is kept beside them");
+    Ok((kept != counted).then(differ))
 }
 
 /// The mark inside a checkpoint.
@@ -353,9 +433,9 @@ mod tests {
         {
             let store = StateStore::open(dir.path()).unwrap();
             assert_eq!(store.mark().unwrap(), None);
-            store.write(&[put(b"a", b"1"), put(b"b", b"2")], b"mark 1").unwrap();
+            store.write(&[put(b"a", b"1"), put(b"b", b"2")], b"mark 1", None).unwrap();
             let gone = Change { value: None, ..put(b"a", b"") };
-            store.write(&[gone], b"mark 2").unwrap();
+            store.write(&[gone], b"mark 2", None).unwrap();
         }
         let store = StateStore::open(dir.path()).unwrap();
         assert_eq!(rows(&store), [(b"b".to_vec(), b"2".to_vec())]);
@@ -363,10 +443,35 @@ mod tests {
     }
 
     #[test]
+    fn the_hash_follows_the_rows_and_a_check_keeps_the_one_of_its_moment() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = StateStore::open(dir.path()).unwrap();
+        store.write(&[put(b"a", b"1"), put(b"b", b"2")], b"mark", None).unwrap();
+        let before = store.read(StateHash::of).unwrap();
+        store.write(&[put(b"a", b"3"), Change { value: None, ..put(b"b", b"") }], b"mark", Some(7)).unwrap();
+        assert_eq!(store.checks(), [(7, before)]);
+        assert_eq!(store.read(recount_hash), Ok(None));
+        drop(store);
+        let store = StateStore::open(dir.path()).unwrap();
+        assert_eq!(store.checks(), [(7, before)]);
+        // A row that was changed behind the hash's back.
+        let live = store.current();
+        live.db.put_cf(live.table(Table::Inodes).unwrap(), b"a", b"9").unwrap();
+        assert!(store.read(recount_hash).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_condemned_state_is_not_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        StateStore::open(dir.path()).unwrap().condemn("it differs").unwrap();
+        assert!(matches!(StateStore::open(dir.path()), Err(StoreError::Damaged(_))));
+    }
+
+    #[test]
     fn a_scan_backwards_stays_within_its_range() {
         let dir = tempfile::tempdir().unwrap();
         let store = StateStore::open(dir.path()).unwrap();
-        store.write(&[put(b"a", b"1"), put(b"b", b"2"), put(b"c", b"3"), put(b"d", b"4")], b"mark").unwrap();
+        store.write(&[put(b"a", b"1"), put(b"b", b"2"), put(b"c", b"3"), put(b"d", b"4")], b"mark", None).unwrap();
         let back = |view: &dyn View| {
             let mut keys = Vec::new();
             view.scan_back(Table::Inodes, b"b", b"d", &mut |key, _| {
@@ -386,12 +491,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let checkpoint = dir.path().join("checkpoint");
         let first = StateStore::open(&dir.path().join("first")).unwrap();
-        first.write(&[put(b"a", b"1")], b"mark 1").unwrap();
+        first.write(&[put(b"a", b"1")], b"mark 1", None).unwrap();
         assert_eq!(first.checkpoint(&checkpoint).unwrap().unwrap(), b"mark 1");
-        first.write(&[put(b"a", b"2")], b"mark 2").unwrap();
+        first.write(&[put(b"a", b"2")], b"mark 2", None).unwrap();
 
         let second = StateStore::open(&dir.path().join("second")).unwrap();
-        second.write(&[put(b"z", b"9")], b"other").unwrap();
+        second.write(&[put(b"z", b"9")], b"other", None).unwrap();
         second.read(|before| {
             second.replace_with(&checkpoint).unwrap();
             // A reader that began before the swap still sees its own state.
@@ -399,7 +504,7 @@ mod tests {
         });
         assert_eq!(rows(&second), [(b"a".to_vec(), b"1".to_vec())]);
         assert_eq!(numbers(&dir.path().join("second")).unwrap().len(), 1);
-        second.write(&[put(b"b", b"3")], b"mark 3").unwrap();
+        second.write(&[put(b"b", b"3")], b"mark 3", None).unwrap();
         drop(second);
         let second = StateStore::open(&dir.path().join("second")).unwrap();
         assert_eq!(second.mark().unwrap().unwrap(), b"mark 3");

@@ -2,6 +2,7 @@
 
 mod datanodes;
 mod large_directory;
+mod identity;
 mod locks;
 mod membership;
 mod opens;

@@ -23,6 +23,9 @@ pub enum GroupRequest {
     /// The leader has another member elected. The one that is asked for is named, so that this may be repeated: once it
     /// leads nothing more is done. Answer: `Leads`.
     HandOver { to: NodeId },
+    /// Has every namenode note the hash of its state at one entry of the log; `GroupStatus::checks` then has it.
+    /// Answer: `Changed`.
+    CheckState,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -56,6 +59,14 @@ pub struct GroupStatus {
     pub change: Option<String>,
     /// Every number that a namenode of this cluster has or had. None is given to another one.
     pub used: Vec<NodeId>,
+    /// The hash of the answering node's state before each of the last entries that asked for it, oldest first.
+    pub checks: Vec<StateCheck>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct StateCheck {
+    pub index: u64,
+    pub hash: [u8; 32],
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]

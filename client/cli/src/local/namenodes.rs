@@ -165,6 +165,7 @@ mod tests {
             members: Vec::new(),
             change: None,
             used: [1, 2, 3, 5].map(NodeId).to_vec(),
+            checks: Vec::new(),
         };
         assert_eq!(next_id(&group), 6);
     }

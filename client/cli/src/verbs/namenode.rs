@@ -1,4 +1,5 @@
 mod group;
+mod hash;
 
 use std::path::PathBuf;
 
@@ -58,6 +59,13 @@ enum Question {
         #[command(flatten)]
         newcomer: group::Newcomer,
     },
+    /// Show the hash of each namenode's state at one log entry; exit code 6 if they differ
+    #[command(before_help = "Examples:\n  dfs namenode hash\n  dfs --json namenode hash --index 4711")]
+    Hash {
+        /// At this entry, if it is among the last that were checked; default: have one checked now
+        #[arg(long, value_name = "N")]
+        index: Option<u64>,
+    },
     /// Have another namenode lead; without a name the one that is furthest
     TransferLeader {
         /// Name or number
@@ -100,6 +108,7 @@ async fn ask(context: &Context, question: Question) -> Result {
         Question::Add { name, newcomer } => group::add(context, name, newcomer).await,
         Question::Remove { name } => group::remove(context, &name).await,
         Question::Replace { old, new, newcomer } => group::replace(context, &old, new, newcomer).await,
+        Question::Hash { index } => hash::run(context, index).await,
         Question::TransferLeader { to } => group::transfer_leader(context, to.as_deref()).await,
     }
 }

@@ -41,7 +41,8 @@ pub async fn run(context: &Context, args: Args) -> Result {
         let done = match ask(&dfs).await {
             Ok(status) => {
                 // Members that the cluster file does not name yet have names all the same.
-                let group = tokio::time::timeout(DEADLINE, dfs.group_members()).await.ok().and_then(Result::ok);
+                let group =
+                    tokio::time::timeout(DEADLINE, dfs.group_members()).await.ok().and_then(std::result::Result::ok);
                 let names = names.clone().with_members(group.as_ref());
                 print(context, &args, &names, &status, group.as_ref())
             }

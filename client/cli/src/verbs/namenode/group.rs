@@ -239,5 +239,8 @@ pub fn object(group: &GroupStatus) -> serde_json::Value {
         .collect();
     json!({
         "leader": group.leader, "term": group.term, "members": members, "change": group.change, "used": group.used,
+        "state_check": group.checks.last().map(|check| json!({
+            "index": check.index, "hash": check.hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+        })),
     })
 }
