@@ -4,7 +4,8 @@
 //! (`format`, `chunks`, `recover`) is apart from work that touches files; each story has a file of its
 //! own: appending, sealing, reading, copying in, scanning at the start.
 //!
-//! Locks are taken in this order: a chunk's gate, an open chunk's sync lock, its tail, a shard of the table.
+//! Locks are taken in this order: a chunk's gate, an open chunk's sync lock, its tail, the register,
+//! the list of volumes, a shard of the table.
 
 mod append;
 mod chunk_file;

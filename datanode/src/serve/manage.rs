@@ -71,8 +71,10 @@ async fn added(node: &Arc<Node>, dir: PathBuf, replaces: bool) -> Result<ManageR
     });
     let number = opened.await.map_err(|error| error.to_wire())?.map_err(|error| refusal(&error))?;
     // What it holds shows in the digests as it is read.
-    let store = node.store.clone();
-    tokio::task::spawn_blocking(move || store.scan_added(number));
+    if let Some(number) = number {
+        let store = node.store.clone();
+        tokio::task::spawn_blocking(move || store.scan_added(number));
+    }
     Ok(ManageReply::Done)
 }
 

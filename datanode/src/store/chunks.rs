@@ -140,6 +140,14 @@ impl Chunks {
         }
     }
 
+    /// Takes the replicas of a volume for never verified.
+    pub fn distrust_volume(&self, volume: usize) {
+        for shard in &self.shards {
+            let mut shard = shard.lock();
+            shard.replicas.values_mut().filter(|r| r.volume == volume).for_each(|r| r.verified_s = 0);
+        }
+    }
+
     /// Every replica of a volume, in whatever state.
     pub fn on_volume(&self, volume: usize) -> Vec<(ChunkId, Replica)> {
         let mut found = Vec::new();

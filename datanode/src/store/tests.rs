@@ -610,7 +610,7 @@ fn a_replica_moves_to_another_volume_and_the_emptied_one_stays_out_over_a_restar
     assert_eq!(store.volume_status().len(), 1);
     assert_eq!((read_all(&store, CHUNK).unwrap(), store.digests()), (frames, digests));
     // It may come back, as a volume like any other.
-    let number = store.add_volume(&rig.config, &dir).unwrap();
+    let number = store.add_volume(&rig.config, &dir).unwrap().unwrap();
     store.scan_added(number);
     assert_eq!(store.volume_status().len(), 2);
     assert_eq!(replica_of(&store, CHUNK).volume, 0);
@@ -671,7 +671,7 @@ fn a_volume_whose_folder_vanishes_fails_and_a_new_disk_takes_its_place() {
     fs::write(dir.join("thesis.tex"), "x").unwrap();
     assert!(matches!(store.replace_volume(&rig.config, &dir), Err(VolumeError::Home(HomeError::NotOurs(_)))));
     fs::remove_file(dir.join("thesis.tex")).unwrap();
-    let number = store.replace_volume(&rig.config, &dir).unwrap();
+    let number = store.replace_volume(&rig.config, &dir).unwrap().unwrap();
     store.scan_added(number);
     assert_eq!(store.get(CHUNK), None);
     assert_eq!(store.volume_status().iter().filter(|volume| volume.failed.is_none()).count(), 2);
@@ -696,9 +696,10 @@ fn a_failed_volume_that_is_in_order_again_comes_back_with_its_replicas() {
     assert!(matches!(store.add_volume(&rig.config, &dir), Err(VolumeError::Home(HomeError::Empty(_)))));
     fs::rename(dir.with_extension("pulled"), &dir).unwrap();
     assert!(matches!(store.replace_volume(&rig.config, &dir), Err(VolumeError::SameDisk(_))));
-    let number = store.add_volume(&rig.config, &dir).unwrap();
+    let number = store.add_volume(&rig.config, &dir).unwrap().unwrap();
     store.scan_added(number);
     assert_eq!((read_all(&store, CHUNK).unwrap(), store.digests()), (frames, digests));
+    assert_eq!(replica_of(&store, CHUNK).verified_s, 0);
     assert!(store.volume_status().iter().all(|volume| volume.failed.is_none()));
 }
 
@@ -716,6 +717,6 @@ fn an_added_volume_is_used_at_once_and_after_a_restart() {
     // Emptying can be thought better of.
     store.drain_volume(&dir).unwrap();
     assert!(store.volume_status()[1].draining);
-    store.add_volume(&rig.config, &dir).unwrap();
+    assert_eq!(store.add_volume(&rig.config, &dir).unwrap(), None);
     assert!(!store.volume_status()[1].draining);
 }

@@ -128,11 +128,12 @@ impl Volume {
         Ok(chunks)
     }
 
-    /// Refuses if the volume has failed. Asked before every write and before every acknowledgement.
+    /// Refuses if the volume has failed or is out of use. Asked before every write and before every acknowledgement.
     pub fn check(&self) -> Result<(), StoreError> {
-        match self.failed.get() {
+        let retired = (!self.is_in_use()).then(|| "it is out of use".to_owned());
+        match self.failed.get().cloned().or(retired) {
             None => Ok(()),
-            Some(reason) => Err(StoreError::VolumeFailed { path: self.path.clone(), reason: reason.clone() }),
+            Some(reason) => Err(StoreError::VolumeFailed { path: self.path.clone(), reason }),
         }
     }
 

@@ -54,9 +54,9 @@ pub enum Moved {
 
 impl Store {
     /// Takes a folder into use as a volume: a new one, one that failed and is in order again, or one that is being
-    /// emptied and may stay after all. Replicas that are in it are read in the background by whoever calls
-    /// `scan_added`.
-    pub fn add_volume(&self, config: &Config, dir: &Path) -> Result<usize, VolumeError> {
+    /// emptied and may stay after all. Answers with the number of a volume that is to be read
+    /// (`scan_added`), which may take its time.
+    pub fn add_volume(&self, config: &Config, dir: &Path) -> Result<Option<usize>, VolumeError> {
         require_absolute(dir)?;
         let mut register = self.register.lock();
         let old = self.volume_at(dir);
@@ -69,7 +69,7 @@ impl Store {
             register.change(dir, |known| known.draining = false)?;
             old.set_draining(false);
             info!(volume = %dir.display(), "volume is no longer emptied");
-            return Ok(old.number);
+            return Ok(None);
         }
         if let Some(known) = register.known(dir).filter(|known| !known.retired).cloned() {
             // It failed before. The same disk may come back; another one must not pass for it.
@@ -101,14 +101,16 @@ impl Store {
         // Volumes are added under the register's lock only: the number is still the next one.
         self.volumes.write().push(Arc::new(volume));
         info!(volume = %dir.display(), number, "volume added");
-        Ok(number)
+        Ok(Some(number))
     }
 
-    /// Reads what an added volume holds.
+    /// Reads what an added volume holds. If it failed before, what its files say of themselves may not be true of their
+    /// frames: all of it is due to be verified.
     pub fn scan_added(&self, number: usize) {
         let volume = self.volumes.read().get(number).cloned();
         if let Some(volume) = volume {
             self.scan_volume(&volume);
+            self.chunks.distrust_volume(number);
         }
     }
 
@@ -132,7 +134,7 @@ impl Store {
 
     /// Puts a new, empty disk at the place of a volume that failed. What the old one had is forgotten here; its
     /// replicas have left the digests when it failed.
-    pub fn replace_volume(&self, config: &Config, dir: &Path) -> Result<usize, VolumeError> {
+    pub fn replace_volume(&self, config: &Config, dir: &Path) -> Result<Option<usize>, VolumeError> {
         require_absolute(dir)?;
         {
             let mut register = self.register.lock();
