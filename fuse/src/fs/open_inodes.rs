@@ -14,6 +14,10 @@ const CLOSED_MAX: usize = 65_536;
 /// The pages of a file are *of version v* if each of them was read through handles that were opened at
 /// version v. A handle may go on reading what it saw when it was opened, so while handles of two versions
 /// are open, and once the file has been written here, nothing is known until all of them are closed.
+///
+/// The kernel drops older pages when it gets the answer to an open, and nobody tells when that is. Another open
+/// that is answered at the same time must not rely on it. So pages are of a version only once a handle of that
+/// version has been closed: its open has long been answered then.
 #[derive(Default)]
 pub struct OpenInodes {
     inodes: Mutex<HashMap<InodeId, Pages>>,
@@ -22,6 +26,8 @@ pub struct OpenInodes {
 #[derive(Default)]
 struct Pages {
     version: Option<u64>,
+    /// The version of all handles; the kernel may not have dropped the pages of before yet.
+    dropping: Option<u64>,
     handles: usize,
     /// Those of the handles that may write.
     writers: usize,
@@ -38,7 +44,8 @@ impl OpenInodes {
         let pages = inodes.entry(inode).or_default();
         let keep = pages.version == Some(version);
         if !keep {
-            pages.version = (pages.handles == 0).then_some(version);
+            pages.version = None;
+            pages.dropping = (pages.handles == 0 || pages.dropping == Some(version)).then_some(version);
         }
         pages.handles += 1;
         pages.writers += usize::from(writes);
@@ -51,6 +58,9 @@ impl OpenInodes {
         let Some(pages) = inodes.get_mut(&inode) else { return };
         pages.handles = pages.handles.saturating_sub(1);
         pages.writers = pages.writers.saturating_sub(usize::from(writes));
+        if let Some(version) = pages.dropping.take() {
+            pages.version = Some(version);
+        }
         if pages.handles == 0 && pages.version.is_none() {
             inodes.remove(&inode);
         }
@@ -62,6 +72,7 @@ impl OpenInodes {
         let mut inodes = self.inodes.lock();
         let Some(pages) = inodes.get_mut(&inode) else { return };
         pages.version = None;
+        pages.dropping = None;
         if pages.handles == 0 {
             inodes.remove(&inode);
         }
@@ -111,7 +122,25 @@ mod tests {
             open.closed(FILE, false);
         }
         assert!(!open.opened(FILE, 2, false));
+        open.closed(FILE, false);
         assert!(open.opened(FILE, 2, false));
+    }
+
+    #[test]
+    fn an_open_does_not_rely_on_pages_that_another_open_is_about_to_drop() {
+        let open = OpenInodes::default();
+        open.opened(FILE, 1, false);
+        open.closed(FILE, false);
+        // Two opens find version 2 at the same time. The kernel may get the second answer first.
+        assert!(!open.opened(FILE, 2, false));
+        assert!(!open.opened(FILE, 2, false), "pages of version 1 may still be there");
+        open.closed(FILE, false);
+        assert!(open.opened(FILE, 2, false));
+        open.closed(FILE, false);
+        // A newer version comes up while one of these is still open.
+        assert!(!open.opened(FILE, 3, false));
+        open.closed(FILE, false);
+        assert!(!open.opened(FILE, 3, false), "the handle of version 2 may have read pages of its own");
     }
 
     #[test]
