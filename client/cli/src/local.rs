@@ -14,6 +14,7 @@
 pub mod images;
 pub mod layout;
 pub mod mounts;
+pub mod netns;
 pub mod ports;
 pub mod process;
 pub mod ready;

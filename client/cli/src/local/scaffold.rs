@@ -145,7 +145,8 @@ pub fn write_start_script(
     // A binary that was replaced while it ran: the new one is under the old name.
     let binary = binary.to_string_lossy().trim_end_matches(" (deleted)").to_owned();
     let config_file = layout.config(member);
-    let mut command = vec![binary];
+    let mut command = settings.network().map_or_else(Vec::new, |network| network.prefix(member));
+    command.push(binary);
     command.extend(log.map(|filter| format!("--log={filter}")));
     match member.kind {
         Kind::Namenode => command.extend(["namenode".into(), "--config".into(), text(&config_file)?]),

@@ -8,6 +8,7 @@ use dfs_proto::limits::REPLICATION_MAX;
 use serde::{Deserialize, Serialize};
 
 use super::layout::Layout;
+use super::netns::Network;
 use crate::error::{Failure, Result};
 use crate::units::parse_size;
 
@@ -28,6 +29,9 @@ pub struct Settings {
     pub replication: u8,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fs: Option<Filesystem>,
+    /// With `--netns`: the number of the cluster's own network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<u16>,
 }
 
 /// What was typed; `None` where nothing was.
@@ -37,6 +41,8 @@ pub struct Wishes {
     pub datanodes: Option<usize>,
     pub replication: Option<u8>,
     pub fs: Option<Filesystem>,
+    /// A flag: typed or not.
+    pub netns: bool,
 }
 
 impl Settings {
@@ -47,6 +53,7 @@ impl Settings {
             datanodes: wishes.datanodes.unwrap_or(4),
             replication: wishes.replication.unwrap_or(3),
             fs: wishes.fs,
+            network: if wishes.netns { Some(Network::pick()?.number) } else { None },
         };
         if !matches!(settings.namenodes, 1 | 3 | 5) {
             let message = format!("--namenodes {}: a group has 1, 3 or 5 members", settings.namenodes);
@@ -61,6 +68,10 @@ impl Settings {
             return Err(Failure::usage(format!("--replication is 1 to {REPLICATION_MAX}")));
         }
         Ok(settings)
+    }
+
+    pub fn network(&self) -> Option<Network> {
+        self.network.map(|number| Network { number })
     }
 
     pub fn load(layout: &Layout) -> Result<Settings> {
@@ -82,6 +93,10 @@ impl Settings {
 
     /// Refuses what contradicts the cluster that is there.
     pub fn agree(&self, wishes: &Wishes, layout: &Layout) -> Result {
+        if wishes.netns && self.network.is_none() {
+            let message = format!("--netns contradicts the cluster in {}, which has no network", layout.dir.display());
+            return Err(Failure::usage(message).hint("leave the flag out, or use another folder by --dir"));
+        }
         let shown = |fs: Option<Filesystem>| fs.map_or("none".to_owned(), |fs| fs.to_string());
         let pairs = [
             ("--namenodes", self.namenodes.to_string(), wishes.namenodes.map(|n| n.to_string())),

@@ -67,6 +67,11 @@ pub async fn run(context: &Context, args: Args) -> Result {
             context.out.keep_going(&mut tally, done)?;
         }
     }
+    if let Some(network) = settings.network() {
+        let mut members = scaffold::nodes(&config);
+        members.extend(Member::all(Kind::Mount, config.mounts.len()));
+        context.out.keep_going(&mut tally, network.remove(&members))?;
+    }
     if context.out.json {
         context
             .out

@@ -18,7 +18,7 @@ use crate::units;
 /// Start a cluster on this machine, or start again what does not run of it
 #[derive(clap::Args, Debug)]
 #[command(
-    before_help = "Examples:\n  dfs up\n  dfs up --mount ./mnt\n  dfs up --dir /tmp/try --namenodes 1 --datanodes 3\n  sudo dfs up --fs xfs:400M"
+    before_help = "Examples:\n  dfs up\n  dfs up --mount ./mnt\n  dfs up --dir /tmp/try --namenodes 1 --datanodes 3\n  sudo dfs up --fs xfs:400M\n  sudo dfs up --netns"
 )]
 pub struct Args {
     /// 1, 3 or 5; default 3
@@ -39,6 +39,9 @@ pub struct Args {
     /// A file system of its own for each node, as xfs:400M or ext4:400M; needs root
     #[arg(long, value_name = "KIND:SIZE")]
     fs: Option<Filesystem>,
+    /// A network namespace with an address of its own for each process, so that links can be cut; needs root
+    #[arg(long, conflicts_with = "base_port")]
+    netns: bool,
     /// First of the UDP ports: namenodes from N, their Raft from N+10, datanodes from N+20
     #[arg(long, value_name = "N")]
     base_port: Option<u16>,
@@ -76,8 +79,13 @@ pub async fn run(context: &Context, args: Args) -> Result {
 
 /// Makes a new cluster, or reads the one that is there.
 fn prepare(args: &Args, layout: &Layout) -> Result<(Settings, ClusterConfig)> {
-    let wishes =
-        Wishes { namenodes: args.namenodes, datanodes: args.datanodes, replication: args.replication, fs: args.fs };
+    let wishes = Wishes {
+        namenodes: args.namenodes,
+        datanodes: args.datanodes,
+        replication: args.replication,
+        fs: args.fs,
+        netns: args.netns,
+    };
     if layout.exists() {
         let settings = Settings::load(layout)?;
         settings.agree(&wishes, layout)?;
@@ -93,7 +101,10 @@ fn prepare(args: &Args, layout: &Layout) -> Result<(Settings, ClusterConfig)> {
     if settings.fs.is_some() {
         images::check_allowed()?;
     }
-    let ports = ports::pick(args.base_port, settings.namenodes, settings.datanodes)?;
+    let ports = match settings.network() {
+        Some(network) => network.ports(settings.namenodes, settings.datanodes),
+        None => ports::pick(args.base_port, settings.namenodes, settings.datanodes)?,
+    };
     let created = scaffold::create(layout, &settings, &ports);
     let config = created.inspect_err(|_| scaffold::discard(layout, &settings))?;
     Ok((settings, config))
@@ -158,7 +169,9 @@ fn start_members(
         if Process::find(layout, member).is_some() {
             continue;
         }
-        if let Some(addr) = address(config, member) {
+        if let Some(network) = settings.network() {
+            network.make(member)?;
+        } else if let Some(addr) = address(config, member) {
             ports::check_free(addr)
                 .map_err(|failure| failure.at(member.name()).hint("end that program, then `dfs up` again"))?;
         }
