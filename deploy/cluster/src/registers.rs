@@ -43,6 +43,7 @@ pub struct Registers {
 struct Log {
     operations: Vec<(Register, Operation)>,
     errors: Vec<String>,
+    outrun: u64,
     /// How long each acknowledged write took.
     writes: Vec<Duration>,
 }
@@ -55,10 +56,15 @@ enum Register {
 }
 
 /// All that the clients did.
+#[derive(Default)]
 pub struct RegistersReport {
     operations: Vec<(Register, Operation)>,
     /// Calls that failed.
     pub errors: Vec<String>,
+    /// Reads of a name that ended with ESTALE: the link had been replaced between the kernel's look-up and its read, and
+    /// again when it tried once more. They say nothing about the value, and are counted apart from errors: a local
+    /// file system does not do this, and SEMANTICS.md does not say that the mount may.
+    pub outrun: u64,
     /// How long each acknowledged write took, the longest last.
     pub writes: Vec<Duration>,
 }
@@ -116,11 +122,12 @@ impl Registers {
 
     pub fn finish(mut self) -> Result<RegistersReport> {
         self.stop.store(true, Ordering::Relaxed);
-        let mut report = RegistersReport { operations: Vec::new(), errors: Vec::new(), writes: Vec::new() };
+        let mut report = RegistersReport::default();
         for client in std::mem::take(&mut self.clients) {
             let log = client.join().map_err(|_| anyhow!("a client of the registers panicked"))?;
             report.operations.extend(log.operations);
             report.errors.extend(log.errors);
+            report.outrun += log.outrun;
             report.writes.extend(log.writes);
         }
         report.writes.sort_unstable();
@@ -232,6 +239,7 @@ impl Client {
                 let end = Some(self.now());
                 self.log.operations.push((register, Operation { action: Action::Read(value), begin, end }));
             }
+            Err(error) if matches!(register, Register::Name(_)) && is_stale(&error) => self.log.outrun += 1,
             Err(error) => self.failed("read", &path, &error),
         }
     }
@@ -261,6 +269,10 @@ fn load(path: &Path) -> io::Result<u64> {
     let mut bytes = [0; DIGITS];
     File::open(path)?.read_exact_at(&mut bytes, 0)?;
     number(&String::from_utf8_lossy(&bytes))
+}
+
+fn is_stale(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::STALE.raw_os_error())
 }
 
 fn number(text: &str) -> io::Result<u64> {

@@ -85,14 +85,14 @@ impl Run {
     pub fn settle(&mut self, bed: &Bed, report: &LedgerReport) -> Result<AtRest> {
         self.done.acknowledged += report.steps;
         let at_rest = check_at_rest(&bed.cluster, DEADLINE, &mut self.verdict);
-        let at_rest = at_rest.map_err(|error| {
+        // Whatever is wrong with the cluster: by the mount that has not written it, and whose kernel therefore has no
+        // pages of it.
+        report.check(&bed.mounts[1].join(bed.ledger_folder(report)), &mut self.verdict);
+        at_rest.map_err(|error| {
             let logs =
                 bed.cluster.nodes().into_iter().map(|node| format!("{node}: {}", bed.cluster.log_tail(&node, 2)));
             anyhow!("{error:#}\n{}", logs.collect::<Vec<_>>().join("\n"))
-        })?;
-        // By the mount that has not written it, and whose kernel therefore has no pages of it.
-        report.check(&bed.mounts[1].join(bed.ledger_folder(report)), &mut self.verdict);
-        Ok(at_rest)
+        })
     }
 
     /// Errors that no application should have seen.

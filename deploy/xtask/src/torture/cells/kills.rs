@@ -177,6 +177,9 @@ pub fn with_everybody_at_work(
             at_rest.chunks
         ),
     );
+    if seen.outrun > 0 {
+        run.done.figures.push(format!("{} reads of a link that was being replaced met ESTALE", seen.outrun));
+    }
     [ledger, registers, moves].iter().try_for_each(|name| bed.clear(name))
 }
 
