@@ -208,13 +208,13 @@ impl Client {
         let value = self.values.fetch_add(1, Ordering::Relaxed);
         let (path, begin) = (register.path(&self.dir), self.now());
         let outcome = match register {
-            Register::Bytes(..) => store(&path, value),
+            Register::Bytes(..) => store(&path, value).map_err(|error| ("write", error)),
             Register::Name(_) => self.replace_link(&path, value),
         };
         let end = match outcome {
             Ok(()) => Some(self.now()),
-            Err(error) => {
-                self.failed("write", &path, &error);
+            Err((what, error)) => {
+                self.failed(what, &path, &error);
                 None
             }
         };
@@ -222,10 +222,10 @@ impl Client {
         self.log.operations.push((register, Operation { action: Action::Write(value), begin, end }));
     }
 
-    fn replace_link(&self, path: &Path, value: u64) -> io::Result<()> {
+    fn replace_link(&self, path: &Path, value: u64) -> Result<(), (&'static str, io::Error)> {
         let new = self.dir.join(format!(".{value}.new"));
-        symlink(value.to_string(), &new)?;
-        fs::rename(&new, path)
+        symlink(value.to_string(), &new).map_err(|error| ("make a new link for", error))?;
+        fs::rename(&new, path).map_err(|error| ("rename a new link to", error))
     }
 
     fn read(&mut self, register: Register) {
@@ -245,7 +245,8 @@ impl Client {
     }
 
     fn failed(&mut self, what: &str, path: &Path, error: &io::Error) {
-        self.log.errors.push(format!("{what} {}: {error}", path.display()));
+        let at = Duration::from_nanos(self.now());
+        self.log.errors.push(format!("{what} {} after {at:.1?}: {error}", path.display()));
         std::thread::park_timeout(ERROR_PAUSE);
     }
 

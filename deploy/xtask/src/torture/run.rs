@@ -98,8 +98,9 @@ impl Run {
     /// Errors that no application should have seen.
     pub fn expect_no_errors<E: std::fmt::Debug>(&mut self, errors: &[E]) {
         self.verdict.fine(Invariant::CallsEnd, 1);
-        if let Some(first) = errors.first() {
-            self.verdict.broken(Invariant::CallsEnd, format!("{} calls failed, the first: {first:?}", errors.len()));
+        if !errors.is_empty() {
+            let first: Vec<&E> = errors.iter().take(3).collect();
+            self.verdict.broken(Invariant::CallsEnd, format!("{} calls failed, the first: {first:#?}", errors.len()));
         }
     }
 }

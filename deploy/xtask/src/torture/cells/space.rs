@@ -28,6 +28,9 @@ fn one_full(run: &mut Run, bed: &Bed, number: u64, turn: &Turn) -> Result<()> {
     bed.work(&ledger, turn)?;
     let nodes = targets.iter().map(|target| bed.node(target)).collect::<Result<Vec<String>>>()?;
     let full = nodes.iter().map(|node| disk::fill(&bed.cluster, node)).collect::<Result<Vec<Fault>>>()?;
+    // Namenodes have room for tens of megabytes of log set aside. A snapshot needs new room at once; that it fails is
+    // no surprise.
+    let snapshot = bed.cluster.output(["namenode", "snapshot"])?;
     std::thread::sleep(Duration::from_millis(5 * turn.hold_ms));
     full.into_iter().try_for_each(Fault::undo)?;
     for node in bed.cluster.nodes() {
@@ -43,6 +46,8 @@ fn one_full(run: &mut Run, bed: &Bed, number: u64, turn: &Turn) -> Result<()> {
         report.errors.iter().filter(|error| error.errno != no_space).map(|error| error.text.as_str()).collect();
     run.expect_no_errors(&others);
     run.settle(bed, &report)?;
-    run.say(number, &turn.fault, format!("{} acknowledged, {} refused", report.steps, report.errors.len()));
+    let snapshot = if snapshot.status.success() { "made" } else { "refused" };
+    let outcome = format!("{} steps, {} refused, snapshot {snapshot}", report.steps, report.errors.len());
+    run.say(number, &turn.fault, outcome);
     Ok(())
 }
