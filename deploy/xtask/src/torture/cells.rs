@@ -55,7 +55,7 @@ pub const CELLS: [Cell; 16] = [
         text: "power cut of all nodes at once",
         rounds: 100,
         rounds_at_random: 5,
-        rounds_in_tests: Some(2),
+        rounds_in_tests: Some(1),
         run: power::of_all,
     },
     Cell {
