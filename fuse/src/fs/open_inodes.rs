@@ -122,6 +122,7 @@ mod tests {
             open.closed(FILE, false);
         }
         assert!(!open.opened(FILE, 2, false));
+        open.closed(FILE, false);
         assert!(open.opened(FILE, 2, false));
     }
 

@@ -136,10 +136,17 @@ fn threads_are_traced(pid: Pid) -> bool {
     })
 }
 
-/// SIGTERM has strace let go of the process, which goes on.
+/// How long strace may take to let go of a process.
+const DETACH_DEADLINE: Duration = Duration::from_secs(3);
+
+/// SIGTERM has strace let go of the process, which goes on. Now and then it waits for ever for a thread that was killed
+/// under it; SIGKILL makes the kernel let go for it.
 fn end_tracer(mut tracer: Child) -> Result<()> {
     // Gone already is as good.
     let _ = kill_process(Pid::from_child(&tracer), Signal::TERM);
-    tracer.wait()?;
+    if poll_until(DETACH_DEADLINE, "strace ends", || Ok(tracer.try_wait()?.is_some())).is_err() {
+        tracer.kill()?;
+        tracer.wait()?;
+    }
     Ok(())
 }

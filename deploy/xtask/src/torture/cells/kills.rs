@@ -26,7 +26,7 @@ pub fn of_anybody(run: &mut Run) -> Result<()> {
             for turn in turns {
                 let Planned::Kill(target) = &turn.fault else { unreachable!("plans of kills") };
                 let node = bed.node(target)?;
-                let killed = process::kill(&bed.cluster, &[node.clone()])?;
+                let killed = process::kill(&bed.cluster, std::slice::from_ref(&node))?;
                 std::thread::sleep(Duration::from_millis(turn.hold_ms));
                 killed.undo()?;
                 // The next one dies only when this one is back: more at once is no promise.
@@ -54,7 +54,7 @@ pub fn of_leaders(run: &mut Run) -> Result<()> {
             for turn in turns {
                 work.go_on(turn.after_steps.min(60))?;
                 let leader = bed.cluster.leader(DEADLINE)?;
-                let killed = process::kill(&bed.cluster, &[leader.clone()])?;
+                let killed = process::kill(&bed.cluster, std::slice::from_ref(&leader))?;
                 let gap = write_gap(&bed, run.done.rounds)?;
                 gaps.push(gap);
                 let next = bed.cluster.leader(DEADLINE)?;
@@ -115,7 +115,7 @@ fn stream_and_kill(run: &mut Run, bed: &Bed, number: u64, turn: &Turn) -> Result
     let stream = Stream::start(&bed.mounts[0].join(&name), STREAM_MIB, run.seed.wrapping_add(number))?;
     stream.go_on(turn.after_steps % STREAM_MIB, DEADLINE)?;
     let node = bed.node(target)?;
-    let killed = process::kill(&bed.cluster, &[node.clone()])?;
+    let killed = process::kill(&bed.cluster, std::slice::from_ref(&node))?;
     run.verdict.hold(Invariant::CallsEnd, stream.go_on(STREAM_MIB / 2, DEADLINE))?;
     killed.undo()?;
     let report = stream.finish()?;

@@ -66,11 +66,11 @@ fn links(bed: &Bed, shape: &Partition) -> Result<Vec<(String, String)>> {
         Partition::Alone(target) => between(&[bed.node(target)?], &everybody),
         Partition::Deaf(target) => {
             let deaf = bed.node(target)?;
-            between(&[deaf.clone()], &everybody).into_iter().filter(|(_, to)| *to == deaf).collect()
+            between(std::slice::from_ref(&deaf), &everybody).into_iter().filter(|(_, to)| *to == deaf).collect()
         }
         Partition::Mute(target) => {
             let mute = bed.node(target)?;
-            between(&[mute.clone()], &everybody).into_iter().filter(|(from, _)| *from == mute).collect()
+            between(std::slice::from_ref(&mute), &everybody).into_iter().filter(|(from, _)| *from == mute).collect()
         }
         Partition::Apart(one, other) => between(&[bed.node(one)?], &[bed.node(other)?]),
         Partition::OneByOne(links, _) => links.clone(),
