@@ -180,13 +180,23 @@ pub async fn tend(namenode: &Arc<Namenode>) -> Result<(), WireError> {
         info!(voters = ?last, "finishing a change of the group");
         return namenode.consensus.set_voters(last).await;
     }
-    check_state(namenode).await?;
     let ids = namenode.read(rows::namenode_ids)?;
+    let unknown: Vec<u64> =
+        standing.members.keys().copied().filter(|id| !ids.0.iter().any(|row| row.node == NodeId(*id))).collect();
+    if !unknown.is_empty() {
+        // A program of before tells nothing of itself, and could not read what is written here.
+        let said: BTreeMap<_, _> =
+            standing.members.keys().filter_map(|id| Some((*id, namenode.consensus.presence(*id)?.disk))).collect();
+        if said.len() < standing.members.len() {
+            return Ok(());
+        }
+        for id in unknown {
+            namenode.propose(Body::AdmitNamenode { node: NodeId(id), disk: said[&id] }).await?;
+        }
+    }
+    check_state(namenode).await?;
     for (id, member) in &standing.members {
         let Some(said) = namenode.consensus.presence(*id) else { continue };
-        if !ids.0.iter().any(|row| row.node == NodeId(*id)) {
-            namenode.propose(Body::AdmitNamenode { node: NodeId(*id), disk: said.disk }).await?;
-        }
         let reachable = !said.member.addr.ip().is_unspecified()
             && said.member.raft_addr.is_some_and(|addr| !addr.ip().is_unspecified());
         if reachable && said.member != *member {

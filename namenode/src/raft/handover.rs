@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use super::network::{RaftReply, RaftRequest};
 use super::node::{Consensus, Standing};
+use super::types::Raft;
 
 /// How long the successor may take to get what it still lacks of the log.
 const CATCH_UP: Duration = Duration::from_secs(3);
@@ -93,6 +94,22 @@ pub fn successor(standing: &Standing, to: Option<u64>, reachable: impl Fn(u64) -
     }
 }
 
+/// While it lives, this leader sends no heartbeats of its own accord.
+struct Silence(Raft);
+
+impl Silence {
+    fn keep(raft: &Raft) -> Silence {
+        raft.runtime_config().heartbeat(false);
+        Silence(raft.clone())
+    }
+}
+
+impl Drop for Silence {
+    fn drop(&mut self) {
+        self.0.runtime_config().heartbeat(true);
+    }
+}
+
 impl Consensus {
     /// Has another namenode elected; returns which one leads then. Everything that was proposed before is done.
     /// Writes wait for about `election_timeout_max` meanwhile.
@@ -125,6 +142,8 @@ impl Consensus {
             return failed("the successor did not catch up in time");
         }
         let closed = self.gate.close();
+        // Heartbeats would only be turned away at the gate.
+        let silence = Silence::keep(&self.raft);
         let promise_over = Instant::now() + self.promise + MARGIN;
         loop {
             if !self.reachable(to) {
@@ -142,7 +161,7 @@ impl Consensus {
                 warn!(to, %error, "the successor does not stand");
             }
             if self.comes_true(STAND, |now| now.leader.is_some_and(|leader| leader != now.node)).await {
-                drop((closed, paused));
+                drop((closed, paused, silence));
                 let leader = self.leader().unwrap_or(to);
                 info!(leader, ms = started.elapsed().as_millis() as u64, "the lead was handed over");
                 return Ok(leader);

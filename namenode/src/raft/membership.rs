@@ -46,9 +46,9 @@ impl Consensus {
         self.links.reach(node, member.raft_addr);
         let deadline = Instant::now() + FIRST_CONTACT;
         loop {
-            let request = RaftRequest::Presence(self.presences.tell(), self.presences.opinion(node, None));
+            let request = RaftRequest::Presence(Box::new((self.presences.tell(), self.presences.opinion(node, None))));
             match self.call(node, &request, CALL).await {
-                Ok(RaftReply::Presence(said, _)) => return Ok(said),
+                Ok(RaftReply::Presence(told)) => return Ok(told.0),
                 _ if Instant::now() < deadline => tokio::time::sleep(TICK).await,
                 _ => {
                     self.forget_strangers();

@@ -36,7 +36,7 @@ pub enum RaftRequest {
     /// Followed by the bytes of the offered files, in order.
     Snapshot(SnapshotOffer),
     /// What the sender says of itself, and what it knows of the receiver. Answered in kind.
-    Presence(Presence, Opinion),
+    Presence(Box<(Presence, Opinion)>),
     /// The leader of this term asks the receiver to stand for election.
     Stand {
         term: u64,
@@ -48,7 +48,7 @@ pub enum RaftReply {
     Append(AppendResponse),
     Vote(VoteResponse),
     Snapshot(SnapshotResponse),
-    Presence(Presence, Opinion),
+    Presence(Box<(Presence, Opinion)>),
     Standing,
 }
 
@@ -244,9 +244,9 @@ impl RaftServer {
             return Err(failed("not recognised by the group yet".into()));
         }
         match request {
-            RaftRequest::Presence(said, opinion) => {
-                let (said, opinion) = self.presences.meet(peer, said, &opinion);
-                Ok(RaftReply::Presence(said, opinion))
+            RaftRequest::Presence(told) => {
+                let (said, opinion) = *told;
+                Ok(RaftReply::Presence(Box::new(self.presences.meet(peer, said, &opinion))))
             }
             RaftRequest::Stand { term } => {
                 let followed = {

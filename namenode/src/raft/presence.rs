@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_proto::NodeId;
+use dfs_proto::{ErrorKind, NodeId};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -296,7 +296,7 @@ impl Presences {
         let inner = &self.0;
         if let Err(reason) = judge(&inner.log.durable(), inner.own.disk, opinion) {
             inner.fail.fail(format!(
-                "namenode {peer} says: {reason}. `dfs namenode replace {} NEW` puts another in its place",
+                "namenode {peer} says: {reason}. `dfs namenode replace {}` puts another in its place",
                 inner.own.member.name
             ));
         }
@@ -391,15 +391,21 @@ impl Presences {
 
     async fn exchange(&self, links: &Links, peer: u64) -> Option<(u64, Opinion)> {
         let disk = self.said(peer).map(|said| said.disk);
-        let request = RaftRequest::Presence(self.tell(), self.opinion(peer, disk));
+        let request = RaftRequest::Presence(Box::new((self.tell(), self.opinion(peer, disk))));
         match network::call(links, peer, &request, DEADLINE).await {
-            Ok(RaftReply::Presence(said, opinion)) => {
+            Ok(RaftReply::Presence(told)) => {
+                let (said, opinion) = *told;
                 self.take_in(peer, said, &opinion);
                 Some((peer, opinion))
             }
             Ok(_) => {
                 warn!(peer, "a presence was answered with something else");
                 None
+            }
+            // A program of before does not know the question, and remembers nothing.
+            Err(error) if error.kind == ErrorKind::Malformed => {
+                let member = Opinion { role: Role::Member, initialized: true, memory: None, acknowledged: None };
+                Some((peer, member))
             }
             Err(_) => None,
         }

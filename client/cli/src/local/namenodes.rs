@@ -5,7 +5,7 @@ use std::path::Path;
 
 use dfs_client::{ClusterConfig, NodeAddr};
 use dfs_proto::NodeId;
-use dfs_proto::msg::group::{GroupStatus, NamenodeAddr};
+use dfs_proto::msg::group::{GroupStatus, MemberRole, NamenodeAddr};
 use dfs_rpc::pki::Authority;
 use rustix::process::Signal;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub fn start_new(
 ) -> Result<NamenodeAddr> {
     let settings = Settings::load(layout)?;
     let left = |id: u64| layout.config(Member { kind: Kind::Namenode, index: id as usize }).exists();
-    let learner = group.members.iter().find(|member| !config.namenodes.iter().any(|node| node.id == member.node));
+    let learner = group.members.iter().find(|member| member.role == MemberRole::Learner);
     let id = learner.map(|member| member.node.0).filter(|id| left(*id)).unwrap_or_else(|| next_id(group));
     let member = Member { kind: Kind::Namenode, index: id as usize };
     let path = layout.config(member);
@@ -86,8 +86,25 @@ fn known(group: &GroupStatus) -> Vec<NamenodeAddr> {
     group.members.iter().filter_map(one).collect()
 }
 
+/// After a change that was asked for, done or not: the files name who belongs to the group now, learners too, and a
+/// process that does not belong to it is stopped. Then `dfs down` finds all that runs.
+pub async fn settle(
+    layout: &Layout,
+    config: &mut ClusterConfig,
+    group: &GroupStatus,
+    touched: impl IntoIterator<Item = NodeId>,
+) -> Result {
+    write_down(layout, config, group)?;
+    for node in touched {
+        if !group.members.iter().any(|member| member.node == node) {
+            stop_old(layout, node).await?;
+        }
+    }
+    Ok(())
+}
+
 /// Stops the process of a namenode that is no member any more. Its folder stays.
-pub async fn stop_old(layout: &Layout, node: NodeId) -> Result {
+async fn stop_old(layout: &Layout, node: NodeId) -> Result {
     let member = Member { kind: Kind::Namenode, index: node.0 as usize };
     if let Some(process) = Process::find(layout, member) {
         process.signal(Signal::TERM)?;
@@ -101,7 +118,7 @@ pub async fn stop_old(layout: &Layout, node: NodeId) -> Result {
 }
 
 /// Has every file of the cluster name the namenodes that there are: as first contacts, from the next start on.
-pub fn write_down(layout: &Layout, config: &mut ClusterConfig, group: &GroupStatus) -> Result {
+fn write_down(layout: &Layout, config: &mut ClusterConfig, group: &GroupStatus) -> Result {
     let members = known(group);
     let named = |node: &NamenodeAddr| NodeAddr { id: node.node, name: node.name.clone(), addr: node.addr };
     config.namenodes = members.iter().map(named).collect();

@@ -66,8 +66,10 @@ pub async fn run(context: &Context, args: Args) -> Result {
     let wanted = args.namenodes.unwrap_or(config.namenodes.len());
     while config.namenodes.len() < wanted {
         let new = namenodes::start_new(&layout, &config, &dfs.group_members().await?, log)?;
-        dfs.change_group(GroupRequest::Add(new)).await?;
-        namenodes::write_down(&layout, &mut config, &dfs.group_members().await?)?;
+        let node = new.node;
+        let added = dfs.change_group(GroupRequest::Add(new)).await;
+        namenodes::settle(&layout, &mut config, &dfs.group_members().await?, [node]).await?;
+        added?;
         status = Waiter { layout: &layout, config: &config, dfs: &dfs, removed: Vec::new() }.namenodes().await?;
         started += 1;
     }

@@ -154,15 +154,18 @@ impl Change {
 
     async fn finish(self, context: &Context, request: GroupRequest, gone: Option<NodeId>, said: String) -> Result {
         let start = Instant::now();
-        self.dfs.change_group(request).await.map_err(explained)?;
+        let new = match &request {
+            GroupRequest::Add(new) | GroupRequest::Replace { new, .. } => Some(new.node),
+            _ => None,
+        };
+        let done = self.dfs.change_group(request).await.map_err(explained);
         let group = self.dfs.group_members().await?;
         if let Some((layout, _lock)) = &self.local {
             let mut config = load_config(&layout.cluster_toml())?;
-            namenodes::write_down(layout, &mut config, &group)?;
-            if let Some(node) = gone {
-                namenodes::stop_old(layout, node).await?;
-            }
-        } else {
+            namenodes::settle(layout, &mut config, &group, gone.into_iter().chain(new)).await?;
+        }
+        done?;
+        if self.local.is_none() {
             context.out.note("files that name the namenodes of this cluster are still as they were");
         }
         if context.out.json {

@@ -72,7 +72,7 @@ impl Health {
         }
         let learners = group.members.iter().filter(|member| member.role == MemberRole::Learner);
         for learner in learners.filter(|_| group.change.is_none()) {
-            let text = format!("{} receives the log and does not vote: its addition broke off", learner.name);
+            let text = format!("the addition of {} broke off: it does not vote", learner.name);
             self.warn(text, format!("dfs namenode add {}", learner.name));
         }
         let voters = group.members.iter().filter(|member| member.role == MemberRole::Voter).count();
