@@ -105,10 +105,10 @@ impl Board {
     }
 
     /// A node has to empty a volume and has no room for the replica on another.
-    pub fn unwanted(&self, chunk: ChunkId, node: NodeId) {
+    pub fn unwanted(&self, chunk: ChunkId, node: NodeId, now: Instant) {
         let mut inner = self.0.lock();
         if inner.unwanted.len() < BAD_MAX || inner.unwanted.contains_key(&(chunk, node)) {
-            inner.unwanted.insert((chunk, node), Instant::now());
+            inner.unwanted.insert((chunk, node), now);
         }
     }
 
@@ -253,5 +253,36 @@ mod tests {
         board.found_good(ChunkId(1), NodeId(2));
         board.annotate(&mut view);
         assert!(view.bad.is_empty());
+        let counts = board.status(Instant::now());
+        assert_eq!((counts.damaged_found, counts.healed, counts.damaged), (2, 1, 1));
+    }
+
+    #[test]
+    fn what_a_node_wants_to_be_rid_of_and_what_cannot_be_put_together_is_forgotten_in_time() {
+        let (board, start) = (Board::default(), Instant::now());
+        let mut view = ChunkView {
+            chunk: ChunkId(1),
+            epoch: dfs_proto::Epoch(1),
+            len: 1,
+            target: 2,
+            replicas: vec![NodeId(2), NodeId(4)],
+            bad: Vec::new(),
+            leaving: Vec::new(),
+            hopeless: false,
+            in_flight: Vec::new(),
+            busy: Vec::new(),
+        };
+        board.unwanted(ChunkId(1), NodeId(2), start);
+        board.unwanted(ChunkId(1), NodeId(9), start);
+        board.copy_hopeless(ChunkId(1), start);
+        board.annotate(&mut view);
+        assert_eq!((view.leaving.clone(), view.hopeless), (vec![NodeId(2)], true));
+        assert!(board.troubled_chunks().contains(&ChunkId(1)));
+        board.sweep(&|_| false, start + UNWANTED_REPEATED);
+        board.annotate(&mut view);
+        assert_eq!((view.leaving.clone(), view.hopeless), (vec![], true));
+        board.sweep(&|_| false, start + HOPELESS);
+        board.annotate(&mut view);
+        assert!(!view.hopeless);
     }
 }

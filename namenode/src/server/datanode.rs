@@ -143,7 +143,7 @@ async fn outcome_came(namenode: &Arc<Namenode>, node: NodeId, outcome: Outcome) 
         }
         Outcome::Verified { chunk, .. } => namenode.board.found_good(chunk, node),
         Outcome::Deleted { chunk, .. } => namenode.board.deleted(chunk, node),
-        Outcome::Unwanted { chunk, .. } => namenode.board.unwanted(chunk, node),
+        Outcome::Unwanted { chunk, .. } => namenode.board.unwanted(chunk, node, Instant::now()),
     }
     namenode.repair_wanted.notify_one();
 }

@@ -61,7 +61,7 @@ fn lines(status: &Status, names: &NodeNames, now: Timestamp) -> Vec<String> {
 
 fn row(columns: [&str; 7]) -> String {
     let [node, state, duty, replicas, used, free, checked] = columns;
-    format!("{node:8} {state:8} {duty:20} {replicas:>9} {used:>9} {free:>9}  {checked}").trim_end().to_owned()
+    format!("{node:8} {state:8} {duty:16} {replicas:>9} {used:>9} {free:>9}  {checked}").trim_end().to_owned()
 }
 
 /// How far a node is that is to leave, or until when it may be away.
