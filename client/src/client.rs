@@ -125,6 +125,8 @@ impl Client {
         op: Op,
         deadline: Deadline,
     ) -> std::result::Result<OpReply, CallError> {
+        // Until its end, whatever that is.
+        let _changing = self.watch.changing(&op);
         let ticket = session.begin();
         let request =
             MetaRequest::Mutate { id: ticket.id(), acked_below: ticket.acked_below(), caller: caller.clone(), op };

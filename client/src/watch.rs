@@ -7,7 +7,7 @@ mod memory;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, Query, Revocation, RevocationDone};
+use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, Op, Query, Revocation, RevocationDone};
 use dfs_proto::{Attr, Caller, ErrorKind, InodeId, Name, SessionId, WireError};
 use dfs_rpc::{Moment, RecvStream, RpcError, SendStream};
 use parking_lot::Mutex;
@@ -49,6 +49,12 @@ impl Watch {
         }
     }
 
+    /// An own change is about to be sent. What it names is not answered from memory until the result is dropped.
+    pub fn changing(&self, op: &Op) -> Changing<'_> {
+        let (inodes, names) = named_in(op);
+        Changing { watch: self, concerned: self.memory.lock().change_begins(&inodes, &names) }
+    }
+
     /// An own change has been done, and has touched these inodes.
     pub fn changed(&self, inodes: &[InodeId]) {
         self.memory.lock().forget(inodes);
@@ -79,6 +85,45 @@ impl Watch {
             self.wanted.notify_one();
         }
         number
+    }
+}
+
+/// An own change that is under way.
+pub(crate) struct Changing<'a> {
+    watch: &'a Watch,
+    concerned: Vec<InodeId>,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.watch.memory.lock().change_ended(&self.concerned);
+    }
+}
+
+/// Inodes that the operation names, and names in directories. Commits are not among them: of bytes that it has
+/// written itself a client knows more than the namenode, and it says so in every attribute it shows.
+fn named_in(op: &Op) -> (Vec<InodeId>, Vec<(InodeId, &Name)>) {
+    match op {
+        Op::Make { parent, name, .. }
+        | Op::MakeMasked { parent, name, .. }
+        | Op::Unlink { parent, name, .. }
+        | Op::Rmdir { parent, name } => (Vec::new(), vec![(*parent, name)]),
+        Op::Link { inode, parent, name } => (vec![*inode], vec![(*parent, name)]),
+        Op::Rename { from_parent, from_name, to_parent, to_name, .. } => {
+            (Vec::new(), vec![(*from_parent, from_name), (*to_parent, to_name)])
+        }
+        Op::SetAttr { inode, .. }
+        | Op::Fallocate { inode, .. }
+        | Op::CloneRange { inode, .. }
+        | Op::SetXattr { inode, .. }
+        | Op::RemoveXattr { inode, .. } => (vec![*inode], Vec::new()),
+        Op::Commit { .. }
+        | Op::Release { .. }
+        | Op::AllocateChunks { .. }
+        | Op::CloseSession
+        | Op::NoteReads { .. }
+        | Op::Lock { .. }
+        | Op::Unlock { .. } => (Vec::new(), Vec::new()),
     }
 }
 

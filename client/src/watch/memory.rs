@@ -24,6 +24,8 @@ pub(crate) struct Memory {
     /// When everything was.
     cleared: u64,
     valid_until: Moment,
+    /// Inodes that changes of our own are about to touch, and how many.
+    changing: HashMap<InodeId, usize>,
 }
 
 /// The moment at which a question was sent. What was forgotten after it must not be learned from its
@@ -50,6 +52,35 @@ impl Memory {
             marks: vec![0; MARKS],
             cleared: 0,
             valid_until: Moment::from_boot(std::time::Duration::ZERO),
+            changing: HashMap::new(),
+        }
+    }
+
+    /// To be called before a change is sent that names these inodes, and these names in directories. Until
+    /// `change_ended` nothing about them is answered from memory: others may see the change before its reply is
+    /// here, which is what tells this session to forget. Returns all that is concerned.
+    pub fn change_begins(&mut self, inodes: &[InodeId], names: &[(InodeId, &Name)]) -> Vec<InodeId> {
+        let mut concerned = inodes.to_vec();
+        for (parent, name) in names {
+            concerned.push(*parent);
+            concerned.extend(self.names.get(parent).and_then(|names| names.get(name)).copied().flatten());
+        }
+        for inode in &concerned {
+            *self.changing.entry(*inode).or_default() += 1;
+        }
+        concerned
+    }
+
+    /// The change has been answered, or given up. `concerned` is what `change_begins` returned.
+    pub fn change_ended(&mut self, concerned: &[InodeId]) {
+        self.forget(concerned);
+        for inode in concerned {
+            if let Some(count) = self.changing.get_mut(inode) {
+                *count -= 1;
+                if *count == 0 {
+                    self.changing.remove(inode);
+                }
+            }
         }
     }
 
@@ -59,14 +90,15 @@ impl Memory {
     }
 
     pub fn attr(&self, inode: InodeId, now: Moment) -> Option<&Attr> {
-        self.attrs.get(&inode).filter(|_| now < self.valid_until)
+        self.attrs.get(&inode).filter(|_| now < self.valid_until && !self.changing.contains_key(&inode))
     }
 
     /// What the name leads to; `Some(None)` if it is known to lead nowhere.
     pub fn name(&self, parent: InodeId, name: &Name, now: Moment) -> Option<Option<&Attr>> {
         match self.names.get(&parent)?.get(name)? {
-            _ if now >= self.valid_until => None,
+            _ if now >= self.valid_until || self.changing.contains_key(&parent) => None,
             None => Some(None),
+            Some(inode) if self.changing.contains_key(inode) => None,
             Some(inode) => self.attrs.get(inode).map(Some),
         }
     }
@@ -201,6 +233,35 @@ mod tests {
         memory.clear();
         memory.learn_attr(asked, &attr(InodeId(4)), at(400));
         assert_eq!(memory.attr(InodeId(4), at(1)), None);
+    }
+
+    #[test]
+    fn nothing_is_believed_of_what_a_change_under_way_may_have_changed_already() {
+        let mut memory = Memory::new();
+        let learn = |memory: &mut Memory| {
+            let asked = memory.ask(at(0));
+            memory.learn_name(asked, DIR, &name("file"), Some(&attr(FILE)), at(400));
+            memory.learn_attr(asked, &attr(DIR), at(400));
+            memory.learn_attr(asked, &attr(InodeId(3)), at(400));
+        };
+        learn(&mut memory);
+        let file = name("file");
+        // Two renames onto one name, for example.
+        let first = memory.change_begins(&[], &[(DIR, &file)]);
+        let second = memory.change_begins(&[FILE], &[]);
+        assert_eq!(memory.name(DIR, &file, at(1)), None);
+        assert_eq!((memory.attr(DIR, at(1)), memory.attr(FILE, at(1))), (None, None));
+        assert!(memory.attr(InodeId(3), at(1)).is_some(), "of others all is believed");
+        memory.change_ended(&first);
+        // What is learned meanwhile may be of before the second change.
+        learn(&mut memory);
+        assert!(memory.attr(DIR, at(1)).is_some());
+        assert_eq!((memory.name(DIR, &file, at(1)), memory.attr(FILE, at(1))), (None, None));
+        memory.change_ended(&second);
+        assert_eq!(memory.attr(FILE, at(1)), None, "it is asked again");
+        learn(&mut memory);
+        assert_eq!(memory.name(DIR, &file, at(1)), Some(Some(&attr(FILE))));
+        assert!(memory.changing.is_empty());
     }
 
     #[test]
