@@ -18,7 +18,7 @@ use crate::nodes::Nodes;
 use crate::open::Files;
 use crate::read::Reads;
 use crate::session::{Renewed, Session, Sessions, session_lost};
-use crate::watch::{Watch, names_changed};
+use crate::watch::Watch;
 use crate::write::Writes;
 
 pub(crate) struct Client {
@@ -125,26 +125,25 @@ impl Client {
         op: Op,
         deadline: Deadline,
     ) -> std::result::Result<OpReply, CallError> {
+        // Until its end, whatever that is.
+        let changing = self.watch.changing(&op);
         let ticket = session.begin();
-        let names = names_changed(&op);
         let request =
             MetaRequest::Mutate { id: ticket.id(), acked_below: ticket.acked_below(), caller: caller.clone(), op };
         let answered = self.group.call_noting(&request, ATTEMPT, deadline).await;
-        let answered = answered.inspect_err(|failed| match failed.unknown {
-            true => self.watch.anything_may_have_changed(),
-            false => self.watch.refused(&names),
+        let answered = answered.inspect_err(|failed| {
+            if failed.unknown {
+                self.watch.anything_may_have_changed();
+            }
         })?;
         if answered.repeated {
             // What the first attempt changed is not told again.
             self.watch.anything_may_have_changed();
         }
         match answered.reply {
-            MetaReply::Mutated(reply) => {
-                self.watch.changed(&[], &names);
-                Ok(reply)
-            }
+            MetaReply::Mutated(reply) => Ok(reply),
             MetaReply::MutatedWatched { reply, changed } => {
-                self.watch.changed(&changed, &names);
+                self.watch.changed(&changed, &changing);
                 Ok(reply)
             }
             _ => Err(CallError { error: unexpected_answer("Mutate"), unknown: true }),

@@ -31,4 +31,3 @@ pub use file::{Fallocate, File, OpenMode};
 pub use locks::Chance;
 pub use namespace::{Made, MakeOptions};
 pub use paths::{Walk, WalkEntry};
-pub use watch::Lender;

@@ -6,7 +6,6 @@ use dfs_proto::{Attr, Caller, InodeId, Name, SetAttr, XattrMode, XattrName, Xatt
 use crate::dfs::Dfs;
 use crate::error::{Result, unexpected_answer};
 use crate::file::{File, OpenMode};
-use crate::watch::Lender;
 use crate::write::file::is_part;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -35,11 +34,6 @@ impl Dfs {
 
     pub async fn getattr(&self, caller: &Caller, inode: InodeId) -> Result<Attr> {
         Ok(self.client.files.merge(self.client.getattr(caller, inode).await?))
-    }
-
-    /// For whoever hands answers on to a kernel: says for how long that may believe them without asking.
-    pub fn lender(&self) -> Lender<'_> {
-        self.client.watch.lender()
     }
 
     /// Changes attributes. `handle` is the open file through which the caller asks, which carries the

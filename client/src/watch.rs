@@ -3,7 +3,6 @@
 //! remembered is believed for a fraction of a second after the last answer.
 
 mod ahead;
-mod loans;
 mod memory;
 
 use std::sync::{Arc, Weak};
@@ -13,23 +12,18 @@ use dfs_proto::limits::READDIR_PAGE_MAX;
 use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, Op, Query, Revocation, RevocationDone};
 use dfs_proto::{Attr, Caller, ErrorKind, InodeId, Name, SessionId, WireError};
 use dfs_rpc::{Moment, RecvStream, RpcError, SendStream};
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use tokio::sync::{Notify, mpsc};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::client::Client;
 use crate::error::{Error, Result, unexpected_answer};
 use crate::leader::{ATTEMPT, Group};
-use memory::Memory;
+use memory::{Concerned, Memory};
 
-/// Pause before the stream is opened again. With a new stream the namenode takes it that all is forgotten, so
-/// whatever the kernel was lent must be over.
+/// Pause before the stream is opened again.
 const PAUSE: Duration = Duration::from_millis(200);
-const _: () = assert!(PAUSE.as_millis() > loans::ALL_OVER.as_millis());
-
-/// Revocations that wait for loans to be over. When there are more the namenode's wait in the stream.
-const RECALLED_MAX: usize = 64;
 
 pub(crate) struct Watch {
     memory: Mutex<Memory>,
@@ -39,44 +33,6 @@ pub(crate) struct Watch {
     wanted: Notify,
     /// The session of the stream is over.
     broken: Notify,
-    /// Held by whoever is just telling the kernel what it may believe.
-    telling: RwLock<()>,
-}
-
-/// Says for how long the kernel may believe what it is about to be told. It has to be told before this is dropped.
-pub struct Lender<'a> {
-    watch: &'a Watch,
-    lent: Vec<InodeId>,
-    _telling: RwLockReadGuard<'a, ()>,
-}
-
-impl Lender<'_> {
-    /// Zero if it may not, and has to ask each time.
-    pub fn attr(&mut self, attr: &Attr) -> Duration {
-        let loan = self.watch.memory.lock().lend_attr(attr, Moment::now());
-        self.noted(attr.inode, loan)
-    }
-
-    /// For how long it may believe that the name in `parent` leads to `inode`.
-    pub fn name(&mut self, parent: InodeId, name: &Name, inode: InodeId) -> Duration {
-        let loan = self.watch.memory.lock().lend_name(parent, name, inode, Moment::now());
-        self.noted(parent, loan)
-    }
-
-    fn noted(&mut self, inode: InodeId, loan: Duration) -> Duration {
-        if !loan.is_zero() {
-            self.lent.push(inode);
-        }
-        loan
-    }
-}
-
-impl Drop for Lender<'_> {
-    fn drop(&mut self) {
-        // This thread may have been stopped since the loan was given, and the kernel counts from now.
-        let (mut memory, now) = (self.watch.memory.lock(), Moment::now());
-        self.lent.iter().for_each(|inode| memory.loans.given(*inode, now));
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -92,30 +48,19 @@ impl Watch {
             life: Mutex::new(None),
             wanted: Notify::new(),
             broken: Notify::new(),
-            telling: RwLock::new(()),
         }
     }
 
-    pub fn lender(&self) -> Lender<'_> {
-        Lender { watch: self, lent: Vec::new(), _telling: self.telling.read() }
+    /// An own change is about to be sent. What it names is not answered from memory until the result is dropped.
+    pub fn changing(&self, op: &Op) -> Changing<'_> {
+        let mut concerned = named_in(op);
+        self.memory.lock().change_begins(&mut concerned);
+        Changing { watch: self, concerned }
     }
 
-    /// Forgets what somebody else changes. Returns when nobody here believes it any more, the kernel included.
-    fn revoke(&self, inodes: &[InodeId]) -> Moment {
-        self.memory.lock().forget(inodes);
-        // From here on nothing of it is lent. What is just being told has been told after this.
-        drop(self.telling.write());
-        self.memory.lock().loans.recall(inodes, Moment::now())
-    }
-
-    /// An own change has been done, and has touched these inodes and, in directories, these names.
-    pub fn changed(&self, inodes: &[InodeId], names: &[(InodeId, Name)]) {
-        self.memory.lock().forget_own(inodes, names);
-    }
-
-    /// An own change was refused. These names may not be what they are remembered as.
-    pub fn refused(&self, names: &[(InodeId, Name)]) {
-        self.memory.lock().forget_names(names);
+    /// An own change has been done, and has touched these inodes, in directories only the names that it names.
+    pub fn changed(&self, inodes: &[InodeId], change: &Changing<'_>) {
+        self.memory.lock().forget_own(inodes, &change.concerned.names);
     }
 
     /// An own change may have been done, or its answer may not have said everything.
@@ -144,6 +89,46 @@ impl Watch {
         }
         number
     }
+}
+
+/// An own change that is under way.
+pub(crate) struct Changing<'a> {
+    watch: &'a Watch,
+    concerned: Concerned,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.watch.memory.lock().change_ended(&self.concerned);
+    }
+}
+
+/// Inodes that the operation names, and names in directories. Commits are not among them: of bytes that it has
+/// written itself a client knows more than the namenode, and it says so in every attribute it shows.
+fn named_in(op: &Op) -> Concerned {
+    let (inodes, names) = match op {
+        Op::Make { parent, name, .. }
+        | Op::MakeMasked { parent, name, .. }
+        | Op::Unlink { parent, name, .. }
+        | Op::Rmdir { parent, name } => (Vec::new(), vec![(*parent, name.clone())]),
+        Op::Link { inode, parent, name } => (vec![*inode], vec![(*parent, name.clone())]),
+        Op::Rename { from_parent, from_name, to_parent, to_name, .. } => {
+            (Vec::new(), vec![(*from_parent, from_name.clone()), (*to_parent, to_name.clone())])
+        }
+        Op::SetAttr { inode, .. }
+        | Op::Fallocate { inode, .. }
+        | Op::CloneRange { inode, .. }
+        | Op::SetXattr { inode, .. }
+        | Op::RemoveXattr { inode, .. } => (vec![*inode], Vec::new()),
+        Op::Commit { .. }
+        | Op::Release { .. }
+        | Op::AllocateChunks { .. }
+        | Op::CloseSession
+        | Op::NoteReads { .. }
+        | Op::Lock { .. }
+        | Op::Unlock { .. } => (Vec::new(), Vec::new()),
+    };
+    Concerned { inodes, names }
 }
 
 impl Client {
@@ -243,21 +228,6 @@ impl Client {
     }
 }
 
-/// The names that come, go or lead elsewhere when this is done.
-pub(crate) fn names_changed(op: &Op) -> Vec<(InodeId, Name)> {
-    match op {
-        Op::Make { parent, name, .. }
-        | Op::MakeMasked { parent, name, .. }
-        | Op::Link { parent, name, .. }
-        | Op::Unlink { parent, name, .. }
-        | Op::Rmdir { parent, name } => vec![(*parent, name.clone())],
-        Op::Rename { from_parent, from_name, to_parent, to_name, .. } => {
-            vec![(*from_parent, from_name.clone()), (*to_parent, to_name.clone())]
-        }
-        _ => Vec::new(),
-    }
-}
-
 fn attr_in(answer: Result<Answer>) -> Result<Attr> {
     match answer? {
         Answer::Attr(attr) => Ok(attr),
@@ -313,23 +283,10 @@ async fn watch_once(group: &Group, watch: &Watch, session: SessionId) -> std::re
     }
 }
 
-/// Forgets what it is told to, and says so once the kernel does not believe it any more either.
 async fn hear(watch: &Watch, send: &mut SendStream, recv: &mut RecvStream) -> std::result::Result<(), RpcError> {
-    let (recalled, mut over) = mpsc::channel(RECALLED_MAX);
-    let forget = async move {
-        while let Some(Revocation { number, inodes }) = recv.recv_optional().await? {
-            // The receiver lives as long as this.
-            let _ = recalled.send((number, watch.revoke(&inodes))).await;
-        }
-        Ok::<_, RpcError>(())
-    };
-    let answer = async {
-        // In order: a number stands for all before it.
-        while let Some((number, loans_over)) = over.recv().await {
-            tokio::time::sleep(loans_over.since(Moment::now())).await;
-            send.send(&RevocationDone { number }).await?;
-        }
-        Ok::<_, RpcError>(())
-    };
-    tokio::try_join!(forget, answer).map(|_| ())
+    while let Some(Revocation { number, inodes }) = recv.recv_optional().await? {
+        watch.memory.lock().forget(&inodes);
+        send.send(&RevocationDone { number }).await?;
+    }
+    Ok(())
 }

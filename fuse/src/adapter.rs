@@ -35,8 +35,7 @@ use crate::fs::file::Place;
 use crate::fs::file_ranges::Start;
 use crate::fs::handles::HandleId;
 use answer::{
-    attr, created, data, directory, directory_plus, empty, entry, found, opened, place, sized, statistics, tested,
-    written,
+    attr, created, data, directory, directory_plus, empty, entry, opened, place, sized, statistics, tested, written,
 };
 use convert::{errno, handle_in, handle_out, lock_request, set_time};
 
@@ -137,9 +136,8 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
-        let answer = found(self.fs.clone(), parent, name.clone(), reply);
         let span = span!("lookup", request, parent);
-        self.spawn(span, |fs| async move { fs.lookup(who, parent, &name).await }, answer);
+        self.spawn(span, |fs| async move { fs.lookup(who, parent, &name).await }, entry(reply));
     }
 
     /// Inode numbers are the cluster's and are never used again, so there is no reference to give back.
@@ -148,7 +146,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let (who, inode) = (self.requester(request), self.inode(ino));
         let span = span!("getattr", request, inode);
-        self.spawn(span, |fs| async move { fs.getattr(who, inode).await }, attr(self.fs.clone(), reply));
+        self.spawn(span, |fs| async move { fs.getattr(who, inode).await }, attr(reply));
     }
 
     fn setattr(
@@ -179,9 +177,8 @@ impl Filesystem for Adapter {
             mtime: mtime.map(set_time),
             replication: None,
         };
-        let answer = attr(self.fs.clone(), reply);
         let span = span!("setattr", request, inode);
-        self.spawn(span, |fs| async move { fs.setattr(who, inode, set, handle).await }, answer);
+        self.spawn(span, |fs| async move { fs.setattr(who, inode, set, handle).await }, attr(reply));
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
@@ -453,9 +450,8 @@ impl Filesystem for Adapter {
 
     fn readdirplus(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let (who, handle) = (self.requester(request), handle_in(fh));
-        let answer = directory_plus(self.fs.clone(), self.inode(ino), reply);
         let span = span!("readdirplus", request, ino);
-        self.spawn(span, |fs| async move { fs.list(who, handle, offset, true).await }, answer);
+        self.spawn(span, |fs| async move { fs.list(who, handle, offset, true).await }, directory_plus(reply));
     }
 
     fn releasedir(&self, request: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {

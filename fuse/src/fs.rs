@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use admission::Admission;
 use caller::Squash;
-use dfs_client::{Dfs, Lender};
+use dfs_client::Dfs;
 use dfs_proto::InodeId;
 use handles::Handles;
 use locks::Locks;
@@ -46,10 +46,5 @@ impl Fs {
         let open_inodes = Arc::new(OpenInodes::default());
         let admission = Admission::new(deadline);
         Fs { dfs, root, squash, handles: Handles::new(), open_inodes, locks: Locks::new(deadline), admission }
-    }
-
-    /// Says for how long the kernel may believe what it is about to be told. To be dropped after that.
-    pub fn lender(&self) -> Lender<'_> {
-        self.dfs.lender()
     }
 }

@@ -2,13 +2,13 @@
 //! says otherwise, or until it has not been heard for too long.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::Duration;
 
 use dfs_proto::{Attr, InodeId, Name};
 use dfs_rpc::Moment;
 
 use super::ahead::Ahead;
-use super::loans::Loans;
 
 /// Names and attributes kept; when there are more all are forgotten. About 40 MiB.
 const ENTRIES_MAX: usize = 128 << 10;
@@ -28,8 +28,18 @@ pub(crate) struct Memory {
     /// When everything was.
     cleared: u64,
     valid_until: Moment,
-    pub loans: Loans,
     pub ahead: Ahead,
+    /// What changes of our own are about to touch: the attributes of inodes, and names in directories; and how many.
+    changing: HashMap<InodeId, usize>,
+    changing_names: HashMap<(InodeId, Name), usize>,
+}
+
+/// What a change of our own may touch.
+#[derive(Debug, Default)]
+pub(crate) struct Concerned {
+    pub inodes: Vec<InodeId>,
+    /// By directory. Of the directory itself only the attributes are concerned.
+    pub names: Vec<(InodeId, Name)>,
 }
 
 /// The moment at which a question was sent. What was forgotten after it must not be learned from its
@@ -56,8 +66,36 @@ impl Memory {
             marks: vec![0; MARKS],
             cleared: 0,
             valid_until: Moment::from_boot(Duration::ZERO),
-            loans: Loans::new(),
             ahead: Ahead::default(),
+            changing: HashMap::new(),
+            changing_names: HashMap::new(),
+        }
+    }
+
+    /// To be called before a change is sent. Until `change_ended` nothing about what is concerned is answered from
+    /// memory: others may see the change before its reply is here, which is what tells this session to forget. Adds
+    /// what the names are known to lead to, and their directories.
+    pub fn change_begins(&mut self, concerned: &mut Concerned) {
+        for (parent, name) in &concerned.names {
+            concerned.inodes.push(*parent);
+            concerned.inodes.extend(self.names.get(parent).and_then(|names| names.get(name)).copied().flatten());
+            *self.changing_names.entry((*parent, name.clone())).or_default() += 1;
+        }
+        for inode in &concerned.inodes {
+            *self.changing.entry(*inode).or_default() += 1;
+        }
+    }
+
+    /// The change has been answered, or given up.
+    pub fn change_ended(&mut self, concerned: &Concerned) {
+        self.clock += 1;
+        for inode in &concerned.inodes {
+            self.forget_attr(*inode);
+            one_less(&mut self.changing, inode);
+        }
+        self.forget_names(&concerned.names);
+        for name in &concerned.names {
+            one_less(&mut self.changing_names, name);
         }
     }
 
@@ -67,14 +105,17 @@ impl Memory {
     }
 
     pub fn attr(&self, inode: InodeId, now: Moment) -> Option<&Attr> {
-        self.attrs.get(&inode).filter(|_| now < self.valid_until)
+        self.attrs.get(&inode).filter(|_| now < self.valid_until && !self.changing.contains_key(&inode))
     }
 
     /// What the name leads to; `Some(None)` if it is known to lead nowhere.
     pub fn name(&self, parent: InodeId, name: &Name, now: Moment) -> Option<Option<&Attr>> {
         match self.names.get(&parent)?.get(name)? {
             _ if now >= self.valid_until => None,
+            // Few changes are under way at a time, and mostly none.
+            _ if !self.changing_names.is_empty() && self.is_changing(parent, name) => None,
             None => Some(None),
+            Some(inode) if self.changing.contains_key(inode) => None,
             Some(inode) => self.attrs.get(inode).map(Some),
         }
     }
@@ -117,15 +158,21 @@ impl Memory {
         let (parents, others): (Vec<InodeId>, Vec<InodeId>) =
             inodes.iter().partition(|inode| names.iter().any(|(parent, _)| parent == *inode));
         self.forget(&others);
-        for inode in parents {
-            self.marks[mark_of(inode)] = self.clock;
-            self.entries -= usize::from(self.attrs.remove(&inode).is_some());
-        }
+        parents.into_iter().for_each(|inode| self.forget_attr(inode));
         self.forget_names(names);
     }
 
+    fn forget_attr(&mut self, inode: InodeId) {
+        self.marks[mark_of(inode)] = self.clock;
+        self.entries -= usize::from(self.attrs.remove(&inode).is_some());
+    }
+
+    fn is_changing(&self, parent: InodeId, name: &Name) -> bool {
+        self.changing_names.keys().any(|(directory, changing)| *directory == parent && changing == name)
+    }
+
     /// Forgets names, and what is being asked now of their directories.
-    pub fn forget_names(&mut self, names: &[(InodeId, Name)]) {
+    fn forget_names(&mut self, names: &[(InodeId, Name)]) {
         self.clock += 1;
         for (parent, name) in names {
             self.marks[mark_of(*parent)] = self.clock;
@@ -145,22 +192,6 @@ impl Memory {
         self.valid_until = Moment::from_boot(Duration::ZERO);
     }
 
-    /// For how long the kernel may be told to believe these attributes, if they are what is remembered.
-    pub fn lend_attr(&mut self, attr: &Attr, now: Moment) -> Duration {
-        match self.attrs.get(&attr.inode) {
-            Some(known) if known == attr => self.loans.lend(attr.inode, self.valid_until, now),
-            _ => Duration::ZERO,
-        }
-    }
-
-    /// For how long the kernel may be told to believe that the name leads there, if that is what is remembered.
-    pub fn lend_name(&mut self, parent: InodeId, name: &Name, inode: InodeId, now: Moment) -> Duration {
-        match self.names.get(&parent).and_then(|names| names.get(name)) {
-            Some(known) if *known == Some(inode) => self.loans.lend(parent, self.valid_until, now),
-            _ => Duration::ZERO,
-        }
-    }
-
     fn may_learn(&self, asked: Asked, inodes: &[InodeId]) -> bool {
         asked.clock >= self.cleared && inodes.iter().all(|inode| self.marks[mark_of(*inode)] <= asked.clock)
     }
@@ -171,6 +202,15 @@ impl Memory {
             self.names.clear();
             self.entries = 0;
             self.ahead.clear();
+        }
+    }
+}
+
+fn one_less<K: Eq + Hash>(counts: &mut HashMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
         }
     }
 }
@@ -288,20 +328,36 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_remembered_is_lent() {
+    fn nothing_is_believed_of_what_a_change_under_way_may_have_changed_already() {
         let mut memory = Memory::new();
-        let asked = memory.ask(at(0));
-        memory.learn_name(asked, DIR, &name("file"), Some(&attr(FILE)), at(400));
-        assert!(!memory.lend_name(DIR, &name("file"), FILE, at(1)).is_zero());
-        assert!(!memory.lend_attr(&attr(FILE), at(1)).is_zero());
-        assert!(memory.lend_name(DIR, &name("file"), InodeId(3), at(1)).is_zero());
-        assert!(memory.lend_name(DIR, &name("other"), FILE, at(1)).is_zero());
-        // With bytes that were written here and not committed yet, for example.
-        assert!(memory.lend_attr(&Attr { size_bytes: 1, ..attr(FILE) }, at(1)).is_zero());
-        assert!(memory.lend_attr(&attr(FILE), at(400)).is_zero());
-        memory.forget(&[DIR]);
-        assert!(memory.lend_name(DIR, &name("file"), FILE, at(1)).is_zero());
-        assert!(!memory.lend_attr(&attr(FILE), at(1)).is_zero());
+        let other = name("other");
+        let learn = |memory: &mut Memory| {
+            let asked = memory.ask(at(0));
+            memory.learn_name(asked, DIR, &name("file"), Some(&attr(FILE)), at(400));
+            memory.learn_name(asked, DIR, &other, Some(&attr(InodeId(3))), at(400));
+            memory.learn_attr(asked, &attr(DIR), at(400));
+        };
+        learn(&mut memory);
+        let file = name("file");
+        // Two renames onto one name, for example.
+        let mut first = Concerned { inodes: Vec::new(), names: vec![(DIR, file.clone())] };
+        memory.change_begins(&mut first);
+        let mut second = Concerned { inodes: vec![FILE], names: Vec::new() };
+        memory.change_begins(&mut second);
+        assert_eq!(memory.name(DIR, &file, at(1)), None);
+        assert_eq!((memory.attr(DIR, at(1)), memory.attr(FILE, at(1))), (None, None));
+        assert!(memory.name(DIR, &other, at(1)).is_some(), "of other names all is believed");
+        memory.change_ended(&first);
+        assert!(memory.name(DIR, &other, at(1)).is_some());
+        // What is learned meanwhile may be of before the second change.
+        learn(&mut memory);
+        assert!(memory.attr(DIR, at(1)).is_some());
+        assert_eq!((memory.name(DIR, &file, at(1)), memory.attr(FILE, at(1))), (None, None));
+        memory.change_ended(&second);
+        assert_eq!(memory.attr(FILE, at(1)), None, "it is asked again");
+        learn(&mut memory);
+        assert_eq!(memory.name(DIR, &file, at(1)), Some(Some(&attr(FILE))));
+        assert!(memory.changing.is_empty() && memory.changing_names.is_empty());
     }
 
     #[test]

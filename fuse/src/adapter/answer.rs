@@ -1,12 +1,10 @@
 //! Replies: how a result of [`crate::fs`] is told to the kernel.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dfs_proto::Attr;
 use dfs_proto::msg::meta::{LockClaim, StatFs};
-use dfs_proto::{Attr, InodeId, Name};
 use fuser::{
     FopenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
@@ -18,40 +16,19 @@ use crate::fs::directory::Listed;
 use crate::fs::errno::Errno;
 use crate::fs::file::Opened;
 
-/// To be asked for again each time: the answer to a change, which nobody vouches for any longer than that.
-const ONCE: Duration = Duration::ZERO;
+/// Names and attributes are asked for anew each time: nobody tells this mount what others change.
+const TTL: Duration = Duration::ZERO;
 
-/// What was made.
 pub fn entry(reply: ReplyEntry) -> impl FnOnce(Result<Attr, Errno>) {
     |result| match result {
-        Ok(attr) => reply.entry(&ONCE, &file_attr(&attr), generation()),
+        Ok(attr) => reply.entry(&TTL, &file_attr(&attr), generation()),
         Err(error) => reply.error(errno(error)),
     }
 }
 
-/// What was found under a name.
-pub fn found(fs: Arc<Fs>, parent: InodeId, name: OsString, reply: ReplyEntry) -> impl FnOnce(Result<Attr, Errno>) {
-    move |result| match result {
-        Ok(attr) => {
-            let mut lender = fs.lender();
-            let name_loan = match Name::new(name.as_bytes()) {
-                Ok(name) => lender.name(parent, &name, attr.inode),
-                Err(_) => ONCE,
-            };
-            let attr_loan = lender.attr(&attr);
-            reply.entry_with_ttls(&attr_loan, &name_loan, &file_attr(&attr), generation());
-        }
-        Err(error) => reply.error(errno(error)),
-    }
-}
-
-pub fn attr(fs: Arc<Fs>, reply: ReplyAttr) -> impl FnOnce(Result<Attr, Errno>) {
-    move |result| match result {
-        Ok(attr) => {
-            let mut lender = fs.lender();
-            let loan = lender.attr(&attr);
-            reply.attr(&loan, &file_attr(&attr));
-        }
+pub fn attr(reply: ReplyAttr) -> impl FnOnce(Result<Attr, Errno>) {
+    |result| match result {
+        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
         Err(error) => reply.error(errno(error)),
     }
 }
@@ -96,7 +73,7 @@ pub fn created(fs: Arc<Fs>, reply: ReplyCreate) -> impl FnOnce(Result<(Attr, Ope
         Ok((attr, opened)) => {
             let flags = open_flags(&opened);
             let handle = handle_out(fs.admit(opened));
-            reply.created(&ONCE, &file_attr(&attr), generation(), handle, flags);
+            reply.created(&TTL, &file_attr(&attr), generation(), handle, flags);
         }
         Err(error) => reply.error(errno(error)),
     }
@@ -147,23 +124,13 @@ pub fn directory(mut reply: ReplyDirectory) -> impl FnOnce(Result<Vec<Listed>, E
 }
 
 /// As `directory`, with attributes.
-pub fn directory_plus(
-    fs: Arc<Fs>,
-    directory: InodeId,
-    mut reply: ReplyDirectoryPlus,
-) -> impl FnOnce(Result<Vec<Listed>, Errno>) {
-    move |result| match result {
+pub fn directory_plus(mut reply: ReplyDirectoryPlus) -> impl FnOnce(Result<Vec<Listed>, Errno>) {
+    |result| match result {
         Ok(entries) => {
-            let mut lender = fs.lender();
             for entry in entries {
-                // One time stands for both, the name and the attributes.
-                let loan = match (&entry.attr, Name::new(&entry.name[..])) {
-                    (Some(attr), Ok(name)) => lender.name(directory, &name, entry.inode).min(lender.attr(attr)),
-                    _ => ONCE,
-                };
                 let name = convert::os_str(&entry.name);
                 let attr = convert::listed_attr(&entry);
-                if reply.add(node(entry.inode), entry.position, name, &loan, &attr, generation()) {
+                if reply.add(node(entry.inode), entry.position, name, &TTL, &attr, generation()) {
                     break;
                 }
             }

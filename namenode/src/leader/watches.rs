@@ -246,8 +246,8 @@ impl Watches {
                 for watcher in table.watchers.get(inode).cloned().unwrap_or_default() {
                     let consequence = change.request.map(|request| table.by_request.entry(request).or_default());
                     if Some(watcher) == author {
-                        // Its own answer names what it has to forget. It goes on watching, because its kernel may
-                        // have been lent what this change has not touched.
+                        // Its own answer names what it has to forget. It goes on watching, because of a directory
+                        // it keeps the names that this change has not touched.
                         consequence.into_iter().for_each(|consequence| consequence.own.push(*inode));
                         continue;
                     }

@@ -1,8 +1,8 @@
 //! Namenodes as a group: elections, retries, snapshots, roles, datanodes.
 
 mod datanodes;
-mod large_directory;
 mod identity;
+mod large_directory;
 mod locks;
 mod membership;
 mod opens;

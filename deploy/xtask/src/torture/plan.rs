@@ -209,11 +209,14 @@ fn crash(turn: u64, shape: Shape, dice: &mut Dice) -> Planned {
     let target = role(turn, shape, dice);
     let calls = *dice.pick(&Calls::ALL);
     let snapshot = !matches!(target, Target::Node(_)) && dice.one_in(3);
+    // Counted for each thread, and as many as come within seconds: a datanode's work is spread over many threads.
     // Calls on names are few: when chunks and database files come and go.
-    let k_max = match calls {
-        Calls::Write => 300,
-        Calls::Sync => 60,
-        Calls::Names => 4,
+    let k_max = match (calls, &target) {
+        (Calls::Write, Target::Node(_)) => 30,
+        (Calls::Sync, Target::Node(_)) => 6,
+        (Calls::Write, _) => 300,
+        (Calls::Sync, _) => 60,
+        (Calls::Names, _) => 3,
     };
     Planned::Crash { target, calls, k: dice.between(1, k_max), snapshot }
 }
