@@ -206,8 +206,11 @@ fn is_still_held(error: &anyhow::Error) -> bool {
 
 fn files(authority: &Authority, dir: &Path, role: Role, id: u64) -> TlsFiles {
     let name = format!("{}-{id}", role.as_str());
-    authority.issue(role, NodeId(id)).unwrap().save(dir, &name).unwrap();
     let path = |ending: &str| -> PathBuf { dir.join(format!("{name}.{ending}")) };
+    // Issued once: another thread of the test may be reading it.
+    if !path("pem").exists() {
+        authority.issue(role, NodeId(id)).unwrap().save(dir, &name).unwrap();
+    }
     TlsFiles { ca: dir.join("ca.pem"), cert: path("pem"), key: path("key") }
 }
 
