@@ -42,13 +42,11 @@ async fn make(dfs: &Dfs, parent: InodeId, name: &Name, node: NewNode) -> InodeId
 }
 
 /// Every client works on its share of the numbers below `count`, with many requests under way.
-async fn by_all<F: Future<Output = ()> + Send>(
+async fn by_all<F: Future<Output = ()> + Send + 'static>(
     clients: &[Arc<Dfs>],
     count: u64,
     work: impl Fn(Arc<Dfs>, u64) -> F + Clone + Send + 'static,
-) where
-    F: 'static,
-{
+) {
     let lanes = clients.len() as u64 * AT_ONCE;
     let lane = |lane: u64| {
         let (dfs, work) = (clients[(lane % clients.len() as u64) as usize].clone(), work.clone());
