@@ -6,7 +6,7 @@
 //! is to leave its node is copied like a lost one, is a source meanwhile, and is dropped last. A copy is planned from
 //! live holders to the live node with most room, within each node's budget. A replica is dropped
 //! only if, without it, as many live and confirmed good ones as wanted remain (or, if it is itself bad,
-//! at least one).
+//! at least one). While one replica is damaged, only those count as confirmed that were read since.
 //!
 //! Where all that is left is damaged, a copy is tried from all of it: frames that are good in any replica make it whole.
 //!
@@ -124,6 +124,8 @@ pub enum Reason {
     DropBudgetUsedUp,
     /// A superfluous replica stays until this node has confirmed its own.
     Unconfirmed(NodeId),
+    /// A damaged replica stays until this node has read its own again.
+    Unproven(NodeId),
 }
 
 impl fmt::Display for Reason {
@@ -139,6 +141,7 @@ impl fmt::Display for Reason {
             Reason::CopyUnderWay => write!(f, "a copy is under way"),
             Reason::DropBudgetUsedUp => write!(f, "enough superfluous replicas dropped for one pass"),
             Reason::Unconfirmed(node) => write!(f, "node {node} is still scanning its disks"),
+            Reason::Unproven(node) => write!(f, "node {node} verifies its replica"),
         }
     }
 }

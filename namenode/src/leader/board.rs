@@ -15,6 +15,8 @@ const COPY_UNCONFIRMED: Duration = Duration::from_secs(8);
 const COPY_DEADLINE: Duration = Duration::from_secs(120);
 /// After so long a deletion has been done or lost; either way its node may be a target again.
 const DELETION_DEADLINE: Duration = Duration::from_secs(30);
+/// A node that was asked to read a replica is asked again after so long: the order may have been lost.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// A node repeats which replicas it wants to be rid of; one it has not named for so long it wants to keep after all.
 const UNWANTED_REPEATED: Duration = Duration::from_secs(180);
 /// A chunk that could not be put together from damaged replicas is tried again after so long: a disk's reads may go
@@ -30,6 +32,10 @@ pub struct Board(Mutex<Inner>);
 struct Inner {
     flights: BTreeMap<(ChunkId, NodeId), CopyInFlight>,
     bad: BTreeSet<(ChunkId, NodeId)>,
+    /// Replicas of chunks with a bad one that were read well since that came out.
+    proven: BTreeSet<(ChunkId, NodeId)>,
+    /// Those that were asked to be read, and when.
+    asked: BTreeMap<(ChunkId, NodeId), Instant>,
     /// Good replicas that their nodes want to be rid of, and when they last said so.
     unwanted: BTreeMap<(ChunkId, NodeId), Instant>,
     /// When a copy last failed of a chunk of which only damaged replicas are left.
@@ -51,6 +57,12 @@ pub struct CopyInFlight {
     pub source: Option<NodeId>,
     pub len: u32,
     pub since: Instant,
+}
+
+impl Inner {
+    fn has_bad(&self, chunk: ChunkId) -> bool {
+        self.bad.range((chunk, NodeId(0))..=(chunk, NodeId(u64::MAX))).next().is_some()
+    }
 }
 
 impl Board {
@@ -99,6 +111,7 @@ impl Board {
     /// A node's replica was found missing or damaged.
     pub fn found_bad(&self, chunk: ChunkId, node: NodeId) {
         let mut inner = self.0.lock();
+        inner.proven.remove(&(chunk, node));
         if inner.bad.len() < BAD_MAX && inner.bad.insert((chunk, node)) {
             inner.damaged_found += 1;
         }
@@ -118,12 +131,28 @@ impl Board {
         if inner.bad.remove(&(chunk, node)) {
             inner.healed += 1;
         }
+        match inner.has_bad(chunk) {
+            true => drop(inner.proven.insert((chunk, node))),
+            false => inner.proven.retain(|(proven, _)| *proven != chunk),
+        }
+    }
+
+    /// Whether to ask a node to read its replica now. Not as long as it may be at it.
+    pub fn may_ask(&self, chunk: ChunkId, node: NodeId, now: Instant) -> bool {
+        let asked = &mut self.0.lock().asked;
+        let waits = asked.get(&(chunk, node)).is_some_and(|at| now.saturating_duration_since(*at) < ASK_AGAIN);
+        if !waits {
+            asked.insert((chunk, node), now);
+        }
+        !waits
     }
 
     /// A node's replica no longer counts.
     pub fn dropped(&self, chunk: ChunkId, node: NodeId) {
         self.found_good(chunk, node);
-        self.0.lock().unwanted.remove(&(chunk, node));
+        let mut inner = self.0.lock();
+        inner.proven.remove(&(chunk, node));
+        inner.unwanted.remove(&(chunk, node));
     }
 
     pub fn is_bad(&self, chunk: ChunkId, node: NodeId) -> bool {
@@ -153,6 +182,7 @@ impl Board {
         inner.hopeless.retain(|_, since| now.saturating_duration_since(*since) < HOPELESS);
         inner.unwanted.retain(|_, said| now.saturating_duration_since(*said) < UNWANTED_REPEATED);
         inner.deletions.retain(|_, since| now.saturating_duration_since(*since) < DELETION_DEADLINE);
+        inner.asked.retain(|_, at| now.saturating_duration_since(*at) < ASK_AGAIN);
     }
 
     /// Fills in what the rows do not say of a chunk.
@@ -163,6 +193,11 @@ impl Board {
         view.bad.retain(|node| view.replicas.contains(node));
         view.leaving = inner.unwanted.range(of_chunk.clone()).map(|((_, node), _)| *node).collect();
         view.leaving.retain(|node| view.replicas.contains(node) && !view.bad.contains(node));
+        view.unproven.clear();
+        if !view.bad.is_empty() {
+            let known = |node: &&NodeId| view.bad.contains(node) || inner.proven.contains(&(view.chunk, **node));
+            view.unproven = view.replicas.iter().filter(|node| !known(node)).copied().collect();
+        }
         view.hopeless = inner.hopeless.contains_key(&view.chunk);
         let flights = inner.flights.range(of_chunk.clone());
         view.in_flight = flights.map(|((_, target), copy)| Flight { target: *target, source: copy.source }).collect();
@@ -244,15 +279,19 @@ mod tests {
             replicas: vec![NodeId(2), NodeId(4)],
             bad: Vec::new(),
             leaving: Vec::new(),
+            unproven: Vec::new(),
             hopeless: false,
             in_flight: Vec::new(),
             busy: Vec::new(),
         };
         board.annotate(&mut view);
-        assert_eq!(view.bad, [NodeId(2)]);
+        assert_eq!((&view.bad[..], &view.unproven[..]), (&[NodeId(2)][..], &[NodeId(4)][..]));
+        board.found_good(ChunkId(1), NodeId(4));
+        board.annotate(&mut view);
+        assert!(view.unproven.is_empty(), "it was read since");
         board.found_good(ChunkId(1), NodeId(2));
         board.annotate(&mut view);
-        assert!(view.bad.is_empty());
+        assert!(view.bad.is_empty() && view.unproven.is_empty());
         let counts = board.status(Instant::now());
         assert_eq!((counts.damaged_found, counts.healed, counts.damaged), (2, 1, 1));
     }
@@ -268,6 +307,7 @@ mod tests {
             replicas: vec![NodeId(2), NodeId(4)],
             bad: Vec::new(),
             leaving: Vec::new(),
+            unproven: Vec::new(),
             hopeless: false,
             in_flight: Vec::new(),
             busy: Vec::new(),

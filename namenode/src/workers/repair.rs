@@ -68,6 +68,9 @@ async fn pass(namenode: &Arc<Namenode>, next_health: &mut Instant) -> Result<(),
     if let Some((_, took)) = health {
         *next_health = Instant::now() + (took * HEALTH_SHARE).max(TICK);
     }
+    for chunk in &chunks {
+        prove(namenode, chunk, &nodes);
+    }
     let plan = repair::plan(&chunks, &nodes, &policy);
     let queued = (plan.copies.len() + plan.waits.len()) as u64;
     namenode.board.pass_done(health.map(|(health, _)| health), plan.wait_summary(), queued, Instant::now());
@@ -111,6 +114,16 @@ fn look(namenode: &Namenode, view: &dyn View, count: bool) -> Result<Option<Sigh
     let addrs = datanodes.into_iter().map(|(node, row)| (node, ReplicaAt { node, addr: row.addr })).collect();
     let policy = Policy { min_copies: config.min_copies, ..Policy::default() };
     Ok(Some(Sight { chunks, nodes, addrs, key, policy, health }))
+}
+
+/// Has the other replicas of a damaged chunk read: only those that are well then make up for the damaged one.
+fn prove(namenode: &Namenode, chunk: &ChunkView, nodes: &[repair::NodeView]) {
+    let live = |node: &NodeId| nodes.iter().any(|view| view.node == *node && view.liveness == Liveness::Live);
+    for node in chunk.unproven.iter().filter(|node| live(node)) {
+        if namenode.board.may_ask(chunk.chunk, *node, Instant::now()) {
+            namenode.orders.push(*node, Order::Verify { chunk: chunk.chunk, epoch: chunk.epoch, len: chunk.len });
+        }
+    }
 }
 
 async fn carry_out(

@@ -72,7 +72,7 @@ fn check_drops(chunk: &ChunkView, nodes: &[NodeView], drops: &[&DropPlan]) -> Re
         .replicas
         .iter()
         .filter(|node| confirmed(**node) && !chunk.bad.contains(node) && !dropped.contains(node))
-        .filter(|node| !chunk.leaving.contains(node))
+        .filter(|node| !chunk.leaving.contains(node) && !chunk.unproven.contains(node))
         .count();
     if !drops.is_empty() && remaining == 0 {
         return Err("no good copy would remain".into());

@@ -165,9 +165,13 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// A bad replica is in the way of a good one on the same node. The last replica of all stays.
+    /// A bad replica is in the way of a good one on the same node. It may also hold the last good copy of some frame,
+    /// so it stays until another replica has been read well since.
     fn drop_bad(&mut self, chunk: &ChunkView) {
         if self.confirmed(chunk).is_empty() {
+            if let Some(node) = chunk.unproven.first() {
+                self.wait(chunk, Reason::Unproven(*node));
+            }
             return;
         }
         for node in chunk.bad.iter().filter(|node| chunk.replicas.contains(node)) {
@@ -217,10 +221,11 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Unharmed replicas that stay, on live nodes that have said what they have.
+    /// Unharmed replicas that stay, on live nodes that have said what they have, and that were read since another one
+    /// was found damaged.
     fn confirmed(&self, chunk: &ChunkView) -> Vec<NodeId> {
         let mut confirmed = self.with(chunk, |node| node.liveness == Liveness::Live && node.scanned);
-        confirmed.retain(|node| !chunk.leaving.contains(node));
+        confirmed.retain(|node| !chunk.leaving.contains(node) && !chunk.unproven.contains(node));
         confirmed
     }
 

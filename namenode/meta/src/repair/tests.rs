@@ -36,6 +36,7 @@ fn chunk(id: u64, replicas: &[u64]) -> ChunkView {
         replicas: replicas.iter().copied().map(NodeId).collect(),
         bad: Vec::new(),
         leaving: Vec::new(),
+        unproven: Vec::new(),
         hopeless: false,
         in_flight: Vec::new(),
         busy: Vec::new(),
@@ -215,6 +216,26 @@ fn a_bad_replica_is_dropped_and_replaced_and_is_never_a_source() {
     assert_eq!(drops(&plan), [(1, 1)]);
     assert_eq!(copies(&plan), [(1, 4, Risk::BelowTarget)]);
     assert_eq!(plan.copies[0].sources, [NodeId(2), NodeId(3)]);
+}
+
+#[test]
+fn a_damaged_replica_stays_until_another_was_read_since_and_is_replaced_meanwhile() {
+    let (bad, both) = (vec![NodeId(1)], vec![NodeId(2), NodeId(3)]);
+    let hurt = ChunkView { bad: bad.clone(), unproven: both, ..chunk(1, &[1, 2, 3]) };
+    let plan = planned(std::slice::from_ref(&hurt), &nodes(4, &[]));
+    assert_eq!((copies(&plan), drops(&plan)), (vec![(1, 4, Risk::BelowTarget)], vec![]));
+    // Nowhere else to copy to: the damaged one has to go first, and that waits.
+    let plan = planned(std::slice::from_ref(&hurt), &nodes(3, &[]));
+    assert_eq!(drops(&plan), []);
+    assert_eq!(reasons(&plan), [(1, Reason::NoNodeWithoutReplica)]);
+    let read = ChunkView { unproven: vec![NodeId(3)], ..hurt };
+    assert_eq!(drops(&planned(std::slice::from_ref(&read), &nodes(3, &[]))), [(1, 1)]);
+    // The other one turns out to be damaged too: what was read stays.
+    let worse = ChunkView { bad: vec![NodeId(1), NodeId(3)], unproven: Vec::new(), ..read };
+    assert_eq!(drops(&planned(&[worse], &nodes(3, &[]))), [(1, 1), (1, 3)]);
+    // A copy too many stays as well as long as one of them is not known to be good.
+    let many = ChunkView { bad, unproven: vec![NodeId(5)], ..chunk(1, &[1, 2, 3, 4, 5]) };
+    assert_eq!(drops(&planned(&[many], &nodes(5, &[]))), [(1, 1)]);
 }
 
 #[test]

@@ -24,6 +24,9 @@ pub struct ChunkView {
     /// Of `replicas`: good, but to be elsewhere, because node or volume is being emptied. A source, and to be
     /// dropped once as many others as wanted are there.
     pub leaving: Vec<NodeId>,
+    /// Of `replicas`, while one of them is damaged: not known to be bad, but not read since that came out either. Whatever
+    /// hurt the one may have hurt the other.
+    pub unproven: Vec<NodeId>,
     /// It was tried lately to put a copy together from what is left of damaged ones, and did not succeed.
     pub hopeless: bool,
     /// Copies that have been ordered and not ended.
@@ -67,6 +70,7 @@ impl ChunkView {
             replicas: row.replicas,
             bad: Vec::new(),
             leaving: Vec::new(),
+            unproven: Vec::new(),
             hopeless: false,
             in_flight: Vec::new(),
             busy: Vec::new(),
@@ -96,8 +100,8 @@ impl ChunkView {
 }
 
 /// The sealed chunks that a plan may be about, at most `limit`: those with `Attention`, and those with
-/// a replica on one of the nodes that are not live or are to leave (`unwell`). `bad`, `leaving`, `in_flight` and
-/// `busy` are left empty for the leader to fill in; chunks known as bad are to be added with `ChunkView::load`.
+/// a replica on one of the nodes that are not live or are to leave (`unwell`). `bad`, `leaving`, `unproven`, `in_flight`
+/// and `busy` are left empty for the leader to fill in; chunks known as bad are to be added with `ChunkView::load`.
 ///
 /// Beyond `limit` the lowest ids are seen first, so `limit` should be more than is ever lost at a time
 /// for want of nodes; what can be repaired leaves the list and lets the rest in.
