@@ -60,7 +60,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
     let start = Instant::now();
     let mut started = start_members(&layout, &settings, &config, Kind::Namenode, log, &[])?;
     let dfs = Dfs::connect(&config, Options::default()).await?;
-    let mut waiter = Waiter { layout: &layout, config: &config, dfs: &dfs, removed: Vec::new() };
+    let waiter = Waiter { layout: &layout, config: &config, dfs: &dfs, removed: Vec::new() };
     waiter.initialize().await?;
     let mut status = waiter.namenodes().await?;
     let wanted = args.namenodes.unwrap_or(config.namenodes.len());
