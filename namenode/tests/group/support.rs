@@ -3,6 +3,7 @@
 
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_namenode::{Config, Peer, Timers};
@@ -27,6 +28,8 @@ pub struct Group {
     pub nodes: Vec<Node>,
     /// Where the test itself runs.
     pub runtime: Runtime,
+    /// Who answered as leader last: asked first, because one that has ended by itself is noticed by its silence only.
+    answered: AtomicUsize,
 }
 
 pub struct Node {
@@ -55,7 +58,13 @@ impl Group {
         let peers: Vec<Peer> = (1..=count as u64)
             .map(|id| Peer { id, name: format!("nn{id}"), addr: free_addr(), raft_addr: free_addr() })
             .collect();
-        let mut group = Group { dir, authority, nodes: Vec::new(), runtime: Runtime::new().unwrap() };
+        let mut group = Group {
+            dir,
+            authority,
+            nodes: Vec::new(),
+            runtime: Runtime::new().unwrap(),
+            answered: AtomicUsize::new(0),
+        };
         for peer in &peers {
             let node = group.make(peer, &peers, &tune);
             group.nodes.push(node);
@@ -254,16 +263,19 @@ impl Client<'_> {
 
     /// Asks whoever leads, through elections, until there is an answer.
     pub fn ask_leader(&self, request: &MetaRequest) -> Result<MetaReply, WireError> {
-        let mut index = 0;
+        let mut next = self.group.answered.load(Ordering::Relaxed);
         until("an answer of the leader", || {
-            index = (index + 1) % self.group.nodes.len();
+            let index = next % self.group.nodes.len();
+            next = index + 1;
             self.group.nodes[index].running.as_ref()?;
-            match self.ask(index, request) {
-                Ok(reply) => Some(Ok(reply)),
-                Err(RpcError::Refused(error)) if error.kind.retryable() => None,
-                Err(RpcError::Refused(error)) => Some(Err(error)),
-                Err(_) => None,
-            }
+            let answer = match self.ask(index, request) {
+                Ok(reply) => Ok(reply),
+                Err(RpcError::Refused(error)) if error.kind.retryable() => return None,
+                Err(RpcError::Refused(error)) => Err(error),
+                Err(_) => return None,
+            };
+            self.group.answered.store(index, Ordering::Relaxed);
+            Some(answer)
         })
     }
 
@@ -305,7 +317,8 @@ impl Client<'_> {
 
     /// The numbers of the voters, as the leader knows them.
     pub fn voters(&self) -> Vec<u64> {
-        let GroupReply::Members(members) = self.group(GroupRequest::Show).unwrap() else { panic!("no members") };
+        // Another one may not have heard of the last change yet.
+        let members = until("the leader's members", || self.members(self.leader()));
         let voters = members.members.iter().filter(|member| member.role == MemberRole::Voter);
         voters.map(|member| member.node.0).collect()
     }
