@@ -87,7 +87,8 @@ impl Cluster {
     pub fn run<const N: usize>(&self, args: [&str; N]) -> Result<String> {
         let output = self.output(args)?;
         if !output.status.success() {
-            bail!("dfs {}: {}: {}", args.join(" "), output.status, String::from_utf8_lossy(&output.stderr));
+            let said = [&output.stdout[..], &output.stderr[..]].concat();
+            bail!("dfs {}: {}: {}", args.join(" "), output.status, String::from_utf8_lossy(&said));
         }
         Ok(String::from_utf8(output.stdout)?)
     }

@@ -31,7 +31,7 @@ fn every_mistake_has_its_exit_code_and_says_what_to_do() {
         (vec!["frobnicate"], 2, "frobnicate"),
         (vec!["chmod", "99x", "/"], 2, "99x"),
         (vec!["--cluster", "/absent/cluster.toml", "ls", "/"], 2, "/absent/cluster.toml"),
-        (vec!["up", "--dir", &data, "--datanodes", "9"], 2, "--datanodes"),
+        (vec!["up", "--dir", &data, "--datanodes", "2"], 2, "--datanodes"),
     ] {
         let (found, stderr) = dfs(&bed, &args);
         assert_eq!(found, code, "{args:?}: {stderr}");

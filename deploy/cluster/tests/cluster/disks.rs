@@ -58,5 +58,7 @@ fn a_full_cluster_says_so_keeps_what_it_has_and_takes_writes_again_once_somethin
     }
     expect_stored(&bed.mount().join("again"), 1000);
     (stored / 2..stored).for_each(|number| expect_stored(&path(number), number));
+    // The first datanodes that had room again took the last file; the third copy follows.
+    bed.cluster.wait_healthy(DEADLINE).unwrap();
     assert!(bed.cluster.run(["fsck", "/"]).unwrap().contains("is HEALTHY"));
 }
