@@ -2,27 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use dfs_client::{ClusterConfig, Dfs, MakeOptions, NodeAddr, Options};
+use dfs_client::{Dfs, MakeOptions, Options};
 use dfs_proto::msg::meta::NewNode;
-use dfs_proto::{Caller, ErrorKind, InodeId, Name, NodeId, Role, SetAttr};
+use dfs_proto::{Caller, ErrorKind, InodeId, Name, SetAttr};
 
-use crate::support::{CLUSTER, Group, Node};
+use crate::support::Group;
 
 const STEPS: u64 = 600;
 const NAMES: u64 = 6;
 
 fn client(group: &Group, id: u64) -> Dfs {
-    let addr = |node: &Node| NodeAddr { id: NodeId(node.id), name: format!("nn{}", node.id), addr: node.addr() };
-    let config = ClusterConfig {
-        cluster: CLUSTER,
-        replication: 3,
-        tls: group.certificate(Role::Client, id),
-        namenodes: group.nodes.iter().map(addr).collect(),
-        datanodes: Vec::new(),
-        mounts: Vec::new(),
-    };
-    let options = Options { remember: true, ..Options::default() };
-    group.runtime.block_on(Dfs::connect(&config, options)).unwrap()
+    group.dfs(id, Options { remember: true, ..Options::default() })
 }
 
 /// A number that looks random, and is the same each time.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use dfs_client::{ClusterConfig, Dfs, NodeAddr, Options};
 use dfs_namenode::{Config, Peer, Timers};
 use dfs_proto::msg::admin::{AdminReply, AdminRequest, Member, Status};
 use dfs_proto::msg::group::{GroupReply, GroupRequest, GroupStatus, MemberRole, NamenodeAddr};
@@ -117,6 +118,20 @@ impl Group {
             addr: config.listen,
             raft_addr: config.raft_listen,
         }
+    }
+
+    /// The client library, with a certificate of this number.
+    pub fn dfs(&self, id: u64, options: Options) -> Dfs {
+        let addr = |node: &Node| NodeAddr { id: NodeId(node.id), name: format!("nn{}", node.id), addr: node.addr() };
+        let config = ClusterConfig {
+            cluster: CLUSTER,
+            replication: 3,
+            tls: self.certificate(Role::Client, id),
+            namenodes: self.nodes.iter().map(addr).collect(),
+            datanodes: Vec::new(),
+            mounts: Vec::new(),
+        };
+        self.runtime.block_on(Dfs::connect(&config, options)).unwrap()
     }
 
     pub fn data_dir(&self, index: usize) -> PathBuf {
