@@ -35,7 +35,11 @@ pub struct Timeouts {
 
 /// What this node has heard from the others that bears on standing for election.
 #[derive(Clone)]
-pub struct Ear(Arc<Mutex<Heard>>);
+pub struct Ear {
+    heard: Arc<Mutex<Heard>>,
+    /// Set once: a leader has been heard since this node was started.
+    any: Arc<watch::Sender<bool>>,
+}
 
 struct Heard {
     timeouts: Timeouts,
@@ -49,14 +53,25 @@ struct Heard {
 
 impl Ear {
     pub fn new(timeouts: Timeouts, now: Instant) -> Ear {
-        let ear = Ear(Arc::new(Mutex::new(Heard { timeouts, stand_at: now, promised_until: now, behind: false })));
-        ear.leader(now);
+        let heard = Heard { timeouts, stand_at: now, promised_until: now, behind: false };
+        let ear = Ear { heard: Arc::new(Mutex::new(heard)), any: Arc::new(watch::channel(false).0) };
+        ear.put_off(now);
         ear
     }
 
-    /// A leader was heard (or this node is one): its lease has to run out first.
+    /// A leader was heard: its lease has to run out first.
     pub fn leader(&self, now: Instant) {
-        let mut heard = self.0.lock();
+        self.any.send_if_modified(|any| !std::mem::replace(any, true));
+        self.put_off(now);
+    }
+
+    /// Whether a leader has been heard since this node was started. What its log says of one before that is history.
+    pub fn any_leader(&self) -> watch::Receiver<bool> {
+        self.any.subscribe()
+    }
+
+    fn put_off(&self, now: Instant) {
+        let mut heard = self.heard.lock();
         heard.behind = false;
         heard.promised_until = now + heard.timeouts.max;
         heard.stand_at = now + heard.timeouts.max + draw(heard.timeouts.min..heard.timeouts.max);
@@ -64,13 +79,13 @@ impl Ear {
 
     /// This node stands, or has given its vote away: either may succeed if it gets the time.
     pub fn election(&self, now: Instant) {
-        let mut heard = self.0.lock();
+        let mut heard = self.heard.lock();
         heard.stand_at = heard.stand_at.max(now + draw(heard.timeouts.min..heard.timeouts.max));
     }
 
     /// What a voter answered to this node as the candidate `vote` with the log up to `last`.
     pub fn answer(&self, vote: &Vote, last: Option<LogId>, response: &VoteResponse, now: Instant) {
-        let mut heard = self.0.lock();
+        let mut heard = self.heard.lock();
         if response.last_log_id > last {
             heard.behind = true;
         } else if response.vote > *vote {
@@ -82,7 +97,7 @@ impl Ear {
     /// Whether it is time to stand; then the next time is set.
     fn is_due(&self, now: Instant) -> bool {
         let due = {
-            let heard = self.0.lock();
+            let heard = self.heard.lock();
             !heard.behind && now >= heard.stand_at
         };
         if due {
@@ -110,7 +125,7 @@ pub async fn run(raft: Raft, ear: Ear, mut standing: watch::Receiver<Standing>) 
             (current.leads() || alone, current.node)
         };
         if leads {
-            ear.leader(Instant::now());
+            ear.put_off(Instant::now());
         } else if ear.is_due(Instant::now()) {
             info!(node, "no leader is heard: this namenode stands");
             if raft.trigger().elect().await.is_err() {

@@ -105,15 +105,18 @@ impl Standing {
         self.leader == Some(self.node)
     }
 
-    /// A node that has not been recognised neither leads nor follows, whatever it did before it was started.
-    fn of(metrics: &Metrics, recognised: bool) -> Standing {
+    /// A node that has not been recognised neither leads nor follows, whatever it did before it was started; nor does
+    /// it know who leads until it has heard a leader: the one that its log names may be gone for good.
+    fn of(metrics: &Metrics, recognised: bool, heard: bool) -> Standing {
         let matched = metrics.replication.iter().flatten();
         let leading = metrics.state == ServerState::Leader;
         Standing {
             node: metrics.id,
             term: metrics.current_term,
             // A node that has just lost the lead may still name itself.
-            leader: metrics.current_leader.filter(|leader| recognised && (leading || *leader != metrics.id)),
+            leader: metrics
+                .current_leader
+                .filter(|leader| recognised && if *leader == metrics.id { leading } else { heard }),
             last_log_index: metrics.last_log_index.unwrap_or(0),
             applied_index: metrics.last_applied.map_or(0, |id| id.index),
             snapshot_index: metrics.snapshot.map_or(0, |id| id.index),
@@ -181,7 +184,7 @@ impl Consensus {
         // A node that never took part has promised nothing to anybody.
         let promise = if raft.is_initialized().await? { timeouts.max } else { Duration::ZERO };
         let silent_until = Instant::now() + promise;
-        let standing = follow(&raft, &presences, options.snapshot_log_entries, fail);
+        let standing = follow(&raft, &presences, &ear, options.snapshot_log_entries, fail);
         tokio::spawn(take_part(raft.clone(), presences.clone(), silent_until, ear.clone(), standing.clone()));
         tokio::spawn(follow_members(links.clone(), standing.clone()));
         tokio::spawn(presences.clone().run(links.clone()));
@@ -369,11 +372,18 @@ fn config(options: &Options) -> anyhow::Result<Config> {
 
 /// Turns openraft's metrics into our standing, takes a snapshot when enough has been applied, and
 /// latches when Raft has died. Ends with Raft.
-fn follow(raft: &Raft, presences: &Presences, snapshot_log_entries: u64, fail: FailStop) -> watch::Receiver<Standing> {
+fn follow(
+    raft: &Raft,
+    presences: &Presences,
+    ear: &Ear,
+    snapshot_log_entries: u64,
+    fail: FailStop,
+) -> watch::Receiver<Standing> {
     let mut metrics = raft.metrics();
+    let mut any_leader = ear.any_leader();
     let presences = presences.clone();
     let raft = raft.clone();
-    let (sender, receiver) = watch::channel(Standing::of(&metrics.borrow().clone(), false));
+    let (sender, receiver) = watch::channel(Standing::of(&metrics.borrow().clone(), false, false));
     tokio::spawn(async move {
         // The index that the last trigger was for: metrics come often, and building takes a while.
         let mut triggered = 0;
@@ -381,7 +391,8 @@ fn follow(raft: &Raft, presences: &Presences, snapshot_log_entries: u64, fail: F
             // Cloned out at once: holding the borrow blocks Raft.
             let current = metrics.borrow_and_update().clone();
             let recognised = presences.is_recognised();
-            let standing = Standing::of(&current, recognised);
+            let heard = *any_leader.borrow_and_update();
+            let standing = Standing::of(&current, recognised, heard);
             if let Err(error) = &current.running_state {
                 if !matches!(error, Fatal::Stopped) {
                     fail.fail(format!("raft stopped: {error}"));
@@ -405,6 +416,7 @@ fn follow(raft: &Raft, presences: &Presences, snapshot_log_entries: u64, fail: F
             let changed = tokio::select! {
                 changed = metrics.changed() => changed,
                 () = presences.recognised(), if !recognised => Ok(()),
+                changed = any_leader.changed(), if !heard => changed,
             };
             if changed.is_err() {
                 return;
@@ -429,5 +441,25 @@ pub(super) fn read_error(error: RaftError<u64, CheckIsLeaderError<u64, Member>>)
             ProposeError::NotLeader { leader: forward.leader_id }
         }
         other => ProposeError::Unavailable(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_leader_that_a_log_names_is_nobody_until_one_is_heard() {
+        let mut metrics = Metrics::new_initial(1);
+        metrics.state = ServerState::Follower;
+        metrics.current_leader = Some(2);
+        assert_eq!(Standing::of(&metrics, true, false).leader, None);
+        assert_eq!(Standing::of(&metrics, true, true).leader, Some(2));
+        assert_eq!(Standing::of(&metrics, false, true).leader, None);
+        // One that leads knows it by itself, and one that led before it was started does not lead.
+        metrics.current_leader = Some(1);
+        assert_eq!(Standing::of(&metrics, true, true).leader, None);
+        metrics.state = ServerState::Leader;
+        assert_eq!(Standing::of(&metrics, true, false).leader, Some(1));
     }
 }

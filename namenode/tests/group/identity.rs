@@ -124,6 +124,7 @@ fn two_that_have_lost_their_disks_serve_nothing_and_begin_nothing() {
         let reason = group.ended(wiped);
         assert!(reason.contains("disk"), "{reason}");
     }
+    // It has heard nobody lead, whatever its log says.
     assert_eq!(group.admin().status(third).unwrap().leader, None);
 }
 
