@@ -1,6 +1,6 @@
-//! What this client has seen of the datanodes lately: who is busy, who has just failed.
+//! What this client has seen of the datanodes lately: who is busy, who has just failed, how long reads take.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use dfs_proto::NodeId;
@@ -11,10 +11,22 @@ use tokio::time::Instant;
 /// How long a node that failed is used only if there is no other. By then the namenode knows too.
 const SUSPICION: Duration = Duration::from_secs(30);
 
+/// Reads that are remembered, of all nodes together: enough for a twentieth of them to mean something.
+const READS_KEPT: usize = 100;
+/// Below so many nothing is known of what is usual.
+const READS_MIN: usize = 20;
+
+/// A second node is asked when a read takes twice as long as nineteen of twenty do; but never as soon as a slight delay of
+/// the scheduler, and always when somebody begins to notice. After Dean and Barroso, "The Tail at Scale", 2013.
+const HEDGE_MIN: Duration = Duration::from_millis(20);
+const HEDGE_MAX: Duration = Duration::from_millis(500);
+
 #[derive(Default)]
 pub(crate) struct Nodes {
     /// Bounded by the number of nodes there are.
     seen: Mutex<HashMap<NodeId, Seen>>,
+    /// How long the last reads took.
+    reads: Mutex<VecDeque<Duration>>,
 }
 
 #[derive(Default)]
@@ -51,6 +63,26 @@ impl Nodes {
             self.seen.lock().iter().filter(|(_, seen)| seen.is_suspect()).map(|(&node, _)| node).collect();
         suspects.sort_unstable();
         suspects
+    }
+
+    /// Notes how long a read took that succeeded.
+    pub fn read_took(&self, took: Duration) {
+        let mut reads = self.reads.lock();
+        if reads.len() == READS_KEPT {
+            reads.pop_front();
+        }
+        reads.push_back(took);
+    }
+
+    /// How long a read may take before another node is asked as well.
+    pub fn patience(&self) -> Duration {
+        let mut times: Vec<Duration> = self.reads.lock().iter().copied().collect();
+        if times.len() < READS_MIN {
+            return HEDGE_MAX;
+        }
+        let at = times.len() * 19 / 20;
+        let (_, slowest_usual, _) = times.select_nth_unstable(at);
+        (2 * *slowest_usual).clamp(HEDGE_MIN, HEDGE_MAX)
     }
 
     /// Replicas in the order in which to ask them: not those that just failed, rather this host's, the
@@ -97,6 +129,22 @@ mod tests {
 
     fn at(node: u64) -> ReplicaAt {
         ReplicaAt { node: NodeId(node), addr: "127.0.0.1:1".parse().unwrap() }
+    }
+
+    #[test]
+    fn company_comes_after_twice_what_reads_usually_take() {
+        let nodes = Nodes::default();
+        let ms = Duration::from_millis;
+        (1..READS_MIN).for_each(|_| nodes.read_took(ms(1)));
+        assert_eq!(nodes.patience(), HEDGE_MAX, "too few to know");
+        nodes.read_took(ms(1));
+        assert_eq!(nodes.patience(), HEDGE_MIN);
+        (0..READS_KEPT).for_each(|_| nodes.read_took(ms(40)));
+        assert_eq!(nodes.patience(), ms(80), "those before are forgotten");
+        (0..4).for_each(|_| nodes.read_took(ms(300)));
+        assert_eq!(nodes.patience(), ms(80), "four in a hundred are no rule");
+        (0..4).for_each(|_| nodes.read_took(ms(400)));
+        assert_eq!(nodes.patience(), HEDGE_MAX);
     }
 
     #[tokio::test]

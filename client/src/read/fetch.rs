@@ -11,6 +11,7 @@ use dfs_proto::{Capability, ChunkId, Epoch, ErrorKind, Extent, FrameHeader, Plan
 use dfs_rpc::{RecvStream, RpcError, Target};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::client::Client;
@@ -18,9 +19,6 @@ use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::open::FileState;
 use crate::read::is_outdated;
-
-/// A replica that has not delivered everything by then gets company; the first to finish wins.
-const HEDGE: Duration = Duration::from_millis(500);
 
 /// A replica that delivers nothing for so long is given up.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -129,14 +127,17 @@ impl Client {
         };
         let mut candidates = self.nodes.order(&location.replicas).into_iter();
         let mut asked = FuturesUnordered::new();
+        // A replica that has not delivered everything by then gets company; the first to finish wins.
+        let (patience, started) = (self.nodes.patience(), Instant::now());
         let ask = |replica| self.ask_replica(replica, chunk, extent, capability.clone());
         asked.extend(candidates.next().map(ask));
         loop {
-            let wait = if candidates.len() > 0 { deadline.cap(HEDGE) } else { deadline.cap(Duration::MAX / 4) };
+            let wait = if candidates.len() > 0 { deadline.cap(patience) } else { deadline.cap(Duration::MAX / 4) };
             tokio::select! {
                 answer = asked.next() => match answer {
                     Some((replica, Ok(bytes))) => {
                         self.nodes.trust(replica.node);
+                        self.nodes.read_took(started.elapsed());
                         return Ok(bytes);
                     }
                     Some((replica, Err(miss))) => {
