@@ -29,11 +29,12 @@ const STREAMS_MAX: u32 = 256;
 const SOCKET_BUFFER: usize = 4 << 20;
 
 pub(crate) fn client_transport(plane: Plane, peer: IpAddr) -> Arc<TransportConfig> {
-    // A dead peer is noticed by silence. Consensus must know soon; a data node may be busy with a disk.
+    // A dead peer is noticed by silence, and whoever lives says something once a second: no disk, however busy, keeps a
+    // node from that. A dead datanode holds up a stream for as long as this, so it is short.
     let idle = match plane {
         Plane::Raft => Duration::from_secs(4),
         Plane::Meta => Duration::from_secs(6),
-        Plane::Data => Duration::from_secs(10),
+        Plane::Data => Duration::from_secs(3),
     };
     Arc::new(transport(idle, peer.is_loopback()))
 }
