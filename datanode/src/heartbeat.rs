@@ -167,6 +167,7 @@ fn compose(node: &Node, skew: Option<Skew>) -> (Heartbeat, u64) {
         now: clock::now(),
         skew,
         scrub: node.scrub.status(),
+        pace: node.store.pace(),
     };
     (heartbeat, carried)
 }

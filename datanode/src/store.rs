@@ -14,6 +14,7 @@ mod copy;
 mod error;
 mod format;
 mod local;
+mod pace;
 mod read;
 mod recover;
 mod register;
@@ -28,10 +29,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, bail};
 use dfs_proto::msg::data::{ReplicaState, ReplicaStatus};
-use dfs_proto::msg::node::{ReplicaReport, ScrubStatus, VolumeStatus};
+use dfs_proto::msg::node::{Pace, ReplicaReport, ScrubStatus, VolumeStatus};
 use dfs_proto::{ChunkId, ClusterId};
 use dfs_rpc::{Home, HomeError};
 use parking_lot::{Mutex, MutexGuard, RwLock};
@@ -40,6 +42,7 @@ use tracing::{error, warn};
 use crate::config::Config;
 use chunk_file::ChunkFile;
 use chunks::Chunks;
+use pace::PaceMeter;
 use register::{Found, Known, Register};
 use volume::Volume;
 
@@ -70,6 +73,7 @@ pub struct Store {
     scanned: AtomicBool,
     /// Replicas found damaged since the start.
     damaged: AtomicU64,
+    pace: PaceMeter,
     _home: Home,
     #[cfg(test)]
     faults: faults::Faults,
@@ -130,6 +134,7 @@ impl Store {
             register: Mutex::new(register),
             scanned: AtomicBool::new(false),
             damaged: AtomicU64::new(0),
+            pace: PaceMeter::default(),
             _home: home,
             #[cfg(test)]
             faults: faults::Faults::default(),
@@ -256,7 +261,16 @@ impl Store {
         volume.check()?;
         #[cfg(test)]
         self.faults.take(Access::Sync).map_or(Ok(()), Err).map_err(|e| self.fault(volume, Access::Sync, e))?;
-        file.sync().map_err(|e| self.fault(volume, Access::Sync, e))
+        let started = Instant::now();
+        let synced = file.sync();
+        let ended = Instant::now();
+        self.pace.note(ended - started, ended);
+        synced.map_err(|e| self.fault(volume, Access::Sync, e))
+    }
+
+    /// How quick its disks have been lately.
+    pub fn pace(&self) -> Pace {
+        self.pace.pace(Instant::now())
     }
 
     /// Writes, or latches the volume unless it is just full.

@@ -6,6 +6,7 @@ mod lock_waits;
 mod nodes;
 mod opens;
 mod orders;
+mod pace;
 mod reign;
 mod reports;
 mod sessions;

@@ -98,22 +98,26 @@ pub fn due(view: &dyn View, now: Timestamp) -> Result<Vec<Body>, Fault> {
     Ok(due)
 }
 
-/// Open chunks with a replica on a node that is to leave, at most `limit`: their writers have to move.
-pub fn open_on_leaving(
+/// The nodes that are to hold nothing in the end.
+pub fn leaving(duties: &BTreeMap<NodeId, Duty>) -> BTreeSet<NodeId> {
+    duties.iter().filter(|(_, duty)| leaves(duty)).map(|(node, _)| *node).collect()
+}
+
+/// Open chunks with a replica on one of these nodes, at most `limit`: their writers have to move.
+pub fn open_on(
     view: &dyn View,
-    duties: &BTreeMap<NodeId, Duty>,
+    wanted: &BTreeSet<NodeId>,
     limit: usize,
 ) -> Result<Vec<(NodeId, ChunkId, ChunkRow)>, Fault> {
-    let leaving: BTreeSet<NodeId> = duties.iter().filter(|(_, duty)| leaves(duty)).map(|(node, _)| *node).collect();
     let mut found = Vec::new();
-    if leaving.is_empty() {
+    if wanted.is_empty() {
         return Ok(found);
     }
     // Through the sessions: there are few open chunks, and a node may have a million sealed ones.
     for (session, _) in rows::sessions(view)? {
         for chunk in rows::session_chunks(view, session)? {
             let Some(row) = rows::chunk(view, chunk)? else { continue };
-            let nodes: Vec<NodeId> = row.replicas.iter().copied().filter(|node| leaving.contains(node)).collect();
+            let nodes: Vec<NodeId> = row.replicas.iter().copied().filter(|node| wanted.contains(node)).collect();
             found.extend(nodes.into_iter().map(|node| (node, chunk, row.clone())));
             if found.len() >= limit {
                 found.truncate(limit);

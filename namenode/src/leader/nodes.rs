@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 
 use dfs_meta::{placement, repair};
 use dfs_proto::msg::admin::{Duty, Liveness};
-use dfs_proto::msg::node::{Heartbeat, ScrubStatus, VolumeStatus};
+use dfs_proto::msg::node::{Heartbeat, Pace, ScrubStatus, VolumeStatus};
 use dfs_proto::{ChunkId, NodeId, Timestamp};
 use parking_lot::Mutex;
+use tracing::warn;
+
+use super::pace::Laggards;
 
 /// What the last heartbeat of a datanode said.
 #[derive(Clone, Debug)]
@@ -26,6 +29,7 @@ pub struct Seen {
     /// showed, which is early by the time that took to get here.
     pub skew_ms: i64,
     pub scrub: ScrubStatus,
+    pub pace: Pace,
     heard: Instant,
     /// Since when it says that it leaves, or no longer says so.
     leaving_since: Instant,
@@ -58,11 +62,12 @@ struct Table {
     seen: HashMap<NodeId, Seen>,
     /// A datanode that was never heard from counts as silent since then.
     listening_since: Instant,
+    laggards: Laggards,
 }
 
 impl Nodes {
     pub fn new(suspect_after: Duration, dead_after: Duration, now: Instant) -> Nodes {
-        let table = Table { seen: HashMap::new(), listening_since: now };
+        let table = Table { seen: HashMap::new(), listening_since: now, laggards: Laggards::default() };
         Nodes { suspect_after, dead_after, table: Mutex::new(table) }
     }
 
@@ -89,11 +94,19 @@ impl Nodes {
                 None => heartbeat.now.as_millis().saturating_sub(clock.as_millis()),
             },
             scrub: heartbeat.scrub,
+            pace: heartbeat.pace,
             heard: now,
             leaving_since,
             placed: 0,
         };
         table.seen.insert(node, seen);
+        let Table { seen, laggards, .. } = &mut *table;
+        let fresh = |other: &&Seen| now.saturating_duration_since(other.heard) < self.suspect_after;
+        let others = seen.iter().filter(|(id, _)| **id != node).map(|(_, other)| other).filter(fresh);
+        if laggards.take_in(node, heartbeat.pace, others.map(|other| other.pace), now) {
+            let Pace { syncs, sync_ms } = heartbeat.pace;
+            warn!(%node, syncs, sync_ms, "datanode is slow beside the others: it gets no new chunks for a while");
+        }
         restarted
     }
 
@@ -103,6 +116,12 @@ impl Nodes {
 
     pub fn liveness(&self, node: NodeId, now: Instant) -> Liveness {
         self.judge(&self.table.lock(), node, now).0
+    }
+
+    /// Of `nodes`, those that are slow beside the others.
+    pub fn slow(&self, nodes: &[NodeId], now: Instant) -> Vec<NodeId> {
+        let table = self.table.lock();
+        nodes.iter().copied().filter(|node| table.laggards.is_slow(*node, now)).collect()
     }
 
     /// How long nothing was heard from a node.
@@ -177,7 +196,9 @@ impl Nodes {
 
     /// Forgets a node that was removed.
     pub fn forget(&self, node: NodeId) {
-        self.table.lock().seen.remove(&node);
+        let mut table = self.table.lock();
+        table.seen.remove(&node);
+        table.laggards.forget(node);
     }
 
     /// Counts a chunk that was just placed on a node.
@@ -219,6 +240,7 @@ mod tests {
             now: Timestamp { secs: 100, nanos: 0 },
             skew: None,
             scrub: ScrubStatus::default(),
+            pace: Pace::default(),
         }
     }
 

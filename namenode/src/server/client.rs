@@ -150,10 +150,12 @@ fn place(namenode: &Namenode, op: &Op) -> Result<Vec<Vec<NodeId>>, WireError> {
     let (datanodes, duties, config) =
         namenode.read(|view| Ok((namenode.datanodes(view)?, rows::duties(view)?, rows::config(view)?)))?;
     let min_copies = config.map_or(1, |config| usize::from(config.min_copies)).min(usize::from(*replication));
+    let mut avoid = avoid.clone();
+    avoid.extend(namenode.nodes.slow(&datanodes, Instant::now()));
     (0..*count)
         .map(|_| {
             let nodes = namenode.nodes.for_placement(&datanodes, &duties, Instant::now());
-            let chosen = placement::choose(&nodes, usize::from(*replication), avoid, rand::random());
+            let chosen = placement::choose(&nodes, usize::from(*replication), &avoid, rand::random());
             if chosen.len() < min_copies {
                 return Err(too_few(&nodes, min_copies));
             }

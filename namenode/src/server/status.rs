@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use dfs_meta::{Fault, View, duty, rows};
 use dfs_proto::msg::admin::{Counts, DatanodeStatus, Duty, NamenodeStatus, RepairStatus, Status};
+use dfs_proto::msg::node::Pace;
 use dfs_proto::{NodeId, WireError};
 
 use crate::namenode::Namenode;
@@ -81,6 +82,8 @@ fn datanodes(namenode: &Namenode, view: &dyn View) -> Result<(Vec<DatanodeStatus
             duty,
             drain: duty::drain(view, node, &duty)?,
             scrub: seen.as_ref().map(|seen| seen.scrub),
+            pace: seen.as_ref().map_or_else(Pace::default, |seen| seen.pace),
+            slow: !namenode.nodes.slow(&[node], now).is_empty(),
             volumes: seen.map_or_else(Vec::new, |seen| seen.volumes),
         });
     }

@@ -1,14 +1,16 @@
 //! What follows from the datanodes' duties without anybody asking again: writers are moved off nodes that are to
 //! leave, an emptied node is done, a maintenance ends. All of it is found in the rows, so it goes on under the next
-//! leader.
+//! leader. Writers are also moved off nodes that are slow beside the others.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use dfs_meta::placement::NodeView;
 use dfs_meta::{Body, duty, rows};
-use dfs_proto::WireError;
-use dfs_proto::msg::admin::Duty;
+use dfs_proto::msg::admin::{Duty, Liveness};
 use dfs_proto::msg::node::Order;
+use dfs_proto::{NodeId, WireError};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -34,9 +36,16 @@ pub async fn run(namenode: Arc<Namenode>, shutdown: CancellationToken) {
 
 async fn step(namenode: &Arc<Namenode>) -> Result<(), WireError> {
     let now = namenode.consensus.now();
+    let me = namenode.clone();
     let (due, writers) = namenode
         .read_long(move |view| {
-            Ok((duty::due(view, now)?, duty::open_on_leaving(view, &rows::duties(view)?, WRITERS_MAX)?))
+            let duties = rows::duties(view)?;
+            let mut writers = duty::open_on(view, &duty::leaving(&duties), WRITERS_MAX)?;
+            // Where a chunk has fewer nodes to go to than it wants copies, it is better slow than short.
+            let (slow, quick) = by_pace(&me, &me.datanodes(view)?, &duties);
+            let slow = duty::open_on(view, &slow, WRITERS_MAX)?;
+            writers.extend(slow.into_iter().filter(|(_, _, row)| usize::from(row.target) <= quick));
+            Ok((duty::due(view, now)?, writers))
         })
         .await?;
     for (node, chunk, row) in writers {
@@ -51,4 +60,14 @@ async fn step(namenode: &Arc<Namenode>) -> Result<(), WireError> {
         }
     }
     Ok(())
+}
+
+/// The nodes that are slow beside the others, and how many others take new chunks.
+fn by_pace(namenode: &Namenode, datanodes: &[NodeId], duties: &BTreeMap<NodeId, Duty>) -> (BTreeSet<NodeId>, usize) {
+    let now = Instant::now();
+    let slow: BTreeSet<NodeId> = namenode.nodes.slow(datanodes, now).into_iter().collect();
+    let nodes = namenode.nodes.for_placement(datanodes, duties, now);
+    let takes = |node: &&NodeView| node.liveness == Liveness::Live && node.writable && !slow.contains(&node.node);
+    let quick = nodes.iter().filter(takes).count();
+    (slow, quick)
 }

@@ -1,13 +1,13 @@
 //! The namenode's side of placement, seals, digests and repair, with datanodes that only talk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use dfs_proto::chunk::{digest_shard, replica_digest};
 use dfs_proto::limits::DIGEST_SHARDS;
-use dfs_proto::msg::admin::{AdminReply, AdminRequest, Duty, DutyChange, DutyPlan, FileInfo, Liveness};
+use dfs_proto::msg::admin::{AdminReply, AdminRequest, DatanodeStatus, Duty, DutyChange, DutyPlan, FileInfo, Liveness};
 use dfs_proto::msg::meta::{ChunkCommit, ChunkLocation, FileCommit, MetaReply, MetaRequest, NewNode, Op, OpReply};
-use dfs_proto::msg::node::{Heartbeat, NodeRequest, Order, Outcome, ReplicaReport, ScrubStatus, VolumeStatus};
+use dfs_proto::msg::node::{Heartbeat, NodeRequest, Order, Outcome, Pace, ReplicaReport, ScrubStatus, VolumeStatus};
 use dfs_proto::{Access, ChunkId, Epoch, ErrorKind, Extent, InodeId, NodeId, RequestId, Role, Timestamp, WireError};
 
 use dfs_rpc::RpcError;
@@ -24,12 +24,20 @@ struct Datanode<'g> {
     outcomes: Vec<Outcome>,
     /// Every order that came.
     orders: Vec<Order>,
+    pace: Pace,
 }
 
 impl<'g> Datanode<'g> {
     fn new(group: &'g Group, id: u64) -> Datanode<'g> {
         let client = group.client(Role::Datanode, id);
-        Datanode { id, client, sealed: BTreeMap::new(), outcomes: Vec::new(), orders: Vec::new() }
+        Datanode {
+            id,
+            client,
+            sealed: BTreeMap::new(),
+            outcomes: Vec::new(),
+            orders: Vec::new(),
+            pace: Pace::default(),
+        }
     }
 
     fn digests(&self) -> Vec<u64> {
@@ -62,6 +70,7 @@ impl<'g> Datanode<'g> {
             now: Timestamp::default(),
             skew: None,
             scrub: ScrubStatus::default(),
+            pace: self.pace,
         }
     }
 
@@ -251,6 +260,64 @@ fn an_unknown_replica_of_a_deleted_chunk_is_deleted_and_one_never_heard_of_is_no
         (none && asked).then_some(())
     });
     assert!(datanodes[0].sealed.contains_key(&nowhere));
+}
+
+#[test]
+fn writers_leave_a_slow_datanode_and_new_chunks_go_elsewhere() {
+    let group = group();
+    let client = group.client(Role::Client, 100);
+    let mut datanodes: Vec<_> = (11..=14).map(|id| Datanode::new(&group, id)).collect();
+    let session = client.open_session().session;
+    let mut number = 0;
+    let mut allocate = |count| {
+        number += 1;
+        let op = Op::AllocateChunks { count, replication: 3, avoid: Vec::new() };
+        match client.mutate(RequestId { session, number }, op) {
+            Ok(OpReply::Chunks(chunks)) => Some(chunks),
+            _ => None,
+        }
+    };
+    let on = |chunk: &ChunkLocation, node: u64| chunk.replicas.iter().any(|at| at.node.0 == node);
+    until("all four are known", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        (client.status(0)?.datanodes.iter().filter(|node| node.liveness == Liveness::Live).count() == 4).then_some(())
+    });
+    let chunks = until("an open chunk is on the one that will be slow", || {
+        allocate(4).filter(|chunks| chunks.iter().any(|chunk| on(chunk, 11)))
+    });
+
+    let ended = |node: &Datanode<'_>| -> BTreeSet<ChunkId> {
+        let chunk = |order: &Order| match order {
+            Order::EndAppends { chunk, .. } => Some(*chunk),
+            _ => None,
+        };
+        node.orders.iter().filter_map(chunk).collect()
+    };
+    for node in &mut datanodes {
+        node.pace = Pace { syncs: 20, sync_ms: if node.id == 11 { 300 } else { 4 } };
+    }
+    let affected: BTreeSet<ChunkId> = chunks.iter().filter(|chunk| on(chunk, 11)).map(|chunk| chunk.chunk).collect();
+    until("its writers are asked to go on elsewhere", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        ended(&datanodes[0]).is_superset(&affected).then_some(())
+    });
+    assert!(datanodes[1..].iter().all(|node| ended(node).is_empty()));
+    let slow: Vec<_> =
+        client.status(0).unwrap().datanodes.iter().filter(|node| node.slow).map(|node| node.node).collect();
+    assert_eq!(slow, [NodeId(11)]);
+    let elsewhere = allocate(4).unwrap();
+    assert!(elsewhere.iter().all(|chunk| chunk.replicas.len() == 3 && !on(chunk, 11)), "{elsewhere:?}");
+
+    // Without a fourth a slow copy is better than none, and nobody is sent away for nothing.
+    let dead = datanodes.pop().unwrap();
+    until("one has died", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        let status = client.status(0)?;
+        let gone = |node: &DatanodeStatus| node.node.0 == dead.id && node.liveness == Liveness::Dead;
+        status.datanodes.iter().any(gone).then_some(())
+    });
+    let again = allocate(1).unwrap();
+    assert!(on(&again[0], 11), "{again:?}");
 }
 
 fn change_duty(admin: &Client<'_>, node: u64, change: DutyChange, dry_run: bool) -> Result<DutyPlan, WireError> {

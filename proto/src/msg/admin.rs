@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::attr::Timestamp;
 use crate::ids::{ChunkId, ClusterId, InodeId, NodeId};
 use crate::msg::group::{GroupReply, GroupRequest};
-use crate::msg::node::{ScrubStatus, VolumeStatus};
+use crate::msg::node::{Pace, ScrubStatus, VolumeStatus};
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
 pub enum AdminRequest {
@@ -169,6 +169,9 @@ pub struct DatanodeStatus {
     pub drain: Option<Drain>,
     /// `None` until it was heard.
     pub scrub: Option<ScrubStatus>,
+    pub pace: Pace,
+    /// It is slow beside the others, and gets no new chunks for a while.
+    pub slow: bool,
 }
 
 /// The live counters, kept by every command that changes them.

@@ -278,7 +278,8 @@ pub fn datanode_object(node: &DatanodeStatus, names: &NodeNames) -> Value {
             "left_chunks": left.chunks, "left_bytes": left.bytes, "open_chunks": left.open,
         })),
         "silent_ms": node.silent_ms, "replicas": node.replicas, "digest_agrees": node.digest_agrees,
-        "skew_ms": node.skew_ms, "scrub": scrub,
+        "skew_ms": node.skew_ms, "scrub": scrub, "slow": node.slow,
+        "pace": { "syncs": node.pace.syncs, "sync_ms": node.pace.sync_ms },
         "volumes": node.volumes.iter().map(|volume| json!({
             "path": volume.path, "total_bytes": volume.total_bytes, "free_bytes": volume.free_bytes,
             "chunks": volume.chunks, "failed": volume.failed, "draining": volume.draining,

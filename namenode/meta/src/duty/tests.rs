@@ -96,10 +96,10 @@ fn a_maintenance_ends_by_itself_and_not_before_its_time() {
 fn writers_on_a_leaving_node_are_found_through_their_sessions() {
     let mut rig = Rig::new();
     let chunk = rig.allocate(1)[0];
-    assert!(open_on_leaving(&rig.state, &rows::duties(&rig.state).unwrap(), 9).unwrap().is_empty());
+    assert!(open_on(&rig.state, &leaving(&rows::duties(&rig.state).unwrap()), 9).unwrap().is_empty());
     let leave = asked(&rig, DutyChange::Decommission, &[]).unwrap();
     take(&mut rig, &leave);
-    let found = open_on_leaving(&rig.state, &rows::duties(&rig.state).unwrap(), 9).unwrap();
+    let found = open_on(&rig.state, &leaving(&rows::duties(&rig.state).unwrap()), 9).unwrap();
     assert_eq!(found.iter().map(|(node, chunk, _)| (*node, *chunk)).collect::<Vec<_>>(), [(NODES[0], chunk)]);
     assert_eq!(drain(&rig.state, NODES[0], &leave.after).unwrap(), Some(Drain { chunks: 1, bytes: 0, open: 1 }));
 }

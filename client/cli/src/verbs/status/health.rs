@@ -148,6 +148,16 @@ impl Health {
                     );
                 }
             }
+            if node.slow && node.liveness == Liveness::Live {
+                let pace = match node.pace.syncs {
+                    0 => "its syncs took long".to_owned(),
+                    _ => format!("one sync in ten takes over {} ms", node.pace.sync_ms),
+                };
+                self.warn(
+                    format!("{name} is slow beside the others ({pace}), new chunks go elsewhere"),
+                    format!("dfs datanode decommission {name}"),
+                );
+            }
             if node.liveness == Liveness::Live && node.skew_ms.abs() > SKEW_MAX_MS {
                 self.warn(format!("clock of {name} is off by {} ms", node.skew_ms), "chronyc tracking");
             }
@@ -311,6 +321,7 @@ pub fn left_to_do(status: &Status, names: &NodeNames, settled: Duration) -> Vec<
 mod tests {
     use super::*;
     use dfs_proto::msg::admin::{ChunkHealth, CopyStatus, Counts, DatanodeStatus, NamenodeStatus, RepairStatus};
+    use dfs_proto::msg::node::Pace;
     use dfs_proto::{ChunkId, ClusterId};
     use std::collections::BTreeMap;
 
@@ -341,6 +352,8 @@ mod tests {
             duty: Duty::Serving,
             drain: None,
             scrub: None,
+            pace: Pace::default(),
+            slow: false,
         };
         Status {
             cluster: Some(ClusterId([1; 16])),
@@ -492,6 +505,11 @@ mod tests {
         let (_, reasons, _) = judged(|status| status.datanodes[0].skew_ms = -501);
         assert!(reasons.contains("clock of dn1 is off by -501 ms"), "{reasons}");
         assert_eq!(judged(|status| status.datanodes[0].skew_ms = 500).0, Word::Ok);
+        let (_, reasons, _) = judged(|status| {
+            (status.datanodes[1].slow, status.datanodes[1].pace) = (true, Pace { syncs: 20, sync_ms: 310 });
+        });
+        assert!(reasons.contains("dn2 is slow beside the others (one sync in ten takes over 310 ms)"), "{reasons}");
+        assert!(reasons.contains("-> dfs datanode decommission dn2"), "{reasons}");
         let scrub = |oldest_s| {
             let scrub = dfs_proto::msg::node::ScrubStatus { period_s: 1000, chunks: 1, oldest_s, ..Default::default() };
             judged(|status| status.datanodes[2].scrub = Some(scrub))
