@@ -11,6 +11,7 @@ use openraft::{AnyError, LogState, OptionalSend, RaftLogReader, StorageIOError};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use super::presence::Memory;
 use super::types::{Entry, LogId, StorageError, TypeConfig, Vote};
@@ -32,10 +33,13 @@ const CHECK_BYTES: usize = 4 << 20;
 /// Cheap to clone; clones share the log.
 #[derive(Clone)]
 pub struct LogStore {
+    me: u64,
     log: Arc<LogDb>,
     writer: LogWriter,
     recent: Arc<Mutex<Recent>>,
-    durable: Arc<Mutex<Durable>>,
+    disk: Disk,
+    /// What is known to be committed and not written down yet: the next entries take it along.
+    committed: Arc<Mutex<Option<LogId>>>,
 }
 
 /// What is certainly on this node's disk.
@@ -44,6 +48,51 @@ pub struct Durable {
     pub vote: Option<Vote>,
     /// The last entry, purged or not.
     pub last: Option<LogId>,
+    /// The last of the entries on their way to the disk that Raft may count already; `None` when all have arrived.
+    pub ahead: Option<LogId>,
+}
+
+impl Durable {
+    /// As much of `committed` as follows from disks alone. While this node leads, Raft counts its entries before they
+    /// are on its disk; what is committed by that count may be told to nobody yet.
+    pub fn certain(&self, committed: Option<LogId>) -> Option<LogId> {
+        if self.ahead.is_some() { committed.min(self.last) } else { committed }
+    }
+
+    fn arrived(&mut self, last: LogId) {
+        self.last = Some(last);
+        self.ahead = self.ahead.filter(|ahead| last < *ahead);
+    }
+}
+
+/// Follows what is on the disk. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Disk(Arc<watch::Sender<Durable>>);
+
+impl Default for Disk {
+    fn default() -> Self {
+        Disk(Arc::new(watch::channel(Durable::default()).0))
+    }
+}
+
+impl Disk {
+    pub fn now(&self) -> Durable {
+        *self.0.borrow()
+    }
+
+    /// Returns when everything up to `last` is on the disk that Raft counted before it was; never, if it cannot be
+    /// brought there.
+    pub async fn has(&self, last: LogId) {
+        let certain = |durable: &Durable| durable.certain(Some(last)) == Some(last);
+        if self.0.subscribe().wait_for(certain).await.is_err() {
+            // The sender lives in `self`.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Durable)) {
+        self.0.send_modify(change);
+    }
 }
 
 /// The newest entries, without a hole up to the end of the log. They are readable from here before they
@@ -108,15 +157,17 @@ impl Recent {
 }
 
 impl LogStore {
-    pub fn open(log: LogDb, fail: FailStop) -> Result<LogStore, StoreError> {
+    /// `me` is this node's number.
+    pub fn open(me: u64, log: LogDb, fail: FailStop) -> Result<LogStore, StoreError> {
         let log = Arc::new(log);
         let writer = LogWriter::start(log.clone(), fail)?;
-        let store = LogStore { log, writer, recent: Arc::default(), durable: Arc::default() };
+        let (recent, disk, committed) = (Arc::default(), Disk::default(), Arc::default());
+        let store = LogStore { me, log, writer, recent, disk, committed };
         let damaged = |error: StorageError| StoreError::Damaged(format!("the log cannot be read: {error}"));
         store.check_whole()?;
         let vote = store.read_mark(Mark::Vote).map_err(damaged)?;
         let last = store.last_log_id().map_err(damaged)?;
-        *store.durable.lock() = Durable { vote, last };
+        store.disk.change(|durable| *durable = Durable { vote, last, ahead: None });
         Ok(store)
     }
 
@@ -143,7 +194,23 @@ impl LogStore {
     }
 
     pub fn durable(&self) -> Durable {
-        *self.durable.lock()
+        self.disk.now()
+    }
+
+    pub fn disk(&self) -> Disk {
+        self.disk.clone()
+    }
+
+    /// Whether these are entries that this node makes itself, as the leader that its vote on the disk says it is.
+    /// Nobody else can send entries of that leader, and whoever leads later has another vote.
+    fn leads(&self, entries: &[Entry]) -> bool {
+        let Some(vote) = self.durable().vote.filter(Vote::is_committed) else { return false };
+        let leader = vote.leader_id();
+        let own = |entry: &Entry| {
+            let by = entry.log_id.leader_id;
+            by.term == leader.term && by.node_id == leader.node_id
+        };
+        leader.node_id == self.me && entries.iter().all(own)
     }
 
     /// What this node remembers of the others.
@@ -237,23 +304,30 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mark = LogChange::Mark(Mark::Vote, encode(vote)?);
         let written = self.writer.write(vec![mark]).await;
         written.map_err(|e| StorageIOError::write_vote(AnyError::error(e)))?;
-        self.durable.lock().vote = Some(*vote);
+        self.disk.change(|durable| durable.vote = Some(*vote));
         Ok(())
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
-        self.read_mark(Mark::Vote)
+        // openraft would have a node lead on in the term in which it led before it stopped. But followers may have
+        // entries of that term which never reached this disk, and others must not be made under their ids.
+        let vote: Option<Vote> = self.read_mark(Mark::Vote)?;
+        Ok(vote.map(|vote| match vote.leader_id() {
+            leader if leader.node_id == self.me => Vote::new(leader.term, leader.node_id),
+            _ => vote,
+        }))
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
-        // Only a hint at the next start, so it need not be synced: what is committed and not known to be
+        // Only a hint at the next start, so it has no write of its own: what is committed and not known to be
         // will be known again from the leader.
-        let mark = LogChange::Mark(Mark::Committed, encode(&committed)?);
-        self.writer.write_lazily(vec![mark]).await.map_err(write_logs)
+        *self.committed.lock() = committed;
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, StorageError> {
-        Ok(self.read_mark::<Option<LogId>>(Mark::Committed)?.flatten())
+        let unwritten = *self.committed.lock();
+        Ok(unwritten.max(self.read_mark::<Option<LogId>>(Mark::Committed)?.flatten()))
     }
 
     async fn append<I>(&mut self, entries: I, callback: LogFlushed<TypeConfig>) -> Result<(), StorageError>
@@ -261,8 +335,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let mut changes = Vec::new();
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let leads = self.leads(&entries);
+        let mut changes = Vec::with_capacity(entries.len() + 1);
         let mut last = None;
+        if let Some(committed) = self.committed.lock().take() {
+            changes.push(LogChange::Mark(Mark::Committed, encode(&Some(committed))?));
+        }
         for entry in entries {
             let bytes = encode(&entry)?;
             last = Some(entry.log_id);
@@ -270,15 +349,27 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             changes.push(LogChange::Append { index: entry.log_id.index, entry: bytes });
             self.recent.lock().push(entry, size);
         }
-        let (recent, durable) = (self.recent.clone(), self.durable.clone());
+        // openraft waits for the callback before it sends the entries to the followers. A leader's own are sent while
+        // its disk is busy with them; what comes of counting them early waits for the disk (see `Durable::certain`).
+        let (now, later) = if leads { (Some(callback), None) } else { (None, Some(callback)) };
+        if leads {
+            self.disk.change(|durable| durable.ahead = last);
+        }
+        let (recent, disk) = (self.recent.clone(), self.disk.clone());
         let done = move |result: Result<(), String>| {
             if let (Ok(()), Some(last)) = (&result, last) {
                 recent.lock().synced(last.index);
-                durable.lock().last = Some(last);
+                disk.change(|durable| durable.arrived(last));
             }
-            callback.log_io_completed(result.map_err(std::io::Error::other));
+            if let Some(callback) = later {
+                callback.log_io_completed(result.map_err(std::io::Error::other));
+            }
         };
         self.writer.send(changes, Box::new(done)).await;
+        if let Some(callback) = now {
+            let failed = self.writer.failure().map(std::io::Error::other);
+            callback.log_io_completed(failed.map_or(Ok(()), Err));
+        }
         Ok(())
     }
 
@@ -286,7 +377,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.recent.lock().truncate(log_id.index);
         self.writer.write(vec![LogChange::Truncate { from: log_id.index }]).await.map_err(write_logs)?;
         let last = self.last_log_id()?;
-        self.durable.lock().last = last;
+        self.disk.change(|durable| (durable.last, durable.ahead) = (last, None));
         Ok(())
     }
 
@@ -295,8 +386,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mark = LogChange::Mark(Mark::Purged, encode(&log_id)?);
         self.writer.write(vec![LogChange::Purge { to: log_id.index }, mark]).await.map_err(write_logs)?;
         self.recent.lock().purge(log_id.index);
-        let mut durable = self.durable.lock();
-        durable.last = durable.last.max(Some(log_id));
+        self.disk.change(|durable| durable.last = durable.last.max(Some(log_id)));
         Ok(())
     }
 }
@@ -311,4 +401,99 @@ fn read_logs(error: impl ToString) -> StorageError {
 
 fn write_logs(error: impl ToString) -> StorageError {
     StorageIOError::write_logs(AnyError::error(error)).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use futures::FutureExt;
+    use openraft::storage::RaftLogStorageExt;
+    use openraft::{CommittedLeaderId, EntryPayload};
+
+    use super::*;
+
+    const ME: u64 = 1;
+    /// For what happens at once unless it never does.
+    const DEADLINE: Duration = Duration::from_secs(10);
+
+    fn id(term: u64, node: u64, index: u64) -> LogId {
+        LogId::new(CommittedLeaderId::new(term, node), index)
+    }
+
+    fn entry(log_id: LogId) -> Entry {
+        Entry { log_id, payload: EntryPayload::Blank }
+    }
+
+    fn open(dir: &tempfile::TempDir) -> LogStore {
+        LogStore::open(ME, LogDb::open(dir.path()).unwrap(), FailStop::default()).unwrap()
+    }
+
+    /// Keeps the disk busy until the answer is dropped.
+    async fn hold(log: &LogStore) -> mpsc::Sender<()> {
+        let (release, held) = mpsc::channel();
+        let (begun, wait) = tokio::sync::oneshot::channel();
+        let busy = move |_: Result<(), String>| {
+            begun.send(()).unwrap();
+            assert!(held.recv().is_err());
+        };
+        log.writer.send(Vec::new(), Box::new(busy)).await;
+        wait.await.unwrap();
+        release
+    }
+
+    #[tokio::test]
+    async fn a_leaders_own_entries_count_at_once_and_show_when_they_are_on_its_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(&dir);
+        log.save_vote(&Vote::new_committed(3, ME)).await.unwrap();
+        log.blocking_append([entry(id(3, ME, 0))]).await.unwrap();
+        log.disk().has(id(3, ME, 0)).await;
+        let busy = hold(&log).await;
+        let appended = log.blocking_append([entry(id(3, ME, 1)), entry(id(3, ME, 2))]);
+        tokio::time::timeout(DEADLINE, appended).await.unwrap().unwrap();
+        // They can be sent on, but nothing may follow from them.
+        assert_eq!(log.limited_get_log_entries(1, 3).await.unwrap().len(), 2);
+        let durable = log.durable();
+        assert_eq!(durable.last, Some(id(3, ME, 0)));
+        assert_eq!(durable.certain(Some(id(3, ME, 2))), Some(id(3, ME, 0)));
+        assert_eq!(durable.certain(None), None);
+        let disk = log.disk();
+        assert_eq!(disk.has(id(3, ME, 1)).now_or_never(), None);
+        drop(busy);
+        tokio::time::timeout(DEADLINE, disk.has(id(3, ME, 2))).await.unwrap();
+        assert_eq!(log.durable().certain(Some(id(3, ME, 2))), Some(id(3, ME, 2)));
+    }
+
+    #[tokio::test]
+    async fn what_others_send_counts_when_it_is_on_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = open(&dir);
+        // It led itself in term 2, and somebody else leads now; among the entries may be old ones of its own.
+        log.save_vote(&Vote::new_committed(2, ME)).await.unwrap();
+        log.save_vote(&Vote::new_committed(3, 2)).await.unwrap();
+        let busy = hold(&log).await;
+        let mut appended = Box::pin(log.blocking_append([entry(id(2, ME, 0)), entry(id(3, 2, 1))]));
+        assert!(appended.as_mut().now_or_never().is_none());
+        drop(busy);
+        tokio::time::timeout(DEADLINE, appended).await.unwrap().unwrap();
+        assert_eq!(log.durable(), Durable { last: Some(id(3, 2, 1)), ahead: None, ..log.durable() });
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_was_restarted_does_not_lead_in_its_old_term() {
+        let dir = tempfile::tempdir().unwrap();
+        for (saved, read) in [
+            (Vote::new_committed(3, ME), Vote::new(3, ME)),
+            (Vote::new(4, ME), Vote::new(4, ME)),
+            (Vote::new_committed(5, 2), Vote::new_committed(5, 2)),
+        ] {
+            open(&dir).save_vote(&saved).await.unwrap();
+            let mut log = open(&dir);
+            assert_eq!(log.read_vote().await.unwrap(), Some(read));
+            // What it tells others of its disk is what it promised.
+            assert_eq!(log.durable().vote, Some(saved));
+        }
+    }
 }

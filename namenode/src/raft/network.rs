@@ -17,11 +17,12 @@ use super::elections::Ear;
 use super::handover::Gate;
 use super::lease::Lease;
 use super::links::{Attempt, Link, Links};
+use super::log_store::Disk;
 use super::node::Standing;
 use super::presence::{Opinion, Presence, Presences};
 use super::snapshot_transfer::{self, SnapshotOffer};
 use super::types::{
-    AppendRequest, AppendResponse, Member, Raft, Snapshot, SnapshotResponse, TypeConfig, Vote, VoteRequest,
+    AppendRequest, AppendResponse, LogId, Member, Raft, Snapshot, SnapshotResponse, TypeConfig, Vote, VoteRequest,
     VoteResponse,
 };
 
@@ -79,13 +80,16 @@ pub struct Network {
     ear: Ear,
     lease: Lease,
     gate: Gate,
+    disk: Disk,
+    /// For how long after an append a follower need not hear that nothing new is there.
+    rides: Duration,
     /// Before this node has been recognised it sends nothing. Set once, when Raft has been made.
     presences: Arc<OnceLock<Presences>>,
 }
 
 impl Network {
-    pub fn new(links: Links, ear: Ear, lease: Lease, gate: Gate) -> Network {
-        Network { links, ear, lease, gate, presences: Arc::default() }
+    pub fn new(links: Links, ear: Ear, lease: Lease, gate: Gate, disk: Disk, rides: Duration) -> Network {
+        Network { links, ear, lease, gate, disk, rides, presences: Arc::default() }
     }
 
     pub fn presences(&self) -> Arc<OnceLock<Presences>> {
@@ -97,7 +101,8 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, member: &Member) -> Peer {
-        Peer { target, link: self.links.reach(target, member.raft_addr), network: self.clone() }
+        let link = self.links.reach(target, member.raft_addr);
+        Peer { target, link, network: self.clone(), accepted: None }
     }
 }
 
@@ -107,6 +112,28 @@ pub struct Peer {
     /// `None`: nobody says where it is.
     link: Option<Arc<Link>>,
     network: Network,
+    /// The last append that was accepted from here.
+    accepted: Option<Accepted>,
+}
+
+/// An append that a follower has accepted.
+#[derive(Clone, Copy)]
+struct Accepted {
+    vote: Vote,
+    /// Where its log then ended.
+    last: Option<LogId>,
+    sent: Moment,
+}
+
+impl Accepted {
+    /// Whether the request says no more than the follower knows, except perhaps how far the log is committed. That
+    /// may ride with the next entries or heartbeat. As a request of its own after each entry it would be in the way
+    /// of the next one, because there is one at a time.
+    fn covers(&self, request: &AppendRequest, now: Moment, rides: Duration) -> bool {
+        request.entries.is_empty()
+            && (request.vote, request.prev_log_id) == (self.vote, self.last)
+            && now.since(self.sent) < rides
+    }
 }
 
 type CallError = RPCError<u64, Member, RaftError<u64>>;
@@ -152,15 +179,25 @@ fn unreachable(error: impl ToString) -> Unreachable {
 }
 
 impl RaftNetwork<TypeConfig> for Peer {
-    async fn append_entries(&mut self, rpc: AppendRequest, option: RPCOption) -> Result<AppendResponse, CallError> {
+    async fn append_entries(&mut self, mut rpc: AppendRequest, option: RPCOption) -> Result<AppendResponse, CallError> {
         let Some(_passage) = self.network.gate.enter() else {
             return Err(unreachable("the lead is being handed over").into());
         };
         let (vote, sent) = (rpc.vote, Moment::now());
+        if self.accepted.is_some_and(|accepted| accepted.covers(&rpc, sent, self.network.rides)) {
+            return Ok(AppendResponse::Success);
+        }
+        rpc.leader_commit = self.network.disk.now().certain(rpc.leader_commit);
+        let last = rpc.entries.last().map_or(rpc.prev_log_id, |entry| Some(entry.log_id));
+        // Whatever happens to this request, what an earlier one showed says nothing any more.
+        self.accepted = None;
         match self.call(&RaftRequest::Append(rpc), &option).await? {
             RaftReply::Append(response) => {
                 if matches!(response, AppendResponse::Success | AppendResponse::PartialSuccess(_)) {
                     self.network.lease.accepted(vote, self.target, sent);
+                }
+                if matches!(response, AppendResponse::Success) {
+                    self.accepted = Some(Accepted { vote, last, sent });
                 }
                 Ok(response)
             }
@@ -303,5 +340,34 @@ impl Handler for RaftServer {
         // A peer that has gone meanwhile asks again.
         let _ = send.send(&reply).await;
         send.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::{CommittedLeaderId, EntryPayload};
+
+    use super::*;
+    use crate::raft::types::Entry;
+
+    #[test]
+    fn only_what_says_nothing_new_is_left_out_and_not_for_long() {
+        let id = |index| Some(LogId::new(CommittedLeaderId::new(3, 1), index));
+        let (sent, rides) = (Moment::now(), Duration::from_millis(40));
+        let accepted = Accepted { vote: Vote::new_committed(3, 1), last: id(7), sent };
+        let request = || AppendRequest {
+            vote: Vote::new_committed(3, 1),
+            prev_log_id: id(7),
+            entries: Vec::new(),
+            leader_commit: id(7),
+        };
+        let soon = sent + Duration::from_millis(39);
+        assert!(accepted.covers(&request(), soon, rides));
+        assert!(!accepted.covers(&request(), sent + rides, rides));
+        assert!(!accepted.covers(&AppendRequest { prev_log_id: id(6), ..request() }, soon, rides));
+        assert!(!accepted.covers(&AppendRequest { prev_log_id: id(8), ..request() }, soon, rides));
+        assert!(!accepted.covers(&AppendRequest { vote: Vote::new_committed(4, 1), ..request() }, soon, rides));
+        let entries = vec![Entry { log_id: id(8).unwrap(), payload: EntryPayload::Blank }];
+        assert!(!accepted.covers(&AppendRequest { entries, ..request() }, soon, rides));
     }
 }

@@ -161,10 +161,12 @@ impl Consensus {
     ) -> anyhow::Result<(Consensus, RaftServer)> {
         let config = config(&options)?;
         let log = LogDb::open(&data_dir.join("log"))?;
-        let log = LogStore::open(log, fail.clone())?;
+        let log = LogStore::open(options.node, log, fail.clone())?;
         let clock = Clock::default();
         let snapshots = Snapshots::open(data_dir)?;
-        let machine = StateMachine::new(state.clone(), snapshots, clock.clone(), events, watches, fail.clone())?;
+        let disk = log.disk();
+        let machine =
+            StateMachine::new(state.clone(), disk.clone(), snapshots, clock.clone(), events, watches, fail.clone())?;
         let timeouts = Timeouts {
             min: Duration::from_millis(options.election_timeout_min_ms),
             max: Duration::from_millis(options.election_timeout_max_ms),
@@ -172,7 +174,8 @@ impl Consensus {
         let ear = Ear::new(timeouts, Instant::now());
         let lease = Lease::new(timeouts.max);
         let gate = Gate::default();
-        let network = Network::new(links.clone(), ear.clone(), lease.clone(), gate.clone());
+        let rides = Duration::from_millis(options.heartbeat_interval_ms) / 4;
+        let network = Network::new(links.clone(), ear.clone(), lease.clone(), gate.clone(), disk, rides);
         let door = network.presences();
         let raft = Raft::new(options.node, Arc::new(config), network, log.clone(), machine)
             .await

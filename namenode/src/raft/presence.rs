@@ -421,7 +421,7 @@ mod tests {
     }
 
     fn durable(term: u64, index: u64) -> Durable {
-        Durable { vote: Some(Vote::new_committed(term, 1)), last: log_id(term, index) }
+        Durable { vote: Some(Vote::new_committed(term, 1)), last: log_id(term, index), ahead: None }
     }
 
     fn memory(term: u64, index: u64) -> Option<Memory> {

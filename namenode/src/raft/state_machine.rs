@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::clock::Clock;
+use super::log_store::Disk;
 use super::snapshot::{SnapshotFiles, Snapshots, decode_mark};
 use super::types::{
     AppliedMark, Entry, LogId, Outcomes, Snapshot, SnapshotMeta, StorageError, StoredMembership, TypeConfig,
@@ -24,12 +25,18 @@ use crate::store::state::StateStore;
 /// last write may have to be applied at once.
 const COMMANDS_MAX: usize = 4096;
 
+/// Encoded commands that are applied on the runtime's own thread: for few, the way to another one and back takes longer
+/// than the work.
+const HERE_BYTES_MAX: usize = 2 << 10;
+
 /// Cheap to clone; clones share the state.
 #[derive(Clone)]
 pub struct StateMachine(Arc<Inner>);
 
 struct Inner {
     state: Arc<StateStore>,
+    /// Where the log is.
+    disk: Disk,
     snapshots: Snapshots,
     clock: Clock,
     /// Hints for the leader's workers. Dropped when nobody keeps up: workers also look for themselves.
@@ -42,6 +49,7 @@ struct Inner {
 impl StateMachine {
     pub fn new(
         state: Arc<StateStore>,
+        disk: Disk,
         snapshots: Snapshots,
         clock: Clock,
         events: mpsc::Sender<Event>,
@@ -50,7 +58,16 @@ impl StateMachine {
     ) -> Result<StateMachine, StoreError> {
         let mark = decode_mark(state.mark()?)?;
         clock.observe(mark.now);
-        Ok(StateMachine(Arc::new(Inner { state, snapshots, clock, events, watches, fail, mark: Mutex::new(mark) })))
+        Ok(StateMachine(Arc::new(Inner {
+            state,
+            disk,
+            snapshots,
+            clock,
+            events,
+            watches,
+            fail,
+            mark: Mutex::new(mark),
+        })))
     }
 
     /// Runs disk work beside the runtime's threads; a failure latches and stops the node.
@@ -66,8 +83,13 @@ impl StateMachine {
             Ok(Err(error)) => format!("{what}: {error}"),
             Err(error) => format!("{what}: {error}"),
         };
+        Err(self.failed(reason))
+    }
+
+    /// Latches, so that the node stops.
+    fn failed(&self, reason: String) -> StorageError {
         self.0.fail.fail(reason.clone());
-        Err(StorageIOError::write_state_machine(AnyError::error(reason)).into())
+        StorageIOError::write_state_machine(AnyError::error(reason)).into()
     }
 }
 
@@ -173,7 +195,26 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
-        self.on_disk("applying the log failed", move |inner| inner.apply(entries)).await
+        if let Some(last) = entries.last() {
+            // Counted on a leader before it was there. If it does not get there the log's writer has said why.
+            tokio::select! {
+                biased;
+                () = self.0.disk.has(last.log_id) => {}
+                reason = self.0.fail.failed() => {
+                    return Err(StorageIOError::write_logs(AnyError::error(reason)).into());
+                }
+            }
+        }
+        const WHAT: &str = "applying the log failed";
+        let size = |entry: &Entry| match &entry.payload {
+            EntryPayload::Normal(batch) => batch.len(),
+            _ => 0,
+        };
+        let few = entries.iter().map(size).sum::<usize>() <= HERE_BYTES_MAX;
+        if few && self.0.state.takes_writes() {
+            return self.0.apply(entries).map_err(|error| self.failed(format!("{WHAT}: {error}")));
+        }
+        self.on_disk(WHAT, move |inner| inner.apply(entries)).await
     }
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {

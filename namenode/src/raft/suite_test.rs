@@ -20,11 +20,12 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Bui
     async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError> {
         let dir = tempfile::tempdir().unwrap();
         let fail = FailStop::default();
-        let log = LogStore::open(LogDb::open(&dir.path().join("log")).unwrap(), fail.clone()).unwrap();
+        let log = LogStore::open(9, LogDb::open(&dir.path().join("log")).unwrap(), fail.clone()).unwrap();
         let state = Arc::new(StateStore::open(&dir.path().join("state")).unwrap());
         let snapshots = Snapshots::open(dir.path()).unwrap();
         let machine =
-            StateMachine::new(state, snapshots, Clock::default(), mpsc::channel(1).0, Arc::default(), fail).unwrap();
+            StateMachine::new(state, log.disk(), snapshots, Clock::default(), mpsc::channel(1).0, Arc::default(), fail)
+                .unwrap();
         Ok((dir, log, machine))
     }
 }

@@ -97,6 +97,11 @@ impl Batch {
         Batch(bytes.into())
     }
 
+    /// Bytes of the encoded commands.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn decode(&self) -> Result<Vec<Command>, CodecError> {
         let mut rest = &self.0[..];
         let mut commands = Vec::new();

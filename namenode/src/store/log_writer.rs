@@ -84,19 +84,19 @@ impl LogWriter {
         receiver.await.unwrap_or_else(|_| Err(self.reason()))
     }
 
-    /// Queues changes that may be lost in a crash, and does not wait.
-    pub async fn write_lazily(&self, changes: Vec<LogChange>) -> Result<(), String> {
-        self.jobs.send(Job { changes, done: None }).await.map_err(|_| self.reason())
-    }
-
-    /// As `write_lazily`, unless the queue is full.
+    /// Queues changes that may be lost in a crash, unless the queue is full, and does not wait.
     pub fn try_write_lazily(&self, changes: Vec<LogChange>) {
         // Full or closed: what is dropped is written again with the next change.
         let _ = self.jobs.try_send(Job { changes, done: None });
     }
 
+    /// Why nothing more is written.
+    pub fn failure(&self) -> Option<String> {
+        self.fail.reason()
+    }
+
     fn reason(&self) -> String {
-        self.fail.reason().unwrap_or_else(|| "the log writer has stopped".into())
+        self.failure().unwrap_or_else(|| "the log writer has stopped".into())
     }
 }
 

@@ -232,6 +232,13 @@ impl StateStore {
         Ok(())
     }
 
+    /// Whether a write would go on at once: RocksDB holds writes up while it is behind with compactions.
+    pub fn takes_writes(&self) -> bool {
+        let stopped = self.current().db.property_int_value(rocksdb::properties::IS_WRITE_STOPPED);
+        let delayed = self.current().db.property_int_value(rocksdb::properties::ACTUAL_DELAYED_WRITE_RATE);
+        matches!((stopped, delayed), (Ok(Some(0)), Ok(Some(0))))
+    }
+
     /// The hashes at the last entries where the log asked for one, oldest first.
     pub fn checks(&self) -> Vec<(u64, StateHash)> {
         self.current().hashes.lock().checks.clone()
