@@ -128,8 +128,12 @@ impl Client {
         // Until its end, whatever that is.
         let changing = self.watch.changing(&op);
         let ticket = session.begin();
-        let request =
-            MetaRequest::Mutate { id: ticket.id(), acked_below: ticket.acked_below(), caller: caller.clone(), op };
+        let (id, acked_below, caller) = (ticket.id(), ticket.acked_below(), caller.clone());
+        let told = self.options.remember && changing.names_any();
+        let request = match told.then(|| self.watch.life(session.id())).flatten() {
+            Some(life) => MetaRequest::WatchedMutate { id, acked_below, caller, op, life },
+            None => MetaRequest::Mutate { id, acked_below, caller, op },
+        };
         let answered = self.group.call_noting(&request, ATTEMPT, deadline).await;
         let answered = answered.inspect_err(|failed| {
             if failed.unknown {
@@ -144,6 +148,10 @@ impl Client {
             MetaReply::Mutated(reply) => Ok(reply),
             MetaReply::MutatedWatched { reply, changed } => {
                 self.watch.changed(&changed, &changing);
+                Ok(reply)
+            }
+            MetaReply::MutatedTold { reply, changed, told, valid_ms } => {
+                self.watch.told(&changed, changing, &told, Duration::from_millis(valid_ms.into()));
                 Ok(reply)
             }
             _ => Err(CallError { error: unexpected_answer("Mutate"), unknown: true }),

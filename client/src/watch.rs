@@ -9,7 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dfs_proto::limits::READDIR_PAGE_MAX;
-use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, Op, Query, Revocation, RevocationDone};
+use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, Op, Query, Revocation, RevocationDone, Told};
 use dfs_proto::{Attr, Caller, ErrorKind, InodeId, Name, SessionId, WireError};
 use dfs_rpc::{Moment, RecvStream, RpcError, SendStream};
 use parking_lot::Mutex;
@@ -20,7 +20,7 @@ use tracing::debug;
 use crate::client::Client;
 use crate::error::{Error, Result, unexpected_answer};
 use crate::leader::{ATTEMPT, Group};
-use memory::{Concerned, Memory};
+use memory::{Asked, Concerned, Memory};
 
 /// Pause before the stream is opened again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -54,13 +54,23 @@ impl Watch {
     /// An own change is about to be sent. What it names is not answered from memory until the result is dropped.
     pub fn changing(&self, op: &Op) -> Changing<'_> {
         let mut concerned = named_in(op);
-        self.memory.lock().change_begins(&mut concerned);
-        Changing { watch: self, concerned }
+        let mut memory = self.memory.lock();
+        memory.change_begins(&mut concerned);
+        // Before the life is looked at: see `Watch::over`.
+        let asked = memory.ask(Moment::now());
+        Changing { watch: self, concerned, asked }
     }
 
     /// An own change has been done, and has touched these inodes, in directories only the names that it names.
     pub fn changed(&self, inodes: &[InodeId], change: &Changing<'_>) {
         self.memory.lock().forget_own(inodes, &change.concerned.names);
+    }
+
+    /// As `changed`, and ends the change. The namenode said what the names lead to now; that may be believed for
+    /// `valid` from the sending of the request on.
+    pub fn told(&self, inodes: &[InodeId], mut change: Changing<'_>, told: &[Told], valid: Duration) {
+        let concerned = std::mem::take(&mut change.concerned);
+        self.memory.lock().change_told(&concerned, inodes, change.asked, told, change.asked.at() + valid);
     }
 
     /// An own change may have been done, or its answer may not have said everything.
@@ -82,7 +92,7 @@ impl Watch {
     }
 
     /// The number under which the namenode knows the session's stream.
-    fn life(&self, session: SessionId) -> Option<u64> {
+    pub fn life(&self, session: SessionId) -> Option<u64> {
         let number = self.life.lock().filter(|life| life.session == session).map(|life| life.number);
         if number.is_none() {
             self.wanted.notify_one();
@@ -95,6 +105,14 @@ impl Watch {
 pub(crate) struct Changing<'a> {
     watch: &'a Watch,
     concerned: Concerned,
+    asked: Asked,
+}
+
+impl Changing<'_> {
+    /// Whether a name comes or goes.
+    pub fn names_any(&self) -> bool {
+        !self.concerned.names.is_empty()
+    }
 }
 
 impl Drop for Changing<'_> {

@@ -73,7 +73,10 @@ impl Server {
             MetaRequest::OpenSession { description } => client::open_session(namenode, peer.id, description).await,
             MetaRequest::Renew { session } => client::renew(namenode, peer.id, session),
             MetaRequest::Mutate { id, acked_below, caller, op } => {
-                client::mutate(namenode, peer.id, id, acked_below, caller, op).await
+                client::mutate(namenode, peer.id, id, acked_below, caller, op, None).await
+            }
+            MetaRequest::WatchedMutate { id, acked_below, caller, op, life } => {
+                client::mutate(namenode, peer.id, id, acked_below, caller, op, Some(life)).await
             }
             MetaRequest::Query { session, caller, query } => {
                 client::query(namenode, peer.id, session, caller, query).await
@@ -131,6 +134,7 @@ fn permitted(role: Role, request: &MetaRequest) -> bool {
         MetaRequest::OpenSession { .. }
         | MetaRequest::Renew { .. }
         | MetaRequest::Mutate { .. }
+        | MetaRequest::WatchedMutate { .. }
         | MetaRequest::Query { .. }
         | MetaRequest::WatchedQuery { .. }
         | MetaRequest::Watch { .. }
@@ -164,7 +168,7 @@ fn span_of(request: &MetaRequest) -> Span {
             span.record("session", session.0);
             "renew"
         }
-        MetaRequest::Mutate { id, op, .. } => {
+        MetaRequest::Mutate { id, op, .. } | MetaRequest::WatchedMutate { id, op, .. } => {
             span.record("session", id.session.0);
             if let Some(inode) = inode_of_op(op) {
                 span.record("inode", inode);

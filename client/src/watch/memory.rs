@@ -1,10 +1,11 @@
 //! What may be answered without asking: names and attributes that the namenode said are true until it
 //! says otherwise, or until it has not been heard for too long.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::time::Duration;
 
+use dfs_proto::msg::meta::Told;
 use dfs_proto::{Attr, InodeId, Name};
 use dfs_rpc::Moment;
 
@@ -20,6 +21,10 @@ pub(crate) struct Memory {
     attrs: HashMap<InodeId, Attr>,
     /// By directory. `None`: there is nothing of that name.
     names: HashMap<InodeId, HashMap<Name, Option<InodeId>>>,
+    /// Directories of which every name is in `names`: they were seen empty, and nobody else has touched them since.
+    whole: HashSet<InodeId>,
+    /// How often everything was dropped to make room.
+    dropped: u64,
     entries: usize,
     /// Goes up with everything that is forgotten.
     clock: u64,
@@ -61,6 +66,8 @@ impl Memory {
         Memory {
             attrs: HashMap::new(),
             names: HashMap::new(),
+            whole: HashSet::new(),
+            dropped: 0,
             entries: 0,
             clock: 0,
             marks: vec![0; MARKS],
@@ -99,6 +106,45 @@ impl Memory {
         }
     }
 
+    /// As `forget_own` and `change_ended` for a change that was asked for at `asked`, and learns what was told with its
+    /// answer: of what was forgotten meanwhile, for whatever other reason, nothing.
+    pub fn change_told(
+        &mut self,
+        concerned: &Concerned,
+        inodes: &[InodeId],
+        asked: Asked,
+        told: &[Told],
+        valid_until: Moment,
+    ) {
+        let fresh: Vec<&Told> = told
+            .iter()
+            .filter(|told| {
+                let leads_to = told.leads_to.as_ref().map_or(told.directory.inode, |attr| attr.inode);
+                self.may_learn(asked, &[told.directory.inode, leads_to])
+            })
+            .collect();
+        let parents = concerned.names.iter().map(|(parent, _)| *parent);
+        let whole: Vec<InodeId> = parents.filter(|parent| self.whole.contains(parent)).collect();
+        let dropped = self.dropped;
+        self.forget_own(inodes, &concerned.names);
+        self.change_ended(concerned);
+        // Nothing can come between what was just forgotten and this.
+        let now = Asked { clock: self.clock, ..asked };
+        for told in &fresh {
+            self.learn_attr(now, &told.directory, valid_until);
+            self.learn_name(now, told.directory.inode, &told.name, told.leads_to.as_ref(), valid_until);
+        }
+        if dropped != self.dropped {
+            return;
+        }
+        // Of a whole directory only these names were forgotten, and are known again.
+        if fresh.len() == concerned.names.len() {
+            self.whole.extend(whole);
+        }
+        let empty = fresh.iter().filter(|told| told.empty).filter_map(|told| told.leads_to.as_ref());
+        self.whole.extend(empty.map(|attr| attr.inode));
+    }
+
     /// To be called before a question is sent.
     pub fn ask(&self, now: Moment) -> Asked {
         Asked { clock: self.clock, at: now }
@@ -110,7 +156,11 @@ impl Memory {
 
     /// What the name leads to; `Some(None)` if it is known to lead nowhere.
     pub fn name(&self, parent: InodeId, name: &Name, now: Moment) -> Option<Option<&Attr>> {
-        match self.names.get(&parent)?.get(name)? {
+        let known = match self.names.get(&parent).and_then(|names| names.get(name)) {
+            None if self.whole.contains(&parent) => &None,
+            known => known?,
+        };
+        match known {
             _ if now >= self.valid_until => None,
             // Few changes are under way at a time, and mostly none.
             _ if !self.changing_names.is_empty() && self.is_changing(parent, name) => None,
@@ -148,6 +198,7 @@ impl Memory {
             self.marks[mark_of(*inode)] = self.clock;
             self.entries -= usize::from(self.attrs.remove(inode).is_some());
             self.entries -= self.names.remove(inode).map_or(0, |names| names.len());
+            self.whole.remove(inode);
             self.ahead.forget(*inode);
         }
     }
@@ -176,6 +227,7 @@ impl Memory {
         self.clock += 1;
         for (parent, name) in names {
             self.marks[mark_of(*parent)] = self.clock;
+            self.whole.remove(parent);
             let forgotten = self.names.get_mut(parent).and_then(|names| names.remove(name));
             self.entries -= usize::from(forgotten.is_some());
         }
@@ -187,6 +239,7 @@ impl Memory {
         self.cleared = self.clock;
         self.attrs.clear();
         self.names.clear();
+        self.whole.clear();
         self.entries = 0;
         self.ahead.clear();
         self.valid_until = Moment::from_boot(Duration::ZERO);
@@ -197,9 +250,11 @@ impl Memory {
     }
 
     fn make_room(&mut self) {
-        if self.entries >= ENTRIES_MAX {
+        if self.entries + self.whole.len() >= ENTRIES_MAX {
             self.attrs.clear();
             self.names.clear();
+            self.whole.clear();
+            self.dropped += 1;
             self.entries = 0;
             self.ahead.clear();
         }
@@ -302,6 +357,95 @@ mod tests {
         assert_eq!(memory.name(DIR, &name("nothing"), at(1)), None);
         assert!(memory.attr(FILE, at(1)).is_some());
         assert_eq!(memory.entries, 1);
+    }
+
+    fn told(directory: InodeId, name: &Name, leads_to: Option<Attr>, empty: bool) -> Told {
+        Told { directory: attr(directory), name: name.clone(), leads_to, empty }
+    }
+
+    /// A change of this name under way.
+    fn change(memory: &mut Memory, directory: InodeId, name: &Name) -> (Concerned, Asked) {
+        let mut concerned = Concerned { inodes: Vec::new(), names: vec![(directory, name.clone())] };
+        memory.change_begins(&mut concerned);
+        let asked = memory.ask(at(0));
+        (concerned, asked)
+    }
+
+    /// Makes `NEW` in `DIR`, and is told that it is empty.
+    const NEW: InodeId = InodeId(5);
+    fn make_directory(memory: &mut Memory) {
+        let (concerned, asked) = change(memory, DIR, &name("new"));
+        let told = told(DIR, &name("new"), Some(attr(NEW)), true);
+        memory.change_told(&concerned, &[DIR], asked, &[told], at(400));
+    }
+
+    #[test]
+    fn what_an_own_change_was_told_is_remembered() {
+        let mut memory = Memory::new();
+        make_directory(&mut memory);
+        assert_eq!(memory.name(DIR, &name("new"), at(1)), Some(Some(&attr(NEW))));
+        assert!(memory.attr(DIR, at(1)).is_some());
+        assert_eq!(memory.name(DIR, &name("other"), at(1)), None, "nobody said what else there is");
+        let (concerned, asked) = change(&mut memory, DIR, &name("new"));
+        assert_eq!(memory.name(DIR, &name("new"), at(1)), None, "it is on its way");
+        memory.change_told(&concerned, &[DIR, NEW], asked, &[told(DIR, &name("new"), None, false)], at(400));
+        assert_eq!(memory.name(DIR, &name("new"), at(1)), Some(None));
+        assert_eq!(memory.attr(NEW, at(1)), None);
+        assert!(memory.changing.is_empty() && memory.changing_names.is_empty());
+    }
+
+    #[test]
+    fn an_empty_directory_is_known_whole_until_somebody_else_touches_it() {
+        let mut memory = Memory::new();
+        make_directory(&mut memory);
+        assert_eq!(memory.name(NEW, &name("a"), at(1)), Some(None));
+        assert_eq!(memory.name(NEW, &name("a"), at(400)), None, "nothing is believed for longer");
+        let (concerned, asked) = change(&mut memory, NEW, &name("a"));
+        assert_eq!(memory.name(NEW, &name("a"), at(1)), None);
+        memory.change_told(&concerned, &[NEW], asked, &[told(NEW, &name("a"), Some(attr(FILE)), false)], at(400));
+        assert_eq!(memory.name(NEW, &name("a"), at(1)), Some(Some(&attr(FILE))));
+        assert_eq!(memory.name(NEW, &name("b"), at(1)), Some(None));
+        // A change of which nothing was told.
+        let (concerned, _) = change(&mut memory, NEW, &name("c"));
+        memory.forget_own(&[NEW], &concerned.names);
+        memory.change_ended(&concerned);
+        assert_eq!(memory.name(NEW, &name("c"), at(1)), None);
+        assert_eq!(memory.name(NEW, &name("b"), at(1)), None);
+        let mut memory = Memory::new();
+        make_directory(&mut memory);
+        memory.forget(&[NEW]);
+        assert_eq!(memory.name(NEW, &name("b"), at(1)), None);
+    }
+
+    #[test]
+    fn what_was_told_and_overtaken_is_not_remembered() {
+        let mut memory = Memory::new();
+        make_directory(&mut memory);
+        let (concerned, asked) = change(&mut memory, NEW, &name("a"));
+        // Somebody else changes the directory before or after the answer was made; nobody knows.
+        memory.forget(&[NEW]);
+        memory.change_told(&concerned, &[NEW], asked, &[told(NEW, &name("a"), Some(attr(FILE)), false)], at(400));
+        assert_eq!(memory.name(NEW, &name("a"), at(1)), None);
+        assert_eq!(memory.name(NEW, &name("b"), at(1)), None);
+        assert_eq!(memory.attr(NEW, at(1)), None);
+        // Two of our own at a time: the one that is answered first may be the later one.
+        let mut memory = Memory::new();
+        make_directory(&mut memory);
+        let (first, asked_first) = change(&mut memory, NEW, &name("a"));
+        let (second, asked_second) = change(&mut memory, NEW, &name("b"));
+        memory.change_told(&second, &[NEW], asked_second, &[told(NEW, &name("b"), Some(attr(FILE)), false)], at(400));
+        assert_eq!(memory.attr(NEW, at(1)), None, "another change of it is under way");
+        memory.change_told(&first, &[NEW], asked_first, &[told(NEW, &name("a"), Some(attr(FILE)), false)], at(400));
+        assert_eq!(memory.name(NEW, &name("a"), at(1)), None);
+        assert_eq!(memory.name(NEW, &name("c"), at(1)), None);
+        assert_eq!(memory.attr(NEW, at(1)), None);
+        // Nothing of what was dropped for want of room is taken for absent.
+        let mut memory = Memory::new();
+        make_directory(&mut memory);
+        let (concerned, asked) = change(&mut memory, NEW, &name("a"));
+        memory.entries = ENTRIES_MAX;
+        memory.change_told(&concerned, &[], asked, &[told(NEW, &name("a"), Some(attr(FILE)), false)], at(400));
+        assert_eq!(memory.name(NEW, &name("b"), at(1)), None);
     }
 
     #[test]

@@ -8,9 +8,11 @@ use dfs_meta::query::{self, Asker};
 use dfs_meta::{Body, Reply, placement, rows};
 use dfs_proto::limits::{ALLOCATE_MAX, GROUPS_MAX, REPLICATION_MAX};
 use dfs_proto::msg::admin::Liveness;
-use dfs_proto::msg::meta::{Answer, MetaReply, Op, OpReply, Query, RenameMode, RevocationDone};
+use dfs_proto::msg::meta::{Answer, MetaReply, Op, OpReply, Query, RenameMode, RevocationDone, Told};
 use dfs_proto::msg::node::Order;
-use dfs_proto::{Caller, ChunkId, Epoch, ErrorKind, InodeId, Name, NodeId, RequestId, SessionId, WireError};
+use dfs_proto::{
+    Attr, Caller, ChunkId, Epoch, ErrorKind, FileKind, InodeId, Name, NodeId, RequestId, SessionId, WireError,
+};
 use dfs_rpc::{Moment, RecvStream, RpcError, SendStream};
 use tracing::{debug, info};
 
@@ -50,7 +52,7 @@ pub fn renew(namenode: &Namenode, holder: NodeId, session: SessionId) -> Result<
 }
 
 /// Carries out a mutation exactly once: checks who asks, completes the command, replicates it, and signs
-/// what the reply promises.
+/// what the reply promises. A session that names the `life` of its watch stream is told more than the reply.
 pub async fn mutate(
     namenode: &Arc<Namenode>,
     holder: NodeId,
@@ -58,6 +60,7 @@ pub async fn mutate(
     acked_below: u64,
     caller: Caller,
     op: Op,
+    life: Option<u64>,
 ) -> Result<MetaReply, WireError> {
     namenode.leading()?;
     check_caller(&caller)?;
@@ -80,6 +83,7 @@ pub async fn mutate(
         Op::Lock { inode, claim } => Some((*inode, *claim)),
         _ => None,
     };
+    let watching = life.map(|life| (life, names_in(&op)));
     let _making = opened_name(&op).map(|name| namenode.opens.making(name));
     let (removing, command) = match removed_name(&op) {
         Some(name) => {
@@ -114,10 +118,94 @@ pub async fn mutate(
         let asker = Asker { caller: &caller, session: id.session, holder, now: namenode.consensus.now() };
         namenode.read(|view| query::sign_reply(view, &asker, &mut reply, &|node| namenode.liveness(node)))?;
     }
+    if let Some((life, names)) = watching
+        && let Some((told, valid_ms)) = tell(namenode, holder, id.session, &caller, life, &names).await?
+    {
+        return Ok(MetaReply::MutatedTold { reply, changed, told, valid_ms });
+    }
     Ok(match changed.is_empty() {
         true => MetaReply::Mutated(reply),
         false => MetaReply::MutatedWatched { reply, changed },
     })
+}
+
+/// The names that an operation makes or takes away.
+fn names_in(op: &Op) -> Vec<(InodeId, Name)> {
+    match op {
+        Op::Make { parent, name, .. }
+        | Op::MakeMasked { parent, name, .. }
+        | Op::Link { parent, name, .. }
+        | Op::Unlink { parent, name, .. }
+        | Op::Rmdir { parent, name } => vec![(*parent, name.clone())],
+        Op::Rename { from_parent, from_name, to_parent, to_name, .. } => {
+            vec![(*from_parent, from_name.clone()), (*to_parent, to_name.clone())]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// What these names lead to and what their directories are, as an answer to be remembered: the session need not ask
+/// for what its own change has made it forget. `None` if it may not remember it, or may not see all of it.
+async fn tell(
+    namenode: &Arc<Namenode>,
+    holder: NodeId,
+    session: SessionId,
+    caller: &Caller,
+    life: u64,
+    names: &[(InodeId, Name)],
+) -> Result<Option<(Vec<Told>, u32)>, WireError> {
+    if names.is_empty() {
+        return Ok(None);
+    }
+    let look = || {
+        let asker = Asker { caller, session, holder, now: namenode.consensus.now() };
+        namenode.read(|view| told(view, &asker, names, &|node| namenode.liveness(node)))
+    };
+    let concerned = |told: &[Told]| -> Vec<InodeId> {
+        told.iter()
+            .flat_map(|told| [Some(&told.directory), told.leads_to.as_ref()])
+            .flatten()
+            .map(|a| a.inode)
+            .collect()
+    };
+    let Some(inodes) = look()?.map(|told| concerned(&told)) else { return Ok(None) };
+    let now = Moment::now();
+    let Some(valid) = namenode.watches.watch(session, life, &inodes, namenode.lease(now), now) else {
+        return Ok(None);
+    };
+    // As in `watched_query`: what was read before the session was noted may have changed in between unseen.
+    let Some(told) = look()?.filter(|told| concerned(told) == inodes) else { return Ok(None) };
+    namenode.watches.settled(&inodes).await;
+    Ok(Some((told, u32::try_from(valid.as_millis()).unwrap_or(0))))
+}
+
+fn told(
+    view: &dyn dfs_meta::View,
+    asker: &Asker<'_>,
+    names: &[(InodeId, Name)],
+    nodes: &dyn Fn(NodeId) -> Liveness,
+) -> Result<Option<Vec<Told>>, dfs_meta::Fault> {
+    let mut all = Vec::with_capacity(names.len());
+    for (parent, name) in names {
+        let directory = query::answer(view, asker, &Query::GetAttr { inode: *parent }, nodes)?;
+        let leads_to = query::answer(view, asker, &Query::Lookup { parent: *parent, name: name.clone() }, nodes)?;
+        let leads_to = match leads_to {
+            Ok(Answer::Attr(attr)) => Some(attr),
+            Err(error) if error.kind == ErrorKind::NotFound => None,
+            _ => return Ok(None),
+        };
+        let Ok(Answer::Attr(directory)) = directory else { return Ok(None) };
+        let empty = match leads_to.as_ref().filter(|attr| attr.kind == FileKind::Directory) {
+            Some(Attr { inode, .. }) => {
+                let first = Query::ReadDir { inode: *inode, after: 0, limit: 1, attrs: false };
+                let page = query::answer(view, asker, &first, nodes)?;
+                matches!(page, Ok(Answer::Page(page)) if page.end && page.entries.is_empty())
+            }
+            None => false,
+        };
+        all.push(Told { directory, name: name.clone(), leads_to, empty });
+    }
+    Ok(Some(all))
 }
 
 /// The name that an operation opens what it finds or makes under.

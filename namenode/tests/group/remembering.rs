@@ -88,3 +88,49 @@ fn what_one_client_changes_no_other_sees_as_it_was_whoever_leads() {
         }
     });
 }
+
+#[test]
+fn a_directory_that_its_maker_knows_whole_has_what_others_put_into_it() {
+    let mut group = Group::formed(3, |_| {});
+    let clients = [client(&group, 501), client(&group, 502)];
+    let names: Vec<Name> = (0..NAMES).map(|n| Name::new(format!("n{n}")).unwrap()).collect();
+    let mut directory = InodeId::ROOT;
+    let mut model = [false; NAMES as usize];
+    for step in 0..STEPS {
+        if step == STEPS / 2 {
+            let leader = group.admin().leader();
+            group.kill(leader);
+        }
+        group.runtime.block_on(async {
+            if step % 20 == 0 {
+                let (author, name) = (&clients[draw(step, 5, 2) as usize], Name::new(format!("d{step}")).unwrap());
+                let options = MakeOptions { exclusive: true, ..MakeOptions::default() };
+                let made = author.make(&Caller::ROOT, InodeId::ROOT, &name, NewNode::Directory, 0o755, options).await;
+                directory = made.unwrap().attr.inode;
+                model = [false; NAMES as usize];
+            }
+            let (author, which) = (&clients[draw(step, 1, 2) as usize], draw(step, 2, NAMES) as usize);
+            match model[which] {
+                true => author.rmdir(&Caller::ROOT, directory, &names[which]).await.unwrap(),
+                false => {
+                    let options = MakeOptions { exclusive: true, ..MakeOptions::default() };
+                    let name = &names[which];
+                    let made = author.make(&Caller::ROOT, directory, name, NewNode::Directory, 0o755, options).await;
+                    assert!(made.unwrap().created);
+                }
+            }
+            model[which] = !model[which];
+            for (reader, dfs) in clients.iter().enumerate() {
+                for (name, there) in names.iter().zip(model) {
+                    let found = dfs.lookup(&Caller::ROOT, directory, name).await;
+                    assert_eq!(found.is_ok(), there, "step {step}, client {reader}, {name}: {found:?}");
+                }
+            }
+        });
+    }
+    group.runtime.block_on(async {
+        for dfs in clients {
+            dfs.shutdown().await.unwrap();
+        }
+    });
+}

@@ -87,6 +87,14 @@ pub enum MetaRequest {
         inodes: Vec<InodeId>,
         last: bool,
     },
+    /// As `Mutate`, of a session that is told on the stream `life` what changes. May be answered with `MutatedTold`.
+    WatchedMutate {
+        id: RequestId,
+        acked_below: u64,
+        caller: Caller,
+        op: Op,
+        life: u64,
+    },
 }
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -115,6 +123,25 @@ pub enum MetaReply {
     },
     /// The lease is renewed, and the session must say what it has open: this leader is new.
     Announce,
+    /// As `MutatedWatched`, and what the names in the operation lead to and their directories are by now. Believed as
+    /// an answer to `WatchedQuery` with this `valid_ms` is.
+    MutatedTold {
+        reply: OpReply,
+        changed: Vec<InodeId>,
+        told: Vec<Told>,
+        valid_ms: u32,
+    },
+}
+
+/// A name after a mutation.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Told {
+    pub directory: Attr,
+    pub name: Name,
+    /// `None`: there is nothing of that name.
+    pub leads_to: Option<Attr>,
+    /// It leads to a directory in which there is nothing.
+    pub empty: bool,
 }
 
 /// Leader to client on a watch stream: forget the attributes of these inodes, and the names in those that
