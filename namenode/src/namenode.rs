@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::fail_stop::FailStop;
 use crate::group::Changes;
 use crate::leader::{Board, LockWaits, Nodes, Opens, Orders, Reign, Reports, Sessions, Watches};
-use crate::raft::Consensus;
+use crate::raft::{Consensus, Kept};
 use crate::store::state::StateStore;
 
 /// A loop that ticks several times a second and did not tick for so long means that the process or the
@@ -35,7 +35,7 @@ pub struct Namenode {
     pub reports: Reports,
     pub board: Board,
     pub lock_waits: LockWaits,
-    pub opens: Opens,
+    pub opens: Arc<Opens>,
     pub changes: Changes,
     /// Something may need a copy or a drop: look now rather than at the next tick.
     pub repair_wanted: Notify,
@@ -68,7 +68,7 @@ impl Namenode {
             reports: Reports::default(),
             board: Board::default(),
             lock_waits: LockWaits::default(),
-            opens: Opens::default(),
+            opens: Arc::default(),
             changes: Changes::default(),
             repair_wanted: Notify::new(),
             reclaim_wanted: Notify::new(),
@@ -120,7 +120,13 @@ impl Namenode {
 
     /// Replicates a command and returns what it answered; refusals by the state become errors too.
     pub async fn propose(&self, body: Body) -> Result<Reply, WireError> {
-        let outcome: Outcome = self.consensus.propose(body).await?;
+        self.propose_keeping(body, None).await
+    }
+
+    /// As `propose`. `kept` lasts until the command is applied or never will be in this reign, although nobody may be
+    /// waiting for it any more.
+    pub async fn propose_keeping(&self, body: Body, kept: Option<Kept>) -> Result<Reply, WireError> {
+        let outcome: Outcome = self.consensus.propose(body, kept).await?;
         outcome
     }
 

@@ -26,6 +26,7 @@ mod snapshot_transfer;
 mod state_machine;
 mod types;
 
+pub use batcher::Kept;
 pub use change::{Change, Picture, Steps, plan};
 pub use clock::machine_time;
 pub use links::Links;

@@ -187,16 +187,23 @@ fn open(view: &dyn View, asker: &Asker<'_>, inode: InodeId, read: bool, write: b
         return Err(refuse(ErrorKind::IsADirectory, "a directory is not opened for writing"));
     }
     permission::require(view, inode, &row, asker.caller, READ * u8::from(read) + WRITE * u8::from(write))?;
-    if row.nlink == 0 {
-        // Whoever does not hold it would lose it without notice.
-        let holders = rows::holders(view, inode, usize::MAX)?;
-        if !holders.contains(&asker.session) && !holders.contains(&UNDECIDED) {
-            return Err(refuse(ErrorKind::Stale, format!("inode {inode} has no name any more")));
-        }
+    if !is_kept(view, inode, asker.session)? {
+        return Err(refuse(ErrorKind::Stale, format!("inode {inode} has no name any more")));
     }
     let keys = rows::capability_keys(view)?;
     let grant = Grant::sign(keys.newest()?, inode, asker.session, read, write);
     Ok(Answer::Opened { attr: row.attr(inode), grant })
+}
+
+/// Whether a session that the leader has noted to have an inode open keeps it: it has a name, or is held. Whoever does
+/// not hold it would lose it without notice.
+pub fn is_kept(view: &dyn View, inode: InodeId, session: SessionId) -> Result<bool, Fault> {
+    let Some(row) = rows::inode(view, inode)? else { return Ok(false) };
+    if row.nlink > 0 {
+        return Ok(true);
+    }
+    let holders = rows::holders(view, inode, usize::MAX)?;
+    Ok(holders.contains(&session) || holders.contains(&UNDECIDED))
 }
 
 fn access(view: &dyn View, asker: &Asker<'_>, inode: InodeId, mask: u8) -> Result<Answer, Failure> {

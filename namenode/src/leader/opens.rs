@@ -5,6 +5,7 @@
 //! are held for nobody in particular.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use dfs_proto::limits::OPENS_PER_SESSION_MAX;
 use dfs_proto::{ErrorKind, InodeId, Name, SessionId, WireError};
@@ -38,14 +39,14 @@ pub struct Knowledge {
 }
 
 /// While it lives, the inode is not opened: an open would come too late to be taken along.
-pub struct Removing<'a> {
-    opens: &'a Opens,
+pub struct Removing {
+    opens: Arc<Opens>,
     inode: Option<InodeId>,
 }
 
 /// While it lives, what the name leads to may be opened by a command under way.
-pub struct Making<'a> {
-    opens: &'a Opens,
+pub struct Making {
+    opens: Arc<Opens>,
     name: (InodeId, Name),
 }
 
@@ -71,11 +72,6 @@ impl Opens {
             }
             removed.await;
         }
-    }
-
-    /// As `open`, for what a command has opened already.
-    pub fn opened(&self, session: SessionId, inode: InodeId) -> Result<(), WireError> {
-        self.known.lock().note(session, inode)
     }
 
     pub fn closed(&self, session: SessionId, inodes: &[InodeId]) {
@@ -121,22 +117,22 @@ impl Opens {
     }
 
     /// Who has the inode open that a name leads to, which is about to be removed.
-    pub fn remove(&self, name: (InodeId, Name), inode: Option<InodeId>) -> (Removing<'_>, Knowledge) {
+    pub fn remove(self: &Arc<Self>, name: (InodeId, Name), inode: Option<InodeId>) -> (Removing, Knowledge) {
         let mut known = self.known.lock();
         let undecided = !known.unannounced.is_empty() || known.making.contains_key(&name);
         let holders = known.begin_removal(inode);
-        (Removing { opens: self, inode }, Knowledge { holders, undecided })
+        (Removing { opens: self.clone(), inode }, Knowledge { holders, undecided })
     }
 
     /// Who has a nameless inode open; nobody else opens it while the guard lives.
-    pub fn settle(&self, inode: InodeId) -> (Removing<'_>, Vec<SessionId>) {
+    pub fn settle(self: &Arc<Self>, inode: InodeId) -> (Removing, Vec<SessionId>) {
         let holders = self.known.lock().begin_removal(Some(inode));
-        (Removing { opens: self, inode: Some(inode) }, holders)
+        (Removing { opens: self.clone(), inode: Some(inode) }, holders)
     }
 
-    pub fn making(&self, name: (InodeId, Name)) -> Making<'_> {
+    pub fn making(self: &Arc<Self>, name: (InodeId, Name)) -> Making {
         *self.known.lock().making.entry(name.clone()).or_default() += 1;
-        Making { opens: self, name }
+        Making { opens: self.clone(), name }
     }
 }
 
@@ -184,7 +180,7 @@ fn uncount<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, usize>, key: &K) {
     }
 }
 
-impl Drop for Removing<'_> {
+impl Drop for Removing {
     fn drop(&mut self) {
         if let Some(inode) = self.inode {
             uncount(&mut self.opens.known.lock().removing, &inode);
@@ -193,7 +189,7 @@ impl Drop for Removing<'_> {
     }
 }
 
-impl Drop for Making<'_> {
+impl Drop for Making {
     fn drop(&mut self) {
         uncount(&mut self.opens.known.lock().making, &self.name);
     }
@@ -214,16 +210,16 @@ mod tests {
         (InodeId::ROOT, Name::new("f").unwrap())
     }
 
-    fn knows(opens: &Opens) -> (Vec<SessionId>, bool) {
+    fn knows(opens: &Arc<Opens>) -> (Vec<SessionId>, bool) {
         let knowledge = opens.remove(name(), Some(FILE)).1;
         (knowledge.holders, knowledge.undecided)
     }
 
     #[test]
     fn holders_are_those_who_have_opened_and_not_closed() {
-        let opens = Opens::default();
+        let opens = Arc::<Opens>::default();
         for session in [A, B, A] {
-            opens.opened(session, FILE).unwrap();
+            opens.announced(session, &[FILE], false).unwrap();
         }
         assert_eq!(knows(&opens), (vec![A, B], false));
         opens.closed(A, &[FILE, InodeId(99)]);
@@ -235,7 +231,7 @@ mod tests {
 
     #[test]
     fn nothing_is_decided_until_every_session_has_announced_or_ended() {
-        let opens = Opens::default();
+        let opens = Arc::<Opens>::default();
         opens.begin([A, B]);
         opens.announced(A, &[FILE], false).unwrap();
         assert_eq!(knows(&opens), (vec![A], true));
@@ -247,7 +243,7 @@ mod tests {
 
     #[test]
     fn an_open_waits_for_the_removal_of_its_name_and_a_removal_doubts_what_is_being_made() {
-        let opens = Opens::default();
+        let opens = Arc::<Opens>::default();
         let mut context = Context::from_waker(Waker::noop());
         let (removing, _) = opens.remove(name(), Some(FILE));
         {
@@ -266,12 +262,12 @@ mod tests {
 
     #[test]
     fn a_session_has_a_bounded_number_of_files_open() {
-        let opens = Opens::default();
+        let opens = Arc::<Opens>::default();
         let all: Vec<InodeId> = (0..OPENS_PER_SESSION_MAX as u64).map(|at| InodeId(100 + at)).collect();
         opens.announced(A, &all, true).unwrap();
-        assert_eq!(opens.opened(A, FILE).map_err(|error| error.kind), Err(ErrorKind::TooManyOpen));
-        opens.opened(A, all[0]).unwrap();
+        assert_eq!(opens.announced(A, &[FILE], false).map_err(|error| error.kind), Err(ErrorKind::TooManyOpen));
+        opens.announced(A, &all[..1], false).unwrap();
         opens.closed(A, &all[..1]);
-        opens.opened(A, FILE).unwrap();
+        opens.announced(A, &[FILE], false).unwrap();
     }
 }

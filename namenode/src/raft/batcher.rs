@@ -24,8 +24,12 @@ const COMMANDS_MAX: usize = 1000;
 /// Encoded commands in one entry. A command that is larger by itself travels alone.
 const BYTES_MAX: usize = 1 << 20;
 
+/// What is in force until it is known what became of a proposal. It is dropped then, on the batcher's task.
+pub type Kept = Box<dyn Send>;
+
 struct Proposal {
     body: Body,
+    kept: Option<Kept>,
     reply: oneshot::Sender<Result<Outcome, ProposeError>>,
 }
 
@@ -48,8 +52,22 @@ impl Drop for Pause {
 impl Batcher {
     /// Starts the task; it ends when the last handle is dropped.
     pub fn start(raft: Raft, clock: Clock) -> Batcher {
+        let write = move |batch| {
+            let raft = raft.clone();
+            async move { Ok(raft.client_write(batch).await.map_err(write_error)?.data.each) }
+        };
+        Batcher::start_with(write, clock)
+    }
+
+    /// `write` returns when its batch is applied, with an outcome for each command, or will not be applied while
+    /// this node leads in this term.
+    fn start_with<W, F>(write: W, clock: Clock) -> Batcher
+    where
+        W: Fn(Batch) -> F + Send + 'static,
+        F: Future<Output = Result<Vec<Outcome>, ProposeError>> + Send + 'static,
+    {
         let (queue, proposals) = mpsc::channel(QUEUE);
-        tokio::spawn(run(raft, clock, proposals));
+        tokio::spawn(run(write, clock, proposals));
         Batcher { queue, pauses: Arc::default() }
     }
 
@@ -60,15 +78,15 @@ impl Batcher {
     }
 
     /// Stamps, proposes and returns what applying answered. Dropping the future before that leaves it
-    /// open whether the command is done.
-    pub async fn propose(&self, body: Body) -> Result<Outcome, ProposeError> {
+    /// open whether the command is done; `kept` lasts until that is decided.
+    pub async fn propose(&self, body: Body, kept: Option<Kept>) -> Result<Outcome, ProposeError> {
         if self.pauses.load(Ordering::SeqCst) > 0 {
             return Err(ProposeError::Unavailable(
                 "this namenode is not ready to lead, or is handing the lead over".into(),
             ));
         }
         let (reply, outcome) = oneshot::channel();
-        self.queue.try_send(Proposal { body, reply }).map_err(|error| match error {
+        self.queue.try_send(Proposal { body, kept, reply }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => ProposeError::Unavailable("too many proposals wait".into()),
             mpsc::error::TrySendError::Closed(_) => ProposeError::Unavailable("this namenode is stopping".into()),
         })?;
@@ -76,7 +94,11 @@ impl Batcher {
     }
 }
 
-async fn run(raft: Raft, clock: Clock, mut proposals: mpsc::Receiver<Proposal>) {
+async fn run<W, F>(write: W, clock: Clock, mut proposals: mpsc::Receiver<Proposal>)
+where
+    W: Fn(Batch) -> F,
+    F: Future<Output = Result<Vec<Outcome>, ProposeError>>,
+{
     // Encoded, but there was no room in the entry before.
     let mut waiting = VecDeque::new();
     loop {
@@ -86,13 +108,13 @@ async fn run(raft: Raft, clock: Clock, mut proposals: mpsc::Receiver<Proposal>) 
                 None => return,
             }
         }
-        let (mut commands, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let (mut commands, mut answers, mut bytes) = (Vec::new(), Vec::new(), 0);
         loop {
             match waiting.pop_front() {
-                Some((command, reply)) if commands.is_empty() || bytes + command.len() <= BYTES_MAX => {
+                Some((command, answer)) if commands.is_empty() || bytes + command.len() <= BYTES_MAX => {
                     bytes += command.len();
                     commands.push(command);
-                    replies.push(reply);
+                    answers.push(answer);
                 }
                 Some(too_much) => {
                     waiting.push_front(too_much);
@@ -113,20 +135,24 @@ async fn run(raft: Raft, clock: Clock, mut proposals: mpsc::Receiver<Proposal>) 
         if commands.is_empty() {
             continue;
         }
-        deliver(raft.client_write(Batch::new(&commands)).await.map_err(write_error), replies);
+        deliver(write(Batch::new(&commands)).await, answers);
     }
 }
 
-type Encoded = (Vec<u8>, oneshot::Sender<Result<Outcome, ProposeError>>);
+/// Who gets the outcome, and what lasts until then.
+struct Answer {
+    reply: oneshot::Sender<Result<Outcome, ProposeError>>,
+    kept: Option<Kept>,
+}
 
 /// Puts the time into a proposal and encodes it; `None` if nobody waits for it any more.
-fn stamp(proposal: Proposal, clock: &Clock) -> Option<Encoded> {
-    let Proposal { body, reply } = proposal;
+fn stamp(proposal: Proposal, clock: &Clock) -> Option<(Vec<u8>, Answer)> {
+    let Proposal { body, kept, reply } = proposal;
     if reply.is_closed() {
         return None;
     }
     match codec::encode(&Command { now: clock.now(), body }) {
-        Ok(command) => Some((command, reply)),
+        Ok(command) => Some((command, Answer { reply, kept })),
         Err(error) => {
             // The proposer may have gone meanwhile; then nobody needs to know.
             let _ = reply.send(Err(ProposeError::Unavailable(error.to_string())));
@@ -135,21 +161,80 @@ fn stamp(proposal: Proposal, clock: &Clock) -> Option<Encoded> {
     }
 }
 
-fn deliver(
-    written: Result<openraft::raft::ClientWriteResponse<super::types::TypeConfig>, ProposeError>,
-    replies: Vec<oneshot::Sender<Result<Outcome, ProposeError>>>,
-) {
+fn deliver(written: Result<Vec<Outcome>, ProposeError>, answers: Vec<Answer>) {
     // A proposer that has given up is not waiting; there is nobody to tell.
     match written {
-        Ok(response) => {
-            for (outcome, reply) in response.data.each.into_iter().zip(replies) {
+        Ok(outcomes) => {
+            for (outcome, Answer { reply, kept }) in outcomes.into_iter().zip(answers) {
+                drop(kept);
                 let _ = reply.send(Ok(outcome));
             }
         }
         Err(error) => {
-            for reply in replies {
+            for Answer { reply, kept } in answers {
+                drop(kept);
                 let _ = reply.send(Err(error.clone()));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use dfs_meta::Reply;
+    use tokio::sync::{Semaphore, watch};
+
+    use super::*;
+
+    /// Says when it is dropped.
+    fn kept() -> (Option<Kept>, watch::Receiver<()>) {
+        let (sender, receiver) = watch::channel(());
+        (Some(Box::new(sender)), receiver)
+    }
+
+    /// Each batch is applied when it gets a permit, and `begun` says that one waits for it.
+    fn batcher(permits: Arc<Semaphore>, begun: watch::Sender<usize>) -> Batcher {
+        let write = move |batch: Batch| {
+            let permits = permits.clone();
+            begun.send_modify(|count| *count += 1);
+            async move {
+                permits.acquire().await.unwrap().forget();
+                Ok(batch.decode().unwrap().iter().map(|_| Ok(Reply::Done)).collect())
+            }
+        };
+        Batcher::start_with(write, Clock::default())
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_lasts_until_the_proposal_is_decided_however_soon_its_proposer_gives_up() {
+        let permits = Arc::new(Semaphore::new(0));
+        let (sender, mut begun) = watch::channel(0);
+        let batcher = batcher(permits.clone(), sender);
+        let (first, mut of_first) = kept();
+        {
+            let mut proposal = pin!(batcher.propose(Body::CheckState, first));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(proposal.as_mut().poll(&mut context).is_pending());
+            begun.wait_for(|count| *count == 1).await.unwrap();
+        }
+        // Still in the queue when its proposer gives up: it is never proposed.
+        let (second, mut of_second) = kept();
+        {
+            let mut proposal = pin!(batcher.propose(Body::CheckState, second));
+            let mut context = Context::from_waker(Waker::noop());
+            assert!(proposal.as_mut().poll(&mut context).is_pending());
+        }
+        assert!(of_first.has_changed().is_ok() && of_second.has_changed().is_ok());
+
+        permits.add_permits(2);
+        of_first.changed().await.unwrap_err();
+        of_second.changed().await.unwrap_err();
+        let (third, of_third) = kept();
+        batcher.propose(Body::CheckState, third).await.unwrap().unwrap();
+        assert!(of_third.has_changed().is_err(), "it is over before the proposer hears of it");
+        assert_eq!(*begun.borrow(), 2);
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, watch};
 use tracing::{info, warn};
 
 use super::barrier::Barrier;
-use super::batcher::Batcher;
+use super::batcher::{Batcher, Kept};
 use super::clock::Clock;
 use super::elections::{self, Ear, Timeouts};
 use super::handover::Gate;
@@ -212,12 +212,14 @@ impl Consensus {
         Ok((consensus, RaftServer::new(raft, ear, lease, presences, standing, silent_until)))
     }
 
-    /// Stamps the time, replicates, applies, and returns what applying answered.
+    /// Stamps the time, replicates, applies, and returns what applying answered. `kept` is dropped when the command
+    /// is applied or can no longer be while this node leads in this term, even if that is after the deadline.
     ///
     /// # Errors
     /// `NotLeader` and `Timeout` leave it open whether the command is done: repeat it where it is idempotent.
-    pub async fn propose(&self, body: Body) -> Result<Outcome, ProposeError> {
-        tokio::time::timeout(PROPOSE_DEADLINE, self.batcher.propose(body)).await.unwrap_or(Err(ProposeError::Timeout))
+    pub async fn propose(&self, body: Body, kept: Option<Kept>) -> Result<Outcome, ProposeError> {
+        let proposal = self.batcher.propose(body, kept);
+        tokio::time::timeout(PROPOSE_DEADLINE, proposal).await.unwrap_or(Err(ProposeError::Timeout))
     }
 
     /// Returns when this node is known to lead and its state holds everything committed before the call.

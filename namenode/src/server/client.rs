@@ -18,6 +18,7 @@ use tracing::{debug, info};
 
 use crate::leader::Knowledge;
 use crate::namenode::Namenode;
+use crate::raft::Kept;
 use crate::server::opens;
 
 /// A session's description, for people.
@@ -84,27 +85,29 @@ pub async fn mutate(
         _ => None,
     };
     let watching = life.map(|life| (life, names_in(&op)));
-    let _making = opened_name(&op).map(|name| namenode.opens.making(name));
-    let (removing, command) = match removed_name(&op) {
+    // Both count until the command is decided, also if nobody waits for it so long.
+    let making = opened_name(&op).map(|name| Arc::new(namenode.opens.making(name)));
+    let (kept, command): (Option<Kept>, _) = match removed_name(&op) {
         Some(name) => {
             let expected = namenode.read(|view| rows::dentry(view, name.0, &name.1))?.map(|entry| entry.inode);
             let (guard, Knowledge { holders, undecided }) = namenode.opens.remove(name, expected);
-            let removing = Some((guard, expected, holders.clone()));
-            (removing, Body::Removal { id, acked_below, caller: caller.clone(), op, expected, holders, undecided })
+            let removal = opens::Removal::new(namenode, guard, expected, holders.clone());
+            let command = Body::Removal { id, acked_below, caller: caller.clone(), op, expected, holders, undecided };
+            (Some(Box::new(removal)), command)
         }
-        None => (None, Body::Client { id, acked_below, caller: caller.clone(), op, placement }),
+        None => {
+            let kept = making.clone().map(|making| Box::new(making) as Kept);
+            (kept, Body::Client { id, acked_below, caller: caller.clone(), op, placement })
+        }
     };
-    let mut reply = match namenode.propose(command).await.inspect_err(refused)? {
+    let mut reply = match namenode.propose_keeping(command, kept).await.inspect_err(refused)? {
         Reply::Op(reply) => reply,
         _ => return Err(odd_reply()),
     };
-    if let Some((guard, expected, holders)) = removing {
-        drop(guard);
-        expected.into_iter().for_each(|inode| opens::recheck(namenode, inode, holders.clone()));
-    }
     if let OpReply::Made { attr, grant: Some(_), .. } = &reply {
-        namenode.opens.opened(id.session, attr.inode)?;
+        opens::opened(namenode, id.session, attr.inode).await.inspect_err(refused)?;
     }
+    drop(making);
     if closes {
         namenode.sessions.closed(id.session);
         namenode.opens.ended(id.session);

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dfs_meta::rows::{self, UNDECIDED};
-use dfs_meta::{Body, HolderChange};
+use dfs_meta::{Body, HolderChange, query};
 use dfs_proto::msg::meta::MetaReply;
-use dfs_proto::{InodeId, NodeId, SessionId, WireError};
+use dfs_proto::{ErrorKind, InodeId, NodeId, SessionId, WireError};
 use tracing::warn;
 
+use crate::leader::Removing;
 use crate::namenode::Namenode;
+use crate::raft::Kept;
 
 /// Inodes in one command.
 const CHANGES_MAX: usize = 256;
@@ -57,15 +59,57 @@ pub async fn announce(
     Ok(MetaReply::Done)
 }
 
+/// Notes that a command has found or made a file and opened it for a session. Nobody knew which file that would be
+/// before, so its names may be gone by now, and the file with them.
+///
+/// # Errors
+/// `Stale` if it is: whoever asked may ask again, with a new request, for what the name leads to then.
+pub async fn opened(namenode: &Namenode, session: SessionId, inode: InodeId) -> Result<(), WireError> {
+    // From here on every removal knows of it; what those under way have done shows in the rows.
+    namenode.opens.open(session, inode).await?;
+    let held = namenode.read(|view| query::is_kept(view, inode, session))?;
+    if !held {
+        namenode.opens.closed(session, &[inode]);
+        return Err(WireError::new(ErrorKind::Stale, format!("inode {inode} was removed before it was opened")));
+    }
+    Ok(())
+}
+
+/// The removal of a name until it is decided. While it lasts nobody opens the inode that was seen behind the name;
+/// when it is over, whoever has closed that inode on the way no longer holds it.
+pub struct Removal {
+    namenode: Arc<Namenode>,
+    guard: Option<Removing>,
+    inode: Option<InodeId>,
+    holders: Vec<SessionId>,
+}
+
+impl Removal {
+    pub fn new(namenode: &Arc<Namenode>, guard: Removing, inode: Option<InodeId>, holders: Vec<SessionId>) -> Removal {
+        Removal { namenode: namenode.clone(), guard: Some(guard), inode, holders }
+    }
+}
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        self.guard = None;
+        if let Some(inode) = self.inode {
+            recheck(&self.namenode, inode, std::mem::take(&mut self.holders));
+        }
+    }
+}
+
 /// After an inode has become an orphan: whoever closed it on the way no longer holds it.
-pub fn recheck(namenode: &Arc<Namenode>, inode: InodeId, holders: Vec<SessionId>) {
+fn recheck(namenode: &Arc<Namenode>, inode: InodeId, holders: Vec<SessionId>) {
     let closed = holders.into_iter().filter(|session| !namenode.opens.is_open(*session, inode));
     let closed: Vec<_> = closed.map(|session| (inode, session)).collect();
     if closed.is_empty() {
         return;
     }
+    // Without a runtime this process ends, and the next leader asks everybody.
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
     let namenode = namenode.clone();
-    tokio::spawn(async move {
+    runtime.spawn(async move {
         if let Err(error) = leave(&namenode, closed).await {
             // The next announcement of the session, or its end, does it.
             warn!(%inode, %error, "a nameless inode is still held");
@@ -89,8 +133,8 @@ pub async fn settle(namenode: &Arc<Namenode>) -> Result<bool, WireError> {
         guards.push(guard);
         changes.push(HolderChange { inode, leave: vec![UNDECIDED], join });
     }
-    namenode.propose(Body::Holders { changes: changes.clone() }).await?;
-    drop(guards);
+    let kept: Kept = Box::new(guards);
+    namenode.propose_keeping(Body::Holders { changes: changes.clone() }, Some(kept)).await?;
     for change in changes {
         recheck(namenode, change.inode, change.join);
     }

@@ -1,7 +1,10 @@
 //! Files that lose their names while sessions have them open.
 
-use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, Op, Query, SessionGrant};
-use dfs_proto::{ErrorKind, InodeId, Name, Role};
+use std::time::Duration;
+
+use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, NewNode, Op, OpReply, Query, SessionGrant};
+use dfs_proto::{Caller, ErrorKind, InodeId, Name, Role};
+use dfs_rpc::RpcError;
 
 use crate::request;
 use crate::support::{Client, Group, create, kind, until};
@@ -79,4 +82,79 @@ fn a_new_leader_keeps_what_may_be_open_until_it_has_been_told() {
     assert_eq!(open(&client, holder, held), None);
     client.mutate(request(holder.session, 2), Op::CloseSession).unwrap();
     until("and what was held, with its holder", || links(&client, other, held).is_none().then_some(()));
+}
+
+fn open_or_create(name: &str) -> Op {
+    let name = Name::new(name).unwrap();
+    let (node, open) = (NewNode::File, Some((true, true)));
+    Op::Make { parent: InodeId::ROOT, name, node, mode: 0o644, exclusive: false, open, replication: None }
+}
+
+/// Asked again, it is answered from what is remembered, which was true when the command was applied.
+#[test]
+fn a_file_that_was_opened_by_its_name_and_is_gone_before_that_is_noted_is_not_open() {
+    let group = Group::formed(1, |_| {});
+    let client = group.client(Role::Client, 100);
+    let (a, b) = (client.open_session(), client.open_session());
+    let file = create(&client, request(b.session, 1), "file");
+    closed(&client, b, file);
+    for (number, name) in [(1, "file"), (2, "made")] {
+        let made = |reply: OpReply| match reply {
+            OpReply::Made { attr, grant: Some(_), .. } => attr.inode,
+            other => panic!("{other:?}"),
+        };
+        let inode = made(client.mutate(request(a.session, number), open_or_create(name)).unwrap());
+        // By another name than it was found under.
+        let rename = Op::Rename {
+            from_parent: InodeId::ROOT,
+            from_name: Name::new(name).unwrap(),
+            to_parent: InodeId::ROOT,
+            to_name: Name::new("renamed").unwrap(),
+            mode: dfs_proto::msg::meta::RenameMode::Replace,
+            hold: None,
+        };
+        client.mutate(request(b.session, 10 * number), rename).unwrap();
+        // Asked again while it has a name, and then while it is held: it is open.
+        assert_eq!(made(client.mutate(request(a.session, number), open_or_create(name)).unwrap()), inode);
+        client.mutate(request(b.session, 10 * number + 1), unlink("renamed")).unwrap();
+        assert_eq!(made(client.mutate(request(a.session, number), open_or_create(name)).unwrap()), inode);
+        closed(&client, a, inode);
+        assert_eq!(links(&client, b, inode), None);
+        let again = client.mutate(request(a.session, number), open_or_create(name));
+        assert_eq!(kind(again), Some(ErrorKind::Stale), "{name}: a permission for a file that is gone");
+        let new = made(client.mutate(request(a.session, 100 + number), open_or_create(name)).unwrap());
+        assert_ne!(new, inode);
+        closed(&client, a, new);
+    }
+}
+
+/// The caller is told that it is not known whether the name is gone; until it is, nobody must find the file by it.
+#[test]
+fn a_removal_that_nobody_waits_for_any_more_still_keeps_others_from_opening_the_file() {
+    let mut group = Group::formed(3, |_| {});
+    let (a, b, file, leader);
+    {
+        let client = group.client(Role::Client, 100);
+        (a, b) = (client.open_session(), client.open_session());
+        file = create(&client, request(a.session, 1), "file");
+        closed(&client, a, file);
+        leader = client.leader();
+    }
+    let others: Vec<usize> = (0..3).filter(|index| *index != leader).collect();
+    others.iter().for_each(|index| group.kill(*index));
+    {
+        let client = group.client(Role::Client, 100);
+        let (id, op) = (request(a.session, 2), unlink("file"));
+        let remove = MetaRequest::Mutate { id, acked_below: 0, caller: Caller::ROOT, op };
+        let refused = client.ask_for(leader, &remove, Duration::from_secs(30));
+        assert!(matches!(&refused, Err(RpcError::Refused(error)) if error.kind == ErrorKind::Timeout), "{refused:?}");
+        let query = Query::Open { inode: file, read: true, write: false };
+        let open = MetaRequest::Query { session: b.session, caller: Caller::ROOT, query };
+        let answer = client.ask(leader, &open);
+        assert!(matches!(answer, Err(RpcError::Timeout(_))), "it goes on as if there was no removal: {answer:?}");
+    }
+    others.iter().for_each(|index| group.restart(*index));
+    let client = group.client(Role::Client, 100);
+    assert_eq!(open(&client, b, file), Some(ErrorKind::Stale));
+    assert_eq!(links(&client, b, file), None);
 }

@@ -263,12 +263,17 @@ pub struct Client<'g> {
 impl Client<'_> {
     /// One request to one namenode.
     pub fn ask(&self, index: usize, request: &MetaRequest) -> Result<MetaReply, RpcError> {
+        self.ask_for(index, request, Duration::from_secs(4))
+    }
+
+    /// One request to one namenode, which may take so long to answer.
+    pub fn ask_for(&self, index: usize, request: &MetaRequest, patience: Duration) -> Result<MetaReply, RpcError> {
         let node = &self.group.nodes[index];
         let target =
             Target { plane: Plane::Meta, role: Role::Namenode, node: NodeId(node.id), addr: node.config.listen };
         self.group.runtime.block_on(async {
             let connection = self.pool.get(&target).await?;
-            let reply = dfs_rpc::call(&connection, request, Duration::from_secs(4)).await;
+            let reply = dfs_rpc::call(&connection, request, patience).await;
             if matches!(reply, Err(RpcError::Timeout(_) | RpcError::Closed(_))) {
                 self.pool.forget(&target);
             }
