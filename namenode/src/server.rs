@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use dfs_proto::msg::admin::AdminRequest;
 use dfs_proto::msg::group::GroupRequest;
-use dfs_proto::msg::meta::{MetaReply, MetaRequest, Op, Query};
+use dfs_proto::msg::meta::{MetaReply, MetaRequest, Op};
 use dfs_proto::{ErrorKind, PeerIdentity, Plane, Role, WireError};
 use dfs_rpc::{Handler, RecvStream, SendStream};
 use tracing::{Instrument, Span, debug, field, info_span};
@@ -177,8 +177,8 @@ fn span_of(request: &MetaRequest) -> Span {
         }
         MetaRequest::Query { session, query, .. } | MetaRequest::WatchedQuery { session, query, .. } => {
             span.record("session", session.0);
-            if let Some(inode) = inode_of_query(query) {
-                span.record("inode", inode);
+            if let Some(inode) = client::inode_of_query(query) {
+                span.record("inode", inode.0);
             }
             "query"
         }
@@ -220,23 +220,6 @@ fn inode_of_op(op: &Op) -> Option<u64> {
         | Op::RemoveXattr { inode, .. } => Some(inode.0),
         Op::Commit { files, .. } => files.first().map(|file| file.inode.0),
         Op::Release { .. } | Op::AllocateChunks { .. } | Op::CloseSession | Op::NoteReads { .. } => None,
-    }
-}
-
-fn inode_of_query(query: &Query) -> Option<u64> {
-    match query {
-        Query::Lookup { parent, .. } => Some(parent.0),
-        Query::GetAttr { inode }
-        | Query::ReadLink { inode }
-        | Query::ReadDir { inode, .. }
-        | Query::Open { inode, .. }
-        | Query::Locate { inode, .. }
-        | Query::LocateChunks { inode, .. }
-        | Query::Access { inode, .. }
-        | Query::TestLock { inode, .. }
-        | Query::GetXattr { inode, .. }
-        | Query::ListXattrs { inode } => Some(inode.0),
-        Query::StatFs => None,
     }
 }
 

@@ -41,7 +41,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
     let names = NodeNames::new(&config);
     let nodes = args.nodes.iter().map(|node| names.datanode(node)).collect::<Result<Vec<_>>>()?;
     let dfs = Dfs::connect(&config, Options::default()).await?;
-    let before = leaders_view(&dfs).await?;
+    let before = status::ask_leader(&dfs).await?;
     let wanted = wanted(&before, &nodes, &names)?;
     if !args.now {
         return show(context, &before, &wanted, &names);
@@ -57,7 +57,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
     let (mut told, mut repeated) = (None::<Instant>, Instant::now());
     loop {
         tokio::time::sleep(POLL).await;
-        let status = match leaders_view(&dfs).await {
+        let status = match status::ask_leader(&dfs).await {
             Ok(status) => status,
             Err(failure) if failure.exit == Exit::Temporary => continue,
             Err(failure) => return Err(failure),
@@ -96,16 +96,6 @@ pub async fn run(context: &Context, args: Args) -> Result {
             told = Some(Instant::now());
         }
     }
-}
-
-async fn leaders_view(dfs: &Dfs) -> Result<Status> {
-    let status = status::ask(dfs).await?;
-    if status.leader != Some(status.from) {
-        return Err(
-            Failure::temporary("the leader does not answer, and only it knows the datanodes").hint("dfs status")
-        );
-    }
-    Ok(status)
 }
 
 /// The nodes that were named, which must be there and live; or all that are live.

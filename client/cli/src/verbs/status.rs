@@ -68,6 +68,17 @@ pub async fn ask(dfs: &Dfs) -> Result<Status> {
     }
 }
 
+/// As `ask`, and fails if the answer is not the leader's: no other namenode knows the datanodes.
+pub async fn ask_leader(dfs: &Dfs) -> Result<Status> {
+    let status = ask(dfs).await?;
+    if status.leader != Some(status.from) {
+        return Err(
+            Failure::temporary("the leader does not answer, and only it knows the datanodes").hint("dfs status")
+        );
+    }
+    Ok(status)
+}
+
 fn unreachable(config: &ClusterConfig, failure: Failure) -> Failure {
     if failure.exit != Exit::Temporary {
         return failure;

@@ -54,12 +54,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
     let config = context.config()?;
     let names = NodeNames::new(&config);
     let dfs = Dfs::connect(&config, Options::default()).await?;
-    let status = status::ask(&dfs).await?;
-    if status.leader != Some(status.from) {
-        return Err(
-            Failure::temporary("the leader does not answer, and only it knows the datanodes").hint("dfs status")
-        );
-    }
+    let status = status::ask_leader(&dfs).await?;
     let (place, make): (Where, fn(String) -> Manage) = match args.task {
         Task::List { node } => return list(context, &status, node.as_deref(), &names),
         Task::Add(place) => (place, |path| Manage::AddVolume { path }),

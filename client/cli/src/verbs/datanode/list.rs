@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::duty::eta;
 use crate::context::Context;
-use crate::error::{Failure, Result};
+use crate::error::Result;
 use crate::units;
 use crate::verbs::status::{self, NodeNames, datanode_object, duty_name, liveness_name};
 
@@ -17,12 +17,7 @@ pub async fn run(context: &Context) -> Result {
     let config = context.config()?;
     let names = NodeNames::new(&config);
     let dfs = Dfs::connect(&config, Options::default()).await?;
-    let status = status::ask(&dfs).await?;
-    if status.leader != Some(status.from) {
-        return Err(
-            Failure::temporary("the leader does not answer, and only it knows the datanodes").hint("dfs status")
-        );
-    }
+    let status = status::ask_leader(&dfs).await?;
     if context.out.json {
         let nodes: Vec<_> = status.datanodes.iter().map(|node| datanode_object(node, &names)).collect();
         let removed: Vec<_> =
