@@ -15,6 +15,7 @@ pub mod handles;
 pub mod locks;
 mod names;
 mod open_inodes;
+mod targets;
 mod xattrs;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use dfs_proto::InodeId;
 use handles::Handles;
 use locks::Locks;
 use open_inodes::OpenInodes;
+use targets::Targets;
 
 /// Everything a mount knows while it lasts.
 pub struct Fs {
@@ -37,6 +39,7 @@ pub struct Fs {
     handles: Handles,
     open_inodes: Arc<OpenInodes>,
     locks: Locks,
+    targets: Targets,
     pub admission: Admission,
 }
 
@@ -45,6 +48,7 @@ impl Fs {
     pub fn new(dfs: Dfs, root: InodeId, squash: Squash, deadline: Option<Duration>) -> Fs {
         let open_inodes = Arc::new(OpenInodes::default());
         let admission = Admission::new(deadline);
-        Fs { dfs, root, squash, handles: Handles::new(), open_inodes, locks: Locks::new(deadline), admission }
+        let (handles, locks, targets) = (Handles::new(), Locks::new(deadline), Targets::default());
+        Fs { dfs, root, squash, handles, open_inodes, locks, targets, admission }
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use dfs_client::MakeOptions;
 use dfs_proto::msg::meta::{NewNode, RenameMode};
-use dfs_proto::{Attr, FileKind, InodeId, Name};
+use dfs_proto::{Attr, ErrorKind, FileKind, InodeId, Name};
 
 use super::Fs;
 use super::caller::Requester;
@@ -14,13 +14,37 @@ use super::errno::Errno;
 /// Permission bits with setuid, setgid and sticky.
 pub const MODE_MASK: u32 = 0o7777;
 
+/// How often in a row a symlink may be replaced between the answer to a look-up and the question for its target. Each
+/// time takes a change that is replicated, and the question less than that.
+const REPLACED_MAX: usize = 8;
+
 impl Fs {
+    /// Of a symlink the target is read as well: the kernel asks for it next, by the symlink's number, and another mount
+    /// may have put a new one in its place by then.
     pub async fn lookup(&self, who: Requester, parent: InodeId, name: &OsStr) -> Result<Attr, Errno> {
-        Ok(self.dfs.lookup(&who.caller(), parent, &parse(name)?).await?)
+        let (caller, name) = (who.caller(), parse(name)?);
+        let mut attr = self.dfs.lookup(&caller, parent, &name).await?;
+        for _ in 0..REPLACED_MAX {
+            if attr.kind != FileKind::Symlink || self.targets.knows(attr.inode) {
+                break;
+            }
+            match self.dfs.readlink(&caller, attr.inode).await {
+                Ok(target) => self.targets.remember(attr.inode, &target),
+                Err(error) if error.kind == ErrorKind::Stale => attr = self.dfs.lookup(&caller, parent, &name).await?,
+                // Whoever wants to know the target hears of it.
+                Err(_) => break,
+            }
+        }
+        Ok(attr)
     }
 
     pub async fn readlink(&self, who: Requester, inode: InodeId) -> Result<Vec<u8>, Errno> {
-        Ok(self.dfs.readlink(&who.caller(), inode).await?)
+        if let Some(target) = self.targets.get(inode) {
+            return Ok(target);
+        }
+        let target = self.dfs.readlink(&who.caller(), inode).await?;
+        self.targets.remember(inode, &target);
+        Ok(target)
     }
 
     /// `mode` holds the file type as well. `umask` counts unless the parent has a default ACL. Fails with EINVAL for a type

@@ -207,6 +207,43 @@ fn an_open_that_meets_a_removal_has_the_file_or_none() {
     });
 }
 
+#[test]
+fn a_symlink_that_is_replaced_again_and_again_elsewhere_always_leads_somewhere() {
+    let Some((dir, other)) = on_two_mounts(
+        "A symlink that another mount replaces leads to the old or to the new target at every moment, however often it is \
+         replaced.",
+    ) else {
+        return;
+    };
+    const ROUNDS: u64 = 300;
+    let replace = |round: u64| {
+        std::os::unix::fs::symlink(format!("target{round}"), dir.path().join("new")).unwrap();
+        fs::rename(dir.path().join("new"), dir.path().join("link")).unwrap();
+    };
+    replace(0);
+    let end = std::sync::atomic::AtomicBool::new(false);
+    let ordering = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        let readers = [(); 3].map(|()| {
+            scope.spawn(|| {
+                let (mut last, mut reads) = (0, 0u64);
+                while !end.load(ordering) {
+                    let target = fs::read_link(other.join("link")).unwrap();
+                    let target: u64 = target.to_str().unwrap().strip_prefix("target").unwrap().parse().unwrap();
+                    assert!(target >= last, "{target} after {last}");
+                    last = target;
+                    reads += 1;
+                }
+                reads
+            })
+        });
+        (1..ROUNDS).for_each(replace);
+        end.store(true, ordering);
+        let reads: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
+        println!("{reads} reads of {ROUNDS} targets");
+    });
+}
+
 /// Bytes that were there before, and bytes that are new.
 fn still_works(file: &File) {
     let mut bytes = vec![0; 300_000];
