@@ -15,7 +15,7 @@ mod watches;
 pub use board::{Board, CopyInFlight};
 pub use lock_waits::{LockWaits, Verdict};
 pub use nodes::Nodes;
-pub use opens::{Knowledge, Opens, Removing};
+pub use opens::{Knowledge, Leaving, Opens, Removing};
 pub use orders::Orders;
 pub use reign::Reign;
 pub use reports::Reports;

@@ -44,6 +44,13 @@ pub struct Removing {
     inode: Option<InodeId>,
 }
 
+/// A session lets go of an inode.
+pub struct Leaving {
+    pub inode: InodeId,
+    pub session: SessionId,
+    _guard: Removing,
+}
+
 /// While it lives, what the name leads to may be opened by a command under way.
 pub struct Making {
     opens: Arc<Opens>,
@@ -128,6 +135,22 @@ impl Opens {
     pub fn settle(self: &Arc<Self>, inode: InodeId) -> (Removing, Vec<SessionId>) {
         let holders = self.known.lock().begin_removal(Some(inode));
         (Removing { opens: self.clone(), inode: Some(inode) }, holders)
+    }
+
+    /// Of sessions that hold nameless inodes, those that do not have them open and are to let go; nobody opens those
+    /// inodes while the guards live.
+    pub fn leaving(self: &Arc<Self>, held: &[(InodeId, SessionId)]) -> Vec<Leaving> {
+        let mut known = self.known.lock();
+        let is_open = |known: &Known, inode, session| {
+            known.by_session.get(&session).is_some_and(|open: &HashSet<InodeId>| open.contains(&inode))
+        };
+        let closed: Vec<_> = held.iter().filter(|(inode, session)| !is_open(&known, *inode, *session)).collect();
+        let leave = |(inode, session): &(InodeId, SessionId)| {
+            known.begin_removal(Some(*inode));
+            let guard = Removing { opens: self.clone(), inode: Some(*inode) };
+            Leaving { inode: *inode, session: *session, _guard: guard }
+        };
+        closed.into_iter().map(leave).collect()
     }
 
     pub fn making(self: &Arc<Self>, name: (InodeId, Name)) -> Making {
@@ -258,6 +281,24 @@ mod tests {
         assert_eq!(knows(&opens), (vec![A], true));
         drop(making);
         assert_eq!(knows(&opens), (vec![A], false));
+    }
+
+    #[test]
+    fn whoever_lets_go_of_an_inode_does_not_open_it_meanwhile() {
+        let opens = Arc::<Opens>::default();
+        let mut context = Context::from_waker(Waker::noop());
+        opens.announced(B, &[FILE], false).unwrap();
+        // A waits for the removal of the name; it must not have the file between that and letting go of it.
+        let (removing, _) = opens.remove(name(), Some(FILE));
+        let mut open = pin!(opens.open(A, FILE));
+        assert!(open.as_mut().poll(&mut context).is_pending());
+        let leaving = opens.leaving(&[(FILE, A), (FILE, B)]);
+        drop(removing);
+        let who: Vec<_> = leaving.iter().map(|leaving| (leaving.inode, leaving.session)).collect();
+        assert_eq!(who, [(FILE, A)]);
+        assert!(open.as_mut().poll(&mut context).is_pending());
+        drop(leaving);
+        assert!(matches!(open.as_mut().poll(&mut context), Poll::Ready(Ok(()))));
     }
 
     #[test]

@@ -182,7 +182,7 @@ fn deliver(written: Result<Vec<Outcome>, ProposeError>, answers: Vec<Answer>) {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
-    use std::task::{Context, Poll, Waker};
+    use std::task::{Context, Waker};
 
     use dfs_meta::Reply;
     use tokio::sync::{Semaphore, watch};

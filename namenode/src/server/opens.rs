@@ -9,7 +9,7 @@ use dfs_proto::msg::meta::MetaReply;
 use dfs_proto::{ErrorKind, InodeId, NodeId, SessionId, WireError};
 use tracing::warn;
 
-use crate::leader::Removing;
+use crate::leader::{Leaving, Removing};
 use crate::namenode::Namenode;
 use crate::raft::Kept;
 
@@ -92,25 +92,26 @@ impl Removal {
 
 impl Drop for Removal {
     fn drop(&mut self) {
-        self.guard = None;
         if let Some(inode) = self.inode {
             recheck(&self.namenode, inode, std::mem::take(&mut self.holders));
         }
+        self.guard = None;
     }
 }
 
-/// After an inode has become an orphan: whoever closed it on the way no longer holds it.
+/// After an inode has become an orphan: whoever closed it on the way no longer holds it. Called while nobody can open
+/// it, and until they have let go nobody can: an open in between would be answered, and the file gone.
 fn recheck(namenode: &Arc<Namenode>, inode: InodeId, holders: Vec<SessionId>) {
-    let closed = holders.into_iter().filter(|session| !namenode.opens.is_open(*session, inode));
-    let closed: Vec<_> = closed.map(|session| (inode, session)).collect();
-    if closed.is_empty() {
+    let held: Vec<_> = holders.into_iter().map(|session| (inode, session)).collect();
+    let leaving = namenode.opens.leaving(&held);
+    if leaving.is_empty() {
         return;
     }
     // Without a runtime this process ends, and the next leader asks everybody.
     let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
     let namenode = namenode.clone();
     runtime.spawn(async move {
-        if let Err(error) = leave(&namenode, closed).await {
+        if let Err(error) = let_go(&namenode, leaving).await {
             // The next announcement of the session, or its end, does it.
             warn!(%inode, %error, "a nameless inode is still held");
         }
@@ -130,25 +131,29 @@ pub async fn settle(namenode: &Arc<Namenode>) -> Result<bool, WireError> {
     let (mut guards, mut changes) = (Vec::new(), Vec::new());
     for inode in inodes {
         let (guard, join) = namenode.opens.settle(inode);
-        guards.push(guard);
+        guards.push(Removal::new(namenode, guard, Some(inode), join.clone()));
         changes.push(HolderChange { inode, leave: vec![UNDECIDED], join });
     }
     let kept: Kept = Box::new(guards);
-    namenode.propose_keeping(Body::Holders { changes: changes.clone() }, Some(kept)).await?;
-    for change in changes {
-        recheck(namenode, change.inode, change.join);
-    }
+    namenode.propose_keeping(Body::Holders { changes }, Some(kept)).await?;
     Ok(true)
 }
 
 async fn leave(namenode: &Namenode, held: Vec<(InodeId, SessionId)>) -> Result<(), WireError> {
     for page in held.chunks(CHANGES_MAX) {
-        let change = |(inode, session): &(InodeId, SessionId)| HolderChange {
-            inode: *inode,
-            leave: vec![*session],
-            join: Vec::new(),
-        };
-        namenode.propose(Body::Holders { changes: page.iter().map(change).collect() }).await?;
+        let_go(namenode, namenode.opens.leaving(page)).await?;
     }
+    Ok(())
+}
+
+async fn let_go(namenode: &Namenode, leaving: Vec<Leaving>) -> Result<(), WireError> {
+    if leaving.is_empty() {
+        return Ok(());
+    }
+    let change =
+        |leaving: &Leaving| HolderChange { inode: leaving.inode, leave: vec![leaving.session], join: Vec::new() };
+    let changes = leaving.iter().map(change).collect();
+    let kept: Kept = Box::new(leaving);
+    namenode.propose_keeping(Body::Holders { changes }, Some(kept)).await?;
     Ok(())
 }
