@@ -72,7 +72,15 @@ impl File {
     pub async fn read(&self, offset: u64, len: usize) -> Result<Bytes> {
         self.require(self.handle.mode.read, "reading")?;
         let span = debug_span!("read", inode = %self.inode(), offset, len);
-        self.handle.client.read(&self.handle, offset, len).instrument(span).await
+        self.handle.client.read(&self.handle, offset, len).instrument(span).await?.complete()
+    }
+
+    /// As `read`, but where some of the bytes cannot be read it gives those in front of them, if there are any: fewer
+    /// than asked for are not always the end of the file.
+    pub async fn read_front(&self, offset: u64, len: usize) -> Result<Bytes> {
+        self.require(self.handle.mode.read, "reading")?;
+        let span = debug_span!("read front", inode = %self.inode(), offset, len);
+        self.handle.client.read(&self.handle, offset, len).instrument(span).await?.some()
     }
 
     /// Takes the bytes; waits only while too many are not yet stored. On an append handle they go to

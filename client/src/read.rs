@@ -17,17 +17,17 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use dfs_proto::msg::meta::ChunkLocation;
 use dfs_proto::{ChunkId, ErrorKind, InodeId, NodeId};
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, stream};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::client::Client;
 use crate::config::Options;
 use crate::deadline::timed_out;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::open::{FileState, Handle};
 use crate::read::blocks::BLOCK;
-use crate::read::fetch::FetchError;
+use crate::read::fetch::Moved;
 use crate::read::local::Local;
 
 /// Locations remembered; when there are more all are forgotten and asked again. About 20 MiB.
@@ -39,9 +39,48 @@ const FETCHES: usize = 16;
 /// Before looking again where the bytes are, after their chunk was found gone.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// The bytes of a range from its start on: all of them, or those in front of the first that cannot be read.
+#[derive(Clone, Debug)]
+pub(crate) struct Front {
+    pub bytes: Bytes,
+    /// Why there are no more.
+    pub rest: Option<Error>,
+}
+
+impl Front {
+    pub fn all(bytes: Bytes) -> Front {
+        Front { bytes, rest: None }
+    }
+
+    /// The whole range, or what is wrong with it.
+    pub fn complete(self) -> Result<Bytes> {
+        self.rest.map_or(Ok(self.bytes), Err)
+    }
+
+    /// What there is of it; an error if that is nothing.
+    pub fn some(self) -> Result<Bytes> {
+        match self.rest {
+            Some(error) if self.bytes.is_empty() => Err(error),
+            _ => Ok(self.bytes),
+        }
+    }
+
+    /// Several that lie one behind the other, up to the first that is not complete.
+    fn join(fronts: Vec<Front>) -> Front {
+        let rest = fronts.iter().find_map(|front| front.rest.clone());
+        let many = fronts.iter().position(|front| front.rest.is_some()).map_or(fronts.len(), |at| at + 1);
+        let mut parts: Vec<Bytes> = fronts.into_iter().take(many).map(|front| front.bytes).collect();
+        let bytes = if parts.len() == 1 { parts.swap_remove(0) } else { Bytes::from(parts.concat()) };
+        Front { bytes, rest }
+    }
+}
+
 /// The read side of one client.
 pub(crate) struct Reads {
     locations: Mutex<HashMap<ChunkId, ChunkLocation>>,
+    /// Where chunks end whose end was cut off, as the namenode has said: what a file has behind that is lost. An end
+    /// never comes back, so nothing here is ever out of date in a way that matters.
+    ends: Mutex<HashMap<ChunkId, u32>>,
     local: Local,
     /// Bytes that may be read ahead.
     ahead: Arc<Semaphore>,
@@ -54,6 +93,7 @@ impl Reads {
     pub fn new(options: &Options) -> Reads {
         Reads {
             locations: Mutex::default(),
+            ends: Mutex::default(),
             local: Local::default(),
             ahead: Arc::new(Semaphore::new(options.readahead_max_bytes.min(Semaphore::MAX_PERMITS))),
             noted: Mutex::default(),
@@ -76,14 +116,27 @@ impl Reads {
         }
     }
 
+    /// The chunk has no more bytes than this, although files name some behind them.
+    fn ends_at(&self, chunk: ChunkId, end: u32) {
+        let mut ends = self.ends.lock();
+        if ends.len() >= LOCATIONS_MAX {
+            ends.clear();
+        }
+        ends.insert(chunk, end);
+    }
+
+    fn end_of(&self, chunk: ChunkId) -> Option<u32> {
+        self.ends.lock().get(&chunk).copied()
+    }
+
     fn location(&self, chunk: ChunkId) -> Option<ChunkLocation> {
         self.locations.lock().get(&chunk).cloned()
     }
 }
 
 impl Client {
-    /// The bytes at `offset`, `len` of them; fewer only at the end of the file.
-    pub async fn read(self: &Arc<Self>, handle: &Handle, offset: u64, len: usize) -> Result<Bytes> {
+    /// The bytes at `offset`, `len` of them, or fewer at the end of the file; or those in front of what cannot be read.
+    pub(crate) async fn read(self: &Arc<Self>, handle: &Handle, offset: u64, len: usize) -> Result<Front> {
         let file = &handle.file;
         self.grant(file, false).await?;
         if !handle.mode.no_atime && len > 0 {
@@ -97,35 +150,33 @@ impl Client {
             (end, if offset < end { inner.writes.overlay(offset, end) } else { Vec::new() })
         };
         if offset >= end {
-            return Ok(Bytes::new());
+            return Ok(Front::all(Bytes::new()));
         }
         let ahead = handle.sequential.lock().advance(offset, end);
         match &overlay[..] {
             [] => return self.read_around(file, offset, end, ahead).await,
-            [(at, bytes)] if *at == offset && bytes.len() as u64 == end - offset => return Ok(bytes.clone()),
+            [(at, bytes)] if *at == offset && bytes.len() as u64 == end - offset => {
+                return Ok(Front::all(bytes.clone()));
+            }
             _ => {}
         }
-        let mut buffer = BytesMut::zeroed((end - offset) as usize);
-        let mut place = |at: u64, bytes: &[u8]| {
-            let start = (at - offset) as usize;
-            buffer[start..start + bytes.len()].copy_from_slice(bytes);
-        };
+        let mut parts = Vec::new();
         let mut reached = offset;
-        for (at, bytes) in &overlay {
-            if reached < *at {
-                place(reached, &self.read_around(file, reached, *at, 0).await?);
+        for (at, bytes) in overlay {
+            if reached < at {
+                parts.push(self.read_around(file, reached, at, 0).await?);
             }
-            place(*at, bytes);
             reached = at + bytes.len() as u64;
+            parts.push(Front::all(bytes));
         }
         if reached < end {
-            place(reached, &self.read_around(file, reached, end, 0).await?);
+            parts.push(self.read_around(file, reached, end, 0).await?);
         }
-        Ok(buffer.freeze())
+        Ok(Front::join(parts))
     }
 
     /// Committed bytes, through the blocks read ahead if `ahead` says how many more are wanted.
-    async fn read_around(self: &Arc<Self>, file: &Arc<FileState>, start: u64, end: u64, ahead: u64) -> Result<Bytes> {
+    async fn read_around(self: &Arc<Self>, file: &Arc<FileState>, start: u64, end: u64, ahead: u64) -> Result<Front> {
         if ahead == 0 {
             return self.read_committed(file, start, end).await;
         }
@@ -141,60 +192,72 @@ impl Client {
             let from = start.max(index * BLOCK);
             let to = end.min((index + 1) * BLOCK);
             let in_block = (from - index * BLOCK) as usize..(to - index * BLOCK) as usize;
-            let bytes = match block {
+            let front = match block {
                 Some(block) => block.await,
-                None => Ok(Bytes::new()),
+                None => Ok(Front::all(Bytes::new())),
             };
-            parts.push(match bytes {
-                Ok(bytes) if bytes.len() >= in_block.end => bytes.slice(in_block),
+            let part = match front {
+                Ok(front) if front.bytes.len() >= in_block.end => Front::all(front.bytes.slice(in_block)),
                 // No room to read ahead, the file has grown since, or the attempt failed.
-                _ => {
-                    file.inner.lock().blocks.remove(index);
+                other => {
+                    // A block with lost bytes stays: to read it again would take as long again, and would not help the
+                    // pieces of it that are good.
+                    let lost = |error: &Error| error.kind == ErrorKind::Corrupt;
+                    if !other.is_ok_and(|front| front.rest.as_ref().is_some_and(lost)) {
+                        file.inner.lock().blocks.remove(index);
+                    }
                     self.read_committed(file, from, to).await?
                 }
-            });
+            };
+            let ends = part.rest.is_some();
+            parts.push(part);
+            if ends {
+                break;
+            }
         }
-        Ok(match parts.len() {
-            1 => parts.swap_remove(0),
-            _ => Bytes::from(parts.concat()),
-        })
+        Ok(Front::join(parts))
     }
 
-    /// The committed bytes of exactly `[start, end)`; zeros where nothing was ever written.
-    pub async fn read_committed(self: &Arc<Self>, file: &Arc<FileState>, start: u64, end: u64) -> Result<Bytes> {
+    /// The committed bytes of exactly `[start, end)`, or those in front of what cannot be read; zeros where nothing was
+    /// ever written.
+    pub(crate) async fn read_committed(self: &Arc<Self>, file: &Arc<FileState>, start: u64, end: u64) -> Result<Front> {
         let deadline = self.deadline();
         loop {
             let extents = self.extents(file, start, end).await?;
             let fetched = match &extents[..] {
-                [] => return Ok(BytesMut::zeroed((end - start) as usize).freeze()),
+                [] => return Ok(Front::all(BytesMut::zeroed((end - start) as usize).freeze())),
                 [one] if one.file_offset == start && one.file_end() == end => self.fetch(file, one, deadline).await,
                 _ => {
                     let mut buffer = BytesMut::zeroed((end - start) as usize);
                     let mut pieces = stream::iter(extents)
-                        .map(|extent| async move { Ok((extent, self.fetch(file, &extent, deadline).await?)) })
-                        .buffer_unordered(FETCHES);
-                    let mut outcome = Ok(());
-                    loop {
-                        match pieces.try_next().await {
-                            Ok(Some((extent, bytes))) => {
+                        .map(|extent| async move { (extent, self.fetch(file, &extent, deadline).await) })
+                        .buffered(FETCHES);
+                    // In order, so that what lies in front of a failure is known when it is met.
+                    let mut outcome = Ok(None);
+                    while let Some((extent, fetched)) = pieces.next().await {
+                        match fetched {
+                            Ok(Front { bytes, rest }) => {
                                 let at = (extent.file_offset - start) as usize;
                                 buffer[at..at + bytes.len()].copy_from_slice(&bytes);
+                                if rest.is_some() {
+                                    buffer.truncate(at + bytes.len());
+                                    outcome = Ok(rest);
+                                    break;
+                                }
                             }
-                            Ok(None) => break,
-                            Err(error) => {
-                                outcome = Err(error);
+                            Err(Moved) => {
+                                outcome = Err(Moved);
                                 break;
                             }
                         }
                     }
-                    outcome.map(|()| buffer.freeze())
+                    outcome.map(|rest| Front { bytes: buffer.freeze(), rest })
                 }
             };
             match fetched {
-                Ok(bytes) => return Ok(bytes),
-                Err(FetchError::Failed(error)) => return Err(error),
+                Ok(front) => return Ok(front),
                 // Overwritten or rewritten by somebody: the bytes are elsewhere now.
-                Err(FetchError::Moved) => file.inner.lock().map.clear(),
+                Err(Moved) => file.inner.lock().map.clear(),
             }
             if deadline.passed() {
                 return Err(timed_out("looking for the file's bytes"));

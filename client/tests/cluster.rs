@@ -227,6 +227,99 @@ async fn lost_bytes_are_an_error_and_never_zeros() {
     assert_eq!(other.read_file(&ROOT, "/file").await.unwrap_err().kind, ErrorKind::Corrupt);
 }
 
+/// Reads that all datanodes together were asked for.
+fn reads(cluster: &Cluster) -> u32 {
+    cluster.datanodes.iter().map(|node| node.reads.load(std::sync::atomic::Ordering::Relaxed)).sum()
+}
+
+#[tokio::test]
+async fn bytes_that_every_replica_has_damaged_are_given_up_after_few_rounds() {
+    let cluster = Cluster::start(3).await;
+    let dfs = cluster.client().await;
+    dfs.write_file(&ROOT, "/file", pattern(4, 5000)).await.unwrap();
+    for node in &cluster.datanodes {
+        node.faults.lock().corrupt_reads = true;
+    }
+    // With half a minute of time, in which there would be some forty rounds.
+    let other = cluster.client().await;
+    assert_eq!(other.read_file(&ROOT, "/file").await.unwrap_err().kind, ErrorKind::Corrupt);
+    assert!((6..=9).contains(&reads(&cluster)), "{} reads", reads(&cluster));
+    assert!(!cluster.namenode.reports.lock().is_empty());
+}
+
+#[tokio::test]
+async fn what_lies_in_front_of_damage_and_behind_it_can_be_read() {
+    let cluster = Cluster::start(3).await;
+    let dfs = cluster.client().await;
+    let bytes = pattern(4, 400_000);
+    let inode = dfs.write_file(&ROOT, "/file", bytes.clone()).await.unwrap().inode;
+    let frame = 65_536;
+    // Each in another frame: together they have everything.
+    for (number, node) in cluster.datanodes.iter().enumerate() {
+        node.faults.lock().corrupt_at = vec![frame * number as u32, frame * (number as u32 + 1)];
+    }
+    let other = cluster.client().await;
+    assert!(other.read_file(&ROOT, "/file").await.unwrap() == bytes);
+    for node in &cluster.datanodes {
+        node.faults.lock().corrupt_at = vec![2 * frame];
+    }
+    let file = other.open(&ROOT, inode, OpenMode::READ).await.unwrap();
+    assert_eq!(file.read(1000, 390_000).await.unwrap_err().kind, ErrorKind::Corrupt);
+    assert!(file.read_front(1000, 390_000).await.unwrap() == bytes[1000..131_072]);
+    assert_eq!(file.read_front(131_072, 10).await.unwrap_err().kind, ErrorKind::Corrupt);
+    assert!(file.read(196_608, 200_000).await.unwrap() == bytes[196_608..396_608]);
+    // A sequence of reads, as of a program that copies the file: blocks are read ahead.
+    let mut good = 0;
+    for at in (0..400_000).step_by(10_000) {
+        match file.read_front(at, 10_000).await {
+            Ok(part) => {
+                assert!(part == bytes[at as usize..at as usize + part.len()]);
+                good += part.len();
+            }
+            Err(error) => assert_eq!(error.kind, ErrorKind::Corrupt),
+        }
+    }
+    assert!(good > 400_000 - 90_000, "{good}");
+}
+
+#[tokio::test]
+async fn behind_a_chunks_lost_end_is_an_error_without_asking_and_nobodys_replica_is_blamed() {
+    let cluster = Cluster::start(3).await;
+    let dfs = cluster.client().await;
+    let bytes = pattern(4, 200_000);
+    let inode = dfs.write_file(&ROOT, "/file", bytes.clone()).await.unwrap().inode;
+    dfs.shutdown().await.unwrap();
+    let knows = cluster.client().await;
+    assert!(knows.read_file(&ROOT, "/file").await.unwrap() == bytes);
+    let extents = cluster.namenode.extents(inode);
+    assert_eq!((extents.len(), extents[0].chunk_offset), (1, 0));
+    cluster.lose_end(inode, extents[0].chunk, 65_536);
+
+    let new = cluster.client().await;
+    for client in [&knows, &new] {
+        let file = client.open(&ROOT, inode, OpenMode::READ).await.unwrap();
+        assert!(file.read_front(100, 199_000).await.unwrap() == bytes[100..65_536]);
+        let asked = reads(&cluster);
+        for (at, len) in [(65_536, 1), (100_000, 50_000), (199_999, 1)] {
+            // A handle of its own: one that goes on reading reads ahead, which begins in front of the end.
+            let file = client.open(&ROOT, inode, OpenMode::READ).await.unwrap();
+            let error = file.read_front(at, len).await.unwrap_err();
+            assert_eq!(error.kind, ErrorKind::Corrupt);
+            assert!(error.message.contains(&format!("bytes {at} to {} of the file are lost", at + len as u64)));
+        }
+        assert_eq!(reads(&cluster), asked);
+        assert_eq!(file.read(0, 100_000).await.unwrap_err().kind, ErrorKind::Corrupt);
+        assert!(file.read(0, 65_536).await.unwrap() == bytes[..65_536]);
+    }
+    assert!(cluster.namenode.reports.lock().is_empty());
+    // What is overwritten can be read again.
+    let file = new.open(&ROOT, inode, OpenMode::READ_WRITE).await.unwrap();
+    file.write(65_536, pattern(5, 134_464)).await.unwrap();
+    file.close().await.unwrap();
+    let whole = [&bytes[..65_536], &pattern(5, 134_464)[..]].concat();
+    assert!(read_elsewhere(&cluster, "/file").await == whole);
+}
+
 #[tokio::test]
 async fn a_silent_replica_is_hedged() {
     let cluster = Cluster::start(3).await;

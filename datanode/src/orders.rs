@@ -181,6 +181,7 @@ async fn seal(node: &Arc<Node>, chunk: ChunkId, epoch: Epoch, len: u32) -> Optio
             debug!(?sealed, %epoch, len, "seal order");
             None
         }
+        Err(StoreError::Short { here, .. }) => Some(Outcome::Short { chunk, epoch, len: here }),
         Err(error) if says_something(&error) => Some(Outcome::Bad { chunk, epoch, reason: error.to_string() }),
         Err(error) => {
             warn!(%error, "cannot seal");
@@ -216,6 +217,10 @@ async fn verify(node: &Arc<Node>, chunk: ChunkId, epoch: Epoch, len: u32) -> Opt
         }
     };
     match verdict {
+        // It missed the end of the chunk. What that makes of it shows when it is sealed there.
+        Verdict::Whole { epoch: here, len: found } if asked && found < len && here < epoch => {
+            seal(node, chunk, epoch, len).await
+        }
         // One that is not sealed yet may be longer; its seal order cuts it.
         Verdict::Whole { epoch: here, len: found }
             if asked && (found < len && here <= epoch || found != len && here == epoch) =>

@@ -298,13 +298,36 @@ async fn damage_that_a_verification_finds_is_reported_and_leaves_the_digests() {
 async fn a_seal_that_cannot_be_fulfilled_is_a_bad_replica_and_goes_by_order() {
     let rig = Rig::start(1).await;
     rig.write_chunk(CHUNK, &[1], &frames(CHUNK, &[1000])).await;
-    for chunk in [CHUNK, ChunkId(99)] {
-        rig.order_all(&[1], Order::Seal { chunk, epoch: SECOND, len: 2000 });
-        rig.outcome(1, |outcome| matches!(outcome, Outcome::Bad { chunk: c, .. } if *c == chunk)).await;
-    }
+    let missing = ChunkId(99);
+    rig.order_all(&[1], Order::Seal { chunk: missing, epoch: SECOND, len: 2000 });
+    rig.outcome(1, |outcome| matches!(outcome, Outcome::Bad { chunk, .. } if *chunk == missing)).await;
+    let short = |epoch| Outcome::Short { chunk: CHUNK, epoch, len: 1000 };
+    rig.order_all(&[1], Order::Seal { chunk: CHUNK, epoch: SECOND, len: 2000 });
+    rig.outcome(1, |outcome| *outcome == short(SECOND)).await;
+    // Asked to read it again, it says the same; and it serves what it has.
+    let third = SECOND.next();
+    rig.order_all(&[1], Order::Verify { chunk: CHUNK, epoch: third, len: 2000 });
+    rig.outcome(1, |outcome| *outcome == short(third)).await;
+    assert_eq!(rig.read(1, CHUNK, FIRST, 0, 2000).await.unwrap(), frames(CHUNK, &[1000]));
+    assert_eq!(rig.read(1, CHUNK, FIRST, 1000, 1).await.unwrap_err().kind(), ErrorKind::BadReplica);
     rig.order_all(&[1], Order::Delete { chunk: CHUNK, epoch: SECOND });
     rig.outcome(1, |outcome| *outcome == Outcome::Deleted { chunk: CHUNK, epoch: SECOND }).await;
     assert_eq!(rig.read(1, CHUNK, FIRST, 0, 1).await.unwrap_err().kind(), ErrorKind::BadReplica);
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_replica_is_sealed_by_the_order_that_says_where_the_chunk_ends_now() {
+    let rig = Rig::start(1).await;
+    rig.write_chunk(CHUNK, &[1], &frames(CHUNK, &[1000, 500])).await;
+    rig.order_all(&[1], Order::Seal { chunk: CHUNK, epoch: SECOND, len: 2000 });
+    rig.outcome(1, |outcome| *outcome == Outcome::Short { chunk: CHUNK, epoch: SECOND, len: 1500 }).await;
+    let third = SECOND.next();
+    rig.order_all(&[1], Order::Seal { chunk: CHUNK, epoch: third, len: 1000 });
+    let shard = dfs_proto::chunk::digest_shard(CHUNK);
+    let digest = dfs_proto::chunk::replica_digest(CHUNK, third, 1000);
+    rig.heard(1, |heartbeat| heartbeat.digests[shard] == digest).await;
+    assert_eq!(rig.read(1, CHUNK, third, 0, 2000).await.unwrap(), frames(CHUNK, &[1000]));
     rig.stop().await;
 }
 

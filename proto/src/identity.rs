@@ -77,7 +77,8 @@ impl Plane {
         match self {
             // 2: attributes carry the kinds of extended attributes in the bits above the mode.
             // 3: heartbeats and their answers carry what clock skew and scrubbing need, status the datanodes' duties.
-            Plane::Meta => b"dfs-meta/3",
+            // 4: status and checks tell of chunks whose end was cut off, datanodes of replicas that are short.
+            Plane::Meta => b"dfs-meta/4",
             Plane::Raft => b"dfs-raft/1",
             Plane::Data => b"dfs-data/1",
         }

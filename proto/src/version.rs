@@ -9,7 +9,8 @@
 /// 2: the table of extended attributes, and their kinds above the bits of the mode. Rows of 1 are rows of 2.
 /// 3: the table of datanodes' duties, and the numbers of namenodes. Rows of 2 are rows of 3; a program of before cannot
 /// apply the commands.
-pub const STATE_VERSION: u32 = 3;
+/// 4: the table of chunks whose end was cut off. Rows of 3 are rows of 4; a program of before cannot apply the command.
+pub const STATE_VERSION: u32 = 4;
 
 /// Version of a chunk file, in its header; drawn in `datanode/FORMAT.md`.
 ///

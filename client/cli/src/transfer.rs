@@ -348,9 +348,28 @@ pub fn read_ahead(file: &File, start: u64, end: u64, step: u64) -> Pieces {
     let starts = stream::unfold(start, move |at| async move { (at < end).then(|| (at, (at + step).min(end))) });
     let reads = starts.map(move |at| {
         let file = file.clone();
-        async move { file.read(at, step.min(end - at) as usize).await.map_err(Failure::from) }
+        async move { stream::iter(read_piece(&file, at, (at + step).min(end)).await) }
     });
-    Pieces { file: of, reads: reads.buffered(READS_IN_FLIGHT).boxed() }
+    Pieces { file: of, reads: reads.buffered(READS_IN_FLIGHT).flatten().boxed() }
+}
+
+/// The bytes `[start, end)`, and behind them the error if some of them cannot be read.
+async fn read_piece(file: &File, start: u64, end: u64) -> Vec<Result<Bytes>> {
+    let (mut parts, mut at) = (Vec::new(), start);
+    while at < end {
+        match file.read_front(at, (end - at) as usize).await {
+            Ok(bytes) if bytes.is_empty() => break,
+            Ok(bytes) => {
+                at += bytes.len() as u64;
+                parts.push(Ok(bytes));
+            }
+            Err(error) => {
+                parts.push(Err(error.into()));
+                break;
+            }
+        }
+    }
+    parts
 }
 
 /// See `read_ahead`.

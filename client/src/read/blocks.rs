@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use dfs_proto::ErrorKind;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -15,6 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::client::Client;
 use crate::error::{Error, Result};
 use crate::open::FileState;
+use crate::read::Front;
 
 /// Bytes of a block: one stream's worth of a datanode's time, and what the kernel asks for at once.
 pub(crate) const BLOCK: u64 = 1 << 20;
@@ -29,7 +29,7 @@ const KEPT_MAX: usize = 16;
 /// arrive out of order through the kernel's threads.
 const SLACK: u64 = 2 * BLOCK;
 
-pub(crate) type Reading = Shared<BoxFuture<'static, Result<Bytes>>>;
+pub(crate) type Reading = Shared<BoxFuture<'static, Result<Front>>>;
 
 /// Where a handle has been reading.
 #[derive(Default, Debug)]

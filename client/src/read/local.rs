@@ -122,24 +122,31 @@ impl ChunkFile {
         (end == found.len).then_some(ChunkFile { chunk, file, data_start: found.data_start, frames })
     }
 
-    /// Exactly these bytes, verified. Blocks for the disk. The error says what is wrong with the replica.
-    pub fn read(&self, offset: u32, len: u32) -> Result<Bytes, String> {
+    /// Exactly these bytes, verified. Blocks for the disk. The error says what is wrong with the replica, and has the
+    /// bytes in front of that.
+    pub fn read(&self, offset: u32, len: u32) -> Result<Bytes, (Bytes, String)> {
         let end = offset + len;
         let first = self.frames.partition_point(|frame| frame.end() <= offset);
         let behind = self.frames.partition_point(|frame| frame.offset < end);
         let wanted =
             self.frames.get(first..behind).filter(|wanted| wanted.last().is_some_and(|last| last.end() >= end));
-        let wanted = wanted.ok_or_else(|| format!("it ends before {end}"))?;
+        let Some(wanted) = wanted else {
+            let here = self.frames.last().map_or(0, FrameHeader::end);
+            let front = if here > offset { self.read(offset, here - offset) } else { Ok(Bytes::new()) };
+            return Err((front.unwrap_or_else(|(front, _)| front), format!("it ends before {end}")));
+        };
         let start = wanted[0].offset;
         let total = (wanted[wanted.len() - 1].end() - start) as usize;
-        let bytes = read_at(&self.file, self.data_start + u64::from(start), total).map_err(|e| e.to_string())?;
+        let bytes = read_at(&self.file, self.data_start + u64::from(start), total);
+        let bytes = bytes.map_err(|e| (Bytes::new(), e.to_string()))?;
+        let skip = (offset - start) as usize;
         for frame in wanted {
             let at = (frame.offset - start) as usize;
             if !frame.matches(self.chunk, &bytes[at..at + frame.len as usize]) {
-                return Err(format!("the frame at {} does not match its digest", frame.offset));
+                let front = if at > skip { Bytes::from(bytes).slice(skip..at) } else { Bytes::new() };
+                return Err((front, format!("the frame at {} does not match its digest", frame.offset)));
             }
         }
-        let skip = (offset - start) as usize;
         Ok(Bytes::from(bytes).slice(skip..skip + len as usize))
     }
 }
@@ -323,7 +330,8 @@ mod tests {
                 assert_eq!(read, all[start as usize..end as usize], "{start}..{end}");
             }
         }
-        assert!(file.read(30, 6).unwrap_err().contains("ends before 36"));
+        let (front, reason) = file.read(30, 6).unwrap_err();
+        assert!(reason.contains("ends before 36") && front == all[30..35]);
     }
 
     #[test]
@@ -331,7 +339,9 @@ mod tests {
         use std::os::unix::fs::FileExt;
         let file = chunk_file(&[10, 20, 5]);
         file.file.write_all_at(&[0xFF], DATA_START + 12).unwrap();
-        assert!(file.read(0, 11).unwrap_err().contains("frame at 10"));
+        let (front, reason) = file.read(3, 20).unwrap_err();
+        assert!(reason.contains("frame at 10") && front == [0; 7][..]);
+        assert!(file.read(11, 20).unwrap_err().0.is_empty());
         assert!(file.read(0, 10).is_ok() && file.read(30, 5).is_ok());
         file.file.set_len(DATA_START + 31).unwrap();
         assert!(file.read(30, 5).is_err());

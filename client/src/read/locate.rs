@@ -95,7 +95,16 @@ impl Client {
         }
         inner.map.learn(start, end, &map);
         drop(inner);
+        let mut behind: Vec<(ChunkId, u32)> =
+            map.extents.iter().map(|extent| (extent.chunk, extent.chunk_end())).collect();
+        behind.sort_unstable();
         for location in map.chunks {
+            // The answer is of one moment: an extent that reaches further than its chunk names what is lost.
+            let last =
+                behind.partition_point(|(chunk, _)| *chunk <= location.chunk).checked_sub(1).map(|at| behind[at]);
+            if last.is_some_and(|(chunk, end)| chunk == location.chunk && end > location.len) {
+                self.reads.ends_at(location.chunk, location.len);
+            }
             self.reads.remember(location);
         }
     }

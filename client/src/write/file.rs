@@ -311,7 +311,7 @@ impl Client {
         // What is cut or punched meanwhile must not come back.
         let _shared = deadline.bound("a change of the file's size is under way", file.resize.read()).await?;
         for extent in self.extents(file, start, end).await?.into_iter().filter(|extent| extent.chunk == chunk) {
-            let bytes = self.read_committed(file, extent.file_offset, extent.file_end()).await?;
+            let bytes = self.read_committed(file, extent.file_offset, extent.file_end()).await?.complete()?;
             let untouched = file.inner.lock().writes.overlay(extent.file_offset, extent.file_end()).is_empty();
             if untouched {
                 self.take(file, extent.file_offset, bytes, deadline).await?;

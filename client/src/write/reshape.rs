@@ -152,6 +152,7 @@ impl Client {
         let mut done = 0;
         while done < len {
             let bytes = self.read(from, source_offset + done, (len - done).min(UPLOAD_MAX) as usize).await?;
+            let bytes = bytes.complete()?;
             if bytes.is_empty() {
                 break;
             }

@@ -64,7 +64,12 @@ impl Cluster {
         for id in 11..11 + datanodes {
             let endpoint = serve(&identity(Role::Datanode, id), Plane::Data);
             addrs.push((NodeId(id), endpoint.local_addr().unwrap()));
-            let node = Arc::new(Datanode { id: NodeId(id), replicas: replicas.clone(), faults: Mutex::default() });
+            let node = Arc::new(Datanode {
+                id: NodeId(id),
+                replicas: replicas.clone(),
+                faults: Mutex::default(),
+                reads: AtomicU32::new(0),
+            });
             tokio::spawn(dfs_rpc::serve(endpoint, node.clone(), stop.clone(), Duration::ZERO));
             nodes.push(node);
         }
@@ -97,6 +102,15 @@ impl Cluster {
             replicas.get(&(node.id, extent.chunk)).is_some_and(|replica| replica.synced >= extent.chunk_end())
         };
         self.datanodes.iter().filter(synced).count() >= 2
+    }
+
+    /// The power goes, and of a chunk that nobody appends to any more only `len` bytes were synced.
+    pub fn lose_end(&self, inode: InodeId, chunk: ChunkId, len: u32) {
+        for replica in self.datanodes[0].replicas.lock().iter_mut().filter(|((_, of), _)| *of == chunk) {
+            replica.1.bytes.truncate(len as usize);
+            replica.1.frames.retain(|frame| frame.end() <= len);
+        }
+        self.namenode.cut(inode, chunk, len);
     }
 
     pub async fn client(&self) -> Dfs {
@@ -223,6 +237,14 @@ impl Namenode {
         self.apply(Body::ExpireSessions { sessions: vec![session] }).unwrap();
     }
 
+    /// Ends a sealed chunk at the end of a frame, as if no disk had synced what is behind it.
+    fn cut(&self, inode: InodeId, chunk: ChunkId, len: u32) {
+        let found = query::file_info(&*self.rows.lock(), inode, &|_| Liveness::Live).unwrap().unwrap().chunks;
+        let info = found.into_iter().find(|info| info.chunk == chunk).unwrap();
+        let replicas = info.replicas.iter().map(|(node, _)| *node).collect();
+        self.apply(Body::CutChunk { chunk, epoch: info.epoch, len, replicas }).unwrap();
+    }
+
     /// Sessions are numbered from 1 in the order in which they were opened.
     fn apply(&self, body: Body) -> Result<Reply, WireError> {
         let mut rows = self.rows.lock();
@@ -338,6 +360,8 @@ pub struct Faults {
     pub refuse_appends: bool,
     /// A byte of every frame that is read is wrong.
     pub corrupt_reads: bool,
+    /// So is one of the frames that have these bytes of their chunk.
+    pub corrupt_at: Vec<u32>,
     /// Reads are never answered.
     pub silent_reads: bool,
 }
@@ -346,6 +370,8 @@ pub struct Datanode {
     pub id: NodeId,
     replicas: Replicas,
     pub faults: Mutex<Faults>,
+    /// Reads that it was asked for.
+    pub reads: AtomicU32,
 }
 
 impl Datanode {
@@ -414,6 +440,7 @@ impl Datanode {
     }
 
     async fn read(&self, chunk: ChunkId, start: u32, len: u32, send: &mut SendStream) -> Result<(), RpcError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         let faults = self.faults.lock().clone();
         if faults.silent_reads {
             return std::future::pending().await;
@@ -427,7 +454,8 @@ impl Datanode {
         for frame in replica.frames.iter().filter(|frame| frame.offset < start + len && frame.end() > start) {
             assert!(frame.len <= FRAME_MAX);
             let mut bytes = replica.bytes[frame.offset as usize..frame.end() as usize].to_vec();
-            bytes[0] ^= u8::from(faults.corrupt_reads);
+            let damaged = faults.corrupt_at.iter().any(|at| (frame.offset..frame.end()).contains(at));
+            bytes[0] ^= u8::from(faults.corrupt_reads || damaged);
             send.send_raw(Bytes::copy_from_slice(&frame.to_bytes())).await?;
             send.send_raw(Bytes::from(bytes)).await?;
         }

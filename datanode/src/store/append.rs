@@ -91,6 +91,7 @@ impl Store {
                 whole: 0,
                 verified_s: clock::now_s(),
                 lost: false,
+                short: false,
             },
         );
         Ok(open)

@@ -147,6 +147,11 @@ impl ChunkFile {
         format::decode_entry(self.chunk, number, &bytes).ok_or(ReadFault::Entry(number))
     }
 
+    /// The bytes of one frame, whatever they are.
+    pub fn frame_bytes(&self, number: u32, frame: &FrameHeader) -> Result<Vec<u8>, ReadFault> {
+        self.read_at(data_offset(frame.offset), frame.len as usize).map_err(|e| ended_early(e, number))
+    }
+
     /// Reads all entries, which must follow each other from the start of the chunk.
     pub fn index(&self, frames: u32) -> Result<Vec<FrameHeader>, ReadFault> {
         let mut entries = vec![0; frames as usize * ENTRY_LEN];

@@ -30,6 +30,9 @@ pub struct Replica {
     pub verified_s: u64,
     /// Its volume has failed: served while it can be read, but reported and counted no longer.
     pub lost: bool,
+    /// Open, and found at its seal to end in front of the committed length, with nothing behind its end that could be
+    /// read. Not kept on disk: what an open replica is worth is found out anew after each start.
+    pub short: bool,
 }
 
 pub struct Chunks {
@@ -54,6 +57,12 @@ pub struct ShardView {
 }
 
 impl Replica {
+    /// Whether it was condemned for nothing but its length, which programs of before did with short ones; their header
+    /// stays. One without any epoch is no replica.
+    pub fn was_found_short(&self) -> bool {
+        self.state == State::Damaged && self.whole == self.len && self.epoch >= Epoch::FIRST
+    }
+
     fn share(&self, chunk: ChunkId) -> u64 {
         let counts = self.state == State::Sealed && !self.lost;
         if counts { replica_digest(chunk, self.epoch, self.len) } else { 0 }
@@ -240,7 +249,17 @@ mod tests {
 
     fn replica(volume: usize, epoch: u64, sealed: bool, len: u32) -> Replica {
         let state = if sealed { State::Sealed } else { State::Open };
-        Replica { volume, epoch: Epoch(epoch), state, frames: 1, len, whole: len, verified_s: 0, lost: false }
+        Replica {
+            volume,
+            epoch: Epoch(epoch),
+            state,
+            frames: 1,
+            len,
+            whole: len,
+            verified_s: 0,
+            lost: false,
+            short: false,
+        }
     }
 
     fn recomputed(chunks: &Chunks) -> Vec<u64> {

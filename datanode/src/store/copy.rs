@@ -126,6 +126,7 @@ impl Store {
                 whole: *len,
                 verified_s: clock::now_s(),
                 lost: false,
+                short: false,
             },
         );
         Ok(())

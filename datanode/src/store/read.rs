@@ -25,21 +25,19 @@ impl Store {
     /// Opens `[offset, offset + len)` of a chunk for reading; what lies behind a sealed chunk's end is
     /// left out.
     ///
-    /// `epoch` is the lowest that is good enough. An open replica lags by one between the commit that
-    /// seals the chunk and its own seal order; its bytes are the same, so it serves all the same if it has
-    /// the whole range. If it has not, this replica missed the end of the chunk: `StaleEpoch`, or `Short` at
-    /// equal epochs.
+    /// `epoch` is the lowest that is good enough of a sealed one. An open replica lags by one between the commit that
+    /// seals the chunk and its own seal order, or for good if it is short or damaged; the bytes it has are the same, so
+    /// it serves what it has of the range, and `Short` if that is nothing.
     pub fn reader(&self, chunk: ChunkId, epoch: Epoch, offset: u32, len: u32) -> Result<Reader, StoreError> {
         let replica = self.chunks.get(chunk).ok_or_else(|| match self.is_scanned() {
             true => StoreError::NotHere(chunk),
             false => StoreError::NotScanned,
         })?;
         let end = offset.saturating_add(len);
-        let short = replica.state == State::Open && end > replica.len;
-        if replica.epoch < epoch && (replica.state != State::Open || short) {
+        if replica.epoch < epoch && replica.state == State::Sealed {
             return Err(StoreError::StaleEpoch { chunk, here: replica.epoch, asked: epoch });
         }
-        if short {
+        if replica.state == State::Open && replica.len < end && offset >= replica.len {
             return Err(StoreError::Short { chunk, here: replica.len, asked: end });
         }
         let path = self.volume_of(&replica).chunk_path(chunk);

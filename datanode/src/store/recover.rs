@@ -1,6 +1,7 @@
 //! What is believed of a chunk file, whatever happened to it. Reads only.
 
 use dfs_proto::ChunkId;
+use dfs_proto::limits::CHUNK_FRAMES_MAX;
 
 use super::chunk_file::{BATCH_BYTES, ChunkFile, ReadFault};
 
@@ -52,6 +53,36 @@ impl Walk {
             self.len = frame.end();
         }
         Ok(())
+    }
+}
+
+/// What there is behind the first frame that is not whole.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tail {
+    /// No frame that matches: as after a power cut in the middle of what was not synced.
+    Nothing,
+    /// The last frame that matches is the one below number `frames`, and ends at byte `end`. Something in front of it is
+    /// damaged, and it may be the last good copy there is.
+    Frames { frames: u32, end: u32 },
+    /// The disk could not say.
+    Unreadable,
+}
+
+impl Tail {
+    /// Looks at every entry from number `first` on, and at the bytes of those that are valid.
+    pub fn behind(file: &ChunkFile, chunk: ChunkId, first: u32) -> Tail {
+        let mut tail = Tail::Nothing;
+        for number in first..CHUNK_FRAMES_MAX {
+            let matches = file.entry(number).and_then(|frame| Ok((frame, file.frame_bytes(number, &frame)?)));
+            match matches {
+                Ok((frame, bytes)) if frame.matches(chunk, &bytes) => {
+                    tail = Tail::Frames { frames: number + 1, end: frame.end() };
+                }
+                Ok(_) | Err(ReadFault::Entry(_) | ReadFault::Short(_) | ReadFault::Digest { .. }) => {}
+                Err(ReadFault::Io(_)) => return Tail::Unreadable,
+            }
+        }
+        tail
     }
 }
 

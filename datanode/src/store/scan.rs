@@ -63,6 +63,7 @@ impl Store {
             whole: 0,
             verified_s: 0,
             lost: false,
+            short: false,
         };
         let path = volume.chunk_path(chunk);
         let opened = ChunkFile::open(&path, chunk).and_then(|file| Ok((file.read_header()?, file)));

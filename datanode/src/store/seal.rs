@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use dfs_proto::limits::CHUNK_FRAMES_MAX;
 use dfs_proto::{ChunkId, Epoch};
 use tracing::{info, warn};
 
@@ -12,6 +13,7 @@ use super::chunk_file::{ChunkFile, ReadFault};
 use super::chunks::Replica;
 use super::error::{self, StoreError};
 use super::format::{Header, State};
+use super::recover::{Tail, Walk};
 use super::volume::Volume;
 use super::{Access, Store};
 use crate::clock;
@@ -38,7 +40,8 @@ pub enum Deleted {
 impl Store {
     /// Ends the chunk at `len`, cuts what lies behind, and takes the epoch. Durable when it returns.
     ///
-    /// `NotHere` or `Damaged` if this replica cannot be what the order says.
+    /// `NotHere` or `Damaged` if this replica cannot be what the order says; `Short` if all that is wrong with it is
+    /// that it has less: then it stays open, and an order that says less seals it.
     pub fn seal(&self, chunk: ChunkId, epoch: Epoch, len: u32) -> Result<Sealed, StoreError> {
         let _gate = self.gate(chunk);
         if self.chunks.get(chunk).is_some_and(|replica| replica.epoch > epoch) {
@@ -47,7 +50,7 @@ impl Store {
         let writer = self.stop_writer(chunk);
         // Read after the writer was stopped: nothing is appended behind this.
         let replica = self.chunks.get(chunk).ok_or(StoreError::NotHere(chunk))?;
-        if replica.state == State::Damaged {
+        if replica.state == State::Damaged && !replica.was_found_short() {
             return Err(StoreError::Damaged { chunk, reason: "a frame did not match".into() });
         }
         if replica.state == State::Sealed && (replica.epoch, replica.len) == (epoch, len) {
@@ -55,12 +58,14 @@ impl Store {
         }
         let volume = &self.volume_of(&replica);
         volume.check()?;
-        if replica.len < len {
-            let reason = format!("{} of {len} bytes are here", replica.len);
-            self.condemn(chunk, &replica, replica.len, &reason);
-            return Err(StoreError::Damaged { chunk, reason });
+        if replica.short && replica.len < len {
+            return Err(StoreError::Short { chunk, here: replica.len, asked: len });
         }
         let file = ChunkFile::open(&volume.chunk_path(chunk), chunk).map_err(|e| self.unopened(chunk, &replica, e))?;
+        let replica = match replica.len < len || replica.short || replica.state == State::Damaged {
+            true => self.read_again(chunk, &file, &replica, len)?,
+            false => replica,
+        };
         let frames = match boundary(&file, &replica, len) {
             Ok(frames) => frames,
             Err(fault) => {
@@ -82,10 +87,55 @@ impl Store {
         )?;
         self.write(volume, || file.cut(len))?;
         self.chunks.update(chunk, |replica| {
-            *replica = Replica { state: State::Sealed, epoch, frames, len, whole: len, ..*replica };
+            *replica = Replica { state: State::Sealed, epoch, frames, len, whole: len, short: false, ..*replica };
         });
         self.open.lock().remove(&chunk);
         Ok(Sealed::Now)
+    }
+
+    /// Finds out from the disk what a replica is worth that has fewer bytes than it should, or had before. If it has
+    /// `len` by now it is an open one with that many or more. The caller holds the gate and has stopped the writer.
+    ///
+    /// One that merely ends early must be told from one with damage in the middle: all that the first one has lies in
+    /// front of its end, but behind damage there may be frames that nobody else has.
+    fn read_again(&self, chunk: ChunkId, file: &ChunkFile, replica: &Replica, len: u32) -> Result<Replica, StoreError> {
+        file.forget_cached();
+        let walk = Walk::whole(file, chunk, CHUNK_FRAMES_MAX);
+        if let Some(ReadFault::Io(source)) = walk.fault {
+            if error::is_shortage(&source) {
+                return Err(StoreError::Io { what: "reading", source });
+            }
+            let reason = format!("cannot be read behind byte {}: {source}", walk.len);
+            self.condemn(chunk, &Replica { frames: walk.frames, len, ..*replica }, walk.len, &reason);
+            return Err(StoreError::Damaged { chunk, reason });
+        }
+        let found = Replica {
+            state: State::Open,
+            frames: walk.frames,
+            len: walk.len,
+            whole: walk.len,
+            short: walk.len < len,
+            ..*replica
+        };
+        if found.short {
+            let (frames, end) = match Tail::behind(file, chunk, walk.frames) {
+                Tail::Nothing => (walk.frames, walk.len),
+                Tail::Frames { frames, end } => (frames, end.max(walk.len + 1)),
+                Tail::Unreadable => (walk.frames, len),
+            };
+            if end > walk.len {
+                let reason = format!("damaged at byte {}, with good frames behind it", walk.len);
+                self.condemn(chunk, &Replica { frames, len: end, ..*replica }, walk.len, &reason);
+                return Err(StoreError::Damaged { chunk, reason });
+            }
+            warn!(%chunk, here = walk.len, asked = len, "the end of the replica is missing");
+            self.open.lock().remove(&chunk);
+        }
+        self.chunks.update(chunk, |replica| *replica = found);
+        match found.short {
+            true => Err(StoreError::Short { chunk, here: found.len, asked: len }),
+            false => Ok(found),
+        }
     }
 
     /// Moves the replica to the trash.
@@ -140,7 +190,10 @@ impl Store {
     fn condemn(&self, chunk: ChunkId, replica: &Replica, whole: u32, reason: &str) {
         warn!(%chunk, epoch = %replica.epoch, whole, reason, "replica is damaged");
         self.damaged.fetch_add(1, Ordering::Relaxed);
-        self.chunks.update(chunk, |replica| (replica.state, replica.whole) = (State::Damaged, whole));
+        let Replica { frames, len, .. } = *replica;
+        self.chunks.update(chunk, |replica| {
+            *replica = Replica { state: State::Damaged, frames, len, whole, short: false, ..*replica };
+        });
         let volume = &self.volume_of(replica);
         let header = Header {
             cluster: self.cluster,

@@ -224,22 +224,101 @@ fn an_open_replica_serves_committed_bytes_before_its_seal_order_arrives() {
     let open = store.create(CHUNK, FIRST).unwrap();
     store.append(&open, &frames(CHUNK, &[100])).unwrap();
     assert!(store.reader(CHUNK, SECOND, 0, 100).is_ok());
-    assert!(matches!(store.reader(CHUNK, SECOND, 0, 101), Err(StoreError::StaleEpoch { .. })));
+    let front = store.reader(CHUNK, SECOND, 0, 101).unwrap().next_batch().unwrap().unwrap();
+    assert_eq!(front.frames.last().unwrap().end(), 100);
+    assert!(matches!(store.reader(CHUNK, SECOND, 100, 1), Err(StoreError::Short { here: 100, asked: 101, .. })));
 }
 
 #[test]
-fn a_replica_shorter_than_its_seal_order_is_bad_and_stays_so() {
+fn a_replica_shorter_than_its_seal_order_is_short_and_stays_so() {
+    let rig = Rig::with_volumes(1);
+    let mut store = rig.open();
+    let open = store.create(CHUNK, FIRST).unwrap();
+    store.append(&open, &frames(CHUNK, &[100])).unwrap();
+    assert!(matches!(store.seal(CHUNK, SECOND, 101), Err(StoreError::Short { .. })));
+    assert!(matches!(store.append(&open, &frames(CHUNK, &[100])), Err(StoreError::NotOpen(_))));
+    drop(open);
+    for _ in 0..2 {
+        for _ in 0..2 {
+            assert!(matches!(store.seal(CHUNK, SECOND, 101), Err(StoreError::Short { here: 100, asked: 101, .. })));
+        }
+        assert_eq!(store.digests()[0x34], 0);
+        let report = store.unsealed(10)[0];
+        assert_eq!((report.len, report.sealed, report.epoch), (100, false, FIRST));
+        drop(store);
+        store = rig.open();
+    }
+}
+
+#[test]
+fn a_short_replica_is_sealed_where_the_chunk_ends_from_then_on() {
+    for (len, restart) in [(300, false), (300, true), (100, false), (0, true)] {
+        let rig = Rig::with_volumes(1);
+        let mut store = rig.open();
+        let open = store.create(CHUNK, FIRST).unwrap();
+        let frames = frames(CHUNK, &[100, 200]);
+        store.append(&open, &frames).unwrap();
+        assert!(matches!(store.seal(CHUNK, SECOND, 900), Err(StoreError::Short { .. })));
+        drop(open);
+        if restart {
+            drop(store);
+            store = rig.open();
+        }
+        let third = SECOND.next();
+        assert_eq!(store.seal(CHUNK, third, len).unwrap(), Sealed::Now);
+        assert_eq!(store.seal(CHUNK, SECOND, 900).unwrap(), Sealed::Outdated);
+        drop(store);
+        let store = rig.open();
+        let replica = store.get(CHUNK).unwrap();
+        assert_eq!((replica.state, replica.epoch, replica.len, replica.whole), (State::Sealed, third, len, len));
+        assert!(matches!(verify(&store, CHUNK).unwrap(), Verdict::Whole { .. }));
+    }
+}
+
+/// Programs of before marked short replicas as damaged behind their last byte.
+#[test]
+fn a_replica_condemned_for_its_length_alone_can_be_sealed_at_a_shorter_one() {
     let rig = Rig::with_volumes(1);
     let store = rig.open();
     let open = store.create(CHUNK, FIRST).unwrap();
-    store.append(&open, &frames(CHUNK, &[100])).unwrap();
-    assert!(matches!(store.seal(CHUNK, SECOND, 101), Err(StoreError::Damaged { .. })));
+    store.append(&open, &frames(CHUNK, &[100, 200])).unwrap();
+    let replica = store.get(CHUNK).unwrap();
+    assert!(store.found_damaged(CHUNK, &replica, 300, "300 of 900 bytes are here"));
     drop((open, store));
     let store = rig.open();
-    assert!(matches!(store.seal(CHUNK, SECOND, 101), Err(StoreError::Damaged { .. })));
-    assert_eq!(store.digests()[0x34], 0);
-    let report = store.unsealed(10)[0];
-    assert_eq!((report.len, report.sealed, report.epoch), (100, false, FIRST));
+    assert_eq!(store.get(CHUNK).unwrap().state, State::Damaged);
+    assert!(matches!(store.seal(CHUNK, SECOND, 900), Err(StoreError::Short { here: 300, .. })));
+    assert_eq!(store.seal(CHUNK, SECOND.next(), 300).unwrap(), Sealed::Now);
+}
+
+#[test]
+fn damage_in_the_middle_of_an_open_replica_is_not_taken_for_its_end() {
+    // A frame's bytes, and an entry.
+    for at in [data_offset(100), entry_offset(1)] {
+        let rig = Rig::with_volumes(1);
+        let store = rig.open();
+        let open = store.create(CHUNK, FIRST).unwrap();
+        let frames = frames(CHUNK, &[100, 200, 300]);
+        store.append(&open, &frames).unwrap();
+        store.sync_open(&open).unwrap();
+        drop((open, store));
+        rig.flip(CHUNK, at);
+        for _ in 0..2 {
+            let store = rig.open();
+            for len in [600, 900, 100, 0] {
+                if store.get(CHUNK).unwrap().state == State::Damaged || len > 100 {
+                    let refused = store.seal(CHUNK, SECOND, len);
+                    assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}");
+                }
+            }
+            let replica = store.get(CHUNK).unwrap();
+            assert_eq!((replica.state, replica.whole, replica.len, replica.frames), (State::Damaged, 100, 600, 3));
+            if at >= data_offset(0) {
+                let read = read_all(&store, CHUNK).unwrap();
+                assert!(read[2] == frames[2], "what lies behind the damage is served");
+            }
+        }
+    }
 }
 
 #[test]
@@ -545,11 +624,14 @@ proptest! {
             let damaged = matches!(verify(&store, CHUNK).unwrap(), Verdict::Damaged { .. });
             prop_assert!(damaged);
         } else {
-            let damaged = matches!(store.seal(CHUNK, SECOND, len), Err(StoreError::Damaged { .. }));
-            prop_assert!(damaged);
+            // Only damage in the last frame looks like an end.
+            let sealed = store.seal(CHUNK, SECOND, len);
+            let short = matches!(sealed, Err(StoreError::Short { .. }));
+            prop_assert!(short || matches!(sealed, Err(StoreError::Damaged { .. })), "{sealed:?}");
+            prop_assert_eq!(short, store.get(CHUNK).unwrap().whole == end(&all[..all.len() - 1]));
         }
         let whole = store.get(CHUNK).unwrap().whole;
-        prop_assert!(whole < len);
+        prop_assert!(whole < len, "{whole} of {len}");
         for (frame, bytes) in read_all(&store, CHUNK).unwrap_or_default() {
             let right = all.contains(&(frame, bytes.clone()));
             prop_assert_eq!(frame.matches(CHUNK, &bytes), right);

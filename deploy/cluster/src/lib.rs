@@ -12,6 +12,7 @@ mod registers;
 mod renames;
 mod stream;
 mod tree;
+mod unsynced;
 mod verdict;
 
 pub use audit::{DiskReplica, audit_replicas, replicas_of};
@@ -25,4 +26,5 @@ pub use registers::{Registers, RegistersReport};
 pub use renames::{Renames, RenamesReport};
 pub use stream::{Stream, StreamReport};
 pub use tree::{Digest, Tree, copy_file, copy_tree, digest_file};
+pub use unsynced::{Unsynced, UnsyncedFound, UnsyncedReport};
 pub use verdict::{Invariant, Verdict, Violation};

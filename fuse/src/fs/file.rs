@@ -22,6 +22,9 @@ use super::open_inodes::OpenInodes;
 /// The kernel opens a program in order to run it (`__FMODE_EXEC`; the number is part of the protocol).
 const OPEN_TO_EXECUTE: i32 = 0x20;
 
+/// What the kernel's page cache reads is a multiple of this in place and length, whatever its pages are.
+const PAGE: u64 = 4096;
+
 /// One bit of an access mask: execute.
 const EXECUTE: u8 = 1;
 
@@ -116,7 +119,14 @@ impl Fs {
     pub async fn read(&self, handle: HandleId, offset: u64, len: u32) -> Result<Bytes, Errno> {
         let open = self.handles.file(handle)?;
         self.check_locks(handle, open.file.inode()).await?;
-        Ok(open.file.read(offset, len as usize).await?)
+        // To the kernel's page cache a short answer is the end of the file, and what follows it in the page is zeros. It
+        // asks for whole pages; anything else is a direct read, which may be given what there is.
+        let for_pages = offset.is_multiple_of(PAGE) && u64::from(len).is_multiple_of(PAGE);
+        let bytes = match for_pages {
+            true => open.file.read(offset, len as usize).await?,
+            false => open.file.read_front(offset, len as usize).await?,
+        };
+        Ok(bytes)
     }
 
     /// How many bytes were taken: all of them, or an error.

@@ -149,6 +149,7 @@ fn administer(tx: &mut Tx<'_>, now: Timestamp, body: &Body) -> Result<Reply, Fai
         Body::AdmitNamenode { node, disk } => namenode::admit(tx, *node, *disk),
         Body::RetireNamenode { node } => namenode::retire(tx, *node),
         Body::CheckState => Ok(Reply::Done),
+        Body::CutChunk { chunk, epoch, len, replicas } => replica::cut(tx, *chunk, *epoch, *len, replicas),
         Body::Client { .. } | Body::Removal { .. } => {
             Err(Failure::Fault(Fault("a client's request is not dispatched here".into())))
         }

@@ -4,7 +4,9 @@ use dfs_proto::chunk::{digest_shard, replica_digest};
 use dfs_proto::{ChunkId, NodeId};
 
 use crate::command::Event;
-use crate::rows::{AttentionRow, ChunkRow, ChunkState, NodeChunkRow, NodeDigestRow, SessionChunkRow};
+use crate::rows::{
+    AttentionRow, ChunkRow, ChunkState, LostEndRow, NodeChunkRow, NodeDigestRow, SessionChunkRow, lost_end,
+};
 use crate::tx::Tx;
 use crate::view::Fault;
 
@@ -42,9 +44,28 @@ pub(crate) fn delete(tx: &mut Tx<'_>, chunk: ChunkId, row: &ChunkRow) -> Result<
         flip_digest(tx, *node, chunk, row)?;
     }
     tx.delete(AttentionRow::key(chunk));
+    tx.delete(LostEndRow::key(chunk));
     tx.delete(ChunkRow::key(chunk));
     tx.totals.counts.chunks = crate::usage::shifted(tx.totals.counts.chunks, -1, "chunks")?;
     tx.event(Event::ChunkDeleted { chunk, epoch: row.epoch, replicas: row.replicas.clone() });
+    Ok(())
+}
+
+/// A sealed chunk ends at `len`, in front of where it did: no disk has the rest. Its replicas go on counting, under a new
+/// epoch; those that are shorter still are bad ones, as after any seal.
+pub(crate) fn cut(tx: &mut Tx<'_>, chunk: ChunkId, before: &ChunkRow, len: u32) -> Result<(), Fault> {
+    let known = lost_end(tx.view(), chunk)?;
+    let lost = before.len.checked_sub(len).and_then(|more| more.checked_add(known));
+    let lost = lost.ok_or_else(|| Fault(format!("chunk {chunk} cannot be cut from {} to {len} bytes", before.len)))?;
+    let row = ChunkRow { epoch: before.epoch.next(), len, ..before.clone() };
+    for node in &row.replicas {
+        flip_digest(tx, *node, chunk, before)?;
+        flip_digest(tx, *node, chunk, &row)?;
+    }
+    tx.put(ChunkRow::key(chunk), &row)?;
+    tx.put(LostEndRow::key(chunk), &LostEndRow { lost })?;
+    let ChunkRow { epoch, len, replicas, .. } = row;
+    tx.event(Event::Sealed { chunk, epoch, len, replicas });
     Ok(())
 }
 

@@ -76,6 +76,10 @@ pub enum Body {
     RetireNamenode { node: NodeId },
     /// Changes nothing: each namenode notes the hash that its state had before this entry, and they compare.
     CheckState,
+    /// A sealed chunk ends at `len` bytes: what was committed behind that was never synced, and is on no disk. Refused
+    /// unless the chunk is what the proposer saw, with exactly these replicas. That none of them can be longer is for
+    /// the proposer to know.
+    CutChunk { chunk: ChunkId, epoch: Epoch, len: u32, replicas: Vec<NodeId> },
 }
 
 /// Sessions that no longer hold a nameless inode (`rows::UNDECIDED` among them), and those that do.
@@ -103,7 +107,8 @@ impl Body {
             | Body::SetDuty { .. }
             | Body::AdmitNamenode { .. }
             | Body::RetireNamenode { .. }
-            | Body::CheckState => None,
+            | Body::CheckState
+            | Body::CutChunk { .. } => None,
         }
     }
 }
@@ -136,7 +141,7 @@ pub struct Applied {
 /// they say can be found again in the rows.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    /// Tell the replicas where the chunk ends.
+    /// Tell the replicas where the chunk ends: it was sealed, or cut.
     Sealed { chunk: ChunkId, epoch: Epoch, len: u32, replicas: Vec<NodeId> },
     /// Tell the replicas to delete it, up to `epoch`.
     ChunkDeleted { chunk: ChunkId, epoch: Epoch, replicas: Vec<NodeId> },

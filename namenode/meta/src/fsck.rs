@@ -32,6 +32,7 @@ pub fn check(view: &dyn View, root: InodeId, known: Known<'_>) -> Result<FsckRep
     let tree = Tree::load(view, &mut found)?;
     let storage = Storage::load(view, &tree, &mut found)?;
     storage.check_files(&tree, known, &mut found);
+    storage.check_lost(&tree, &mut found);
     sessions::check(view, &tree, &storage, &mut found)?;
     locks::check(view, &tree, &mut found)?;
     xattrs::check(view, &tree, &mut found)?;
@@ -93,6 +94,7 @@ fn health(
     let mut health = ChunkHealth::default();
     for (chunk, row) in storage.chunks.iter().filter(|(chunk, _)| chunks.contains(chunk)) {
         repair::count(&mut health, *chunk, row, known, live_nodes);
+        health.lost_ends += u64::from(storage.lost_ends.contains_key(chunk));
     }
     Ok(health)
 }

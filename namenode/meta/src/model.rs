@@ -45,6 +45,8 @@ enum Step {
     Reclaim(u32),
     DropReplica(usize, usize),
     AddReplica(usize, usize),
+    /// Cuts a sealed chunk by a part of its length, in 256ths.
+    Cut(usize, u8),
 }
 
 /// Lists, some of which say no more than a mode.
@@ -507,6 +509,14 @@ fn take(system: &mut System, model: &mut Model, step: &Step) {
                 system.rig.apply(Body::DropReplica { chunk, epoch: row.epoch, node }).unwrap();
             }
         }
+        // The map of the files stays what it was; which bytes can be read is another matter.
+        Step::Cut(chunk, part) => {
+            if let Some((chunk, row)) = system.sealed(*chunk).filter(|(_, row)| row.len > 0) {
+                let len = (u64::from(row.len) * u64::from(*part) / 256) as u32;
+                let cut = Body::CutChunk { chunk, epoch: row.epoch, len, replicas: row.replicas };
+                system.rig.apply(cut).unwrap();
+            }
+        }
         Step::AddReplica(chunk, node) => {
             if let Some((chunk, row)) = system.sealed(*chunk) {
                 let node: NodeId = NODES[node % NODES.len()];
@@ -568,6 +578,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => (0u32..5).prop_map(Step::Reclaim),
         1 => any::<(usize, usize)>().prop_map(|(chunk, node)| Step::DropReplica(chunk, node)),
         1 => any::<(usize, usize)>().prop_map(|(chunk, node)| Step::AddReplica(chunk, node)),
+        1 => any::<(usize, u8)>().prop_map(|(chunk, part)| Step::Cut(chunk, part)),
     ]
 }
 

@@ -115,6 +115,7 @@ pub fn file_info(
                 chunk,
                 epoch: row.epoch,
                 len: row.len,
+                lost: rows::lost_end(view, chunk)?,
                 live_bytes: row.live_bytes,
                 sealed: row.is_sealed(),
                 target: row.target,

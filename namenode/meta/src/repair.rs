@@ -10,6 +10,10 @@
 //!
 //! Where all that is left is damaged, a copy is tried from all of it: frames that are good in any replica make it whole.
 //!
+//! Where all that is left is *short* (whole, but without the chunk's end, which no copy could bring back), the chunk is
+//! cut to the longest of them. That takes the word of every counted replica's node, live and with its disks scanned:
+//! one that is away may have the end, and one that is damaged in the middle may have good frames behind the damage.
+//!
 //! What is planned names everything, with the epoch: carried out late or twice, it does no harm.
 
 mod check;
@@ -35,7 +39,7 @@ pub struct Policy {
     /// The same, for chunks of which one copy is left.
     pub urgent_copies_in_per_node: u32,
     pub urgent_copies_out_per_node: u32,
-    /// Replicas dropped by one plan: bounds the commands that one pass proposes.
+    /// Replicas dropped by one plan, and chunks cut: bounds the commands that one pass proposes.
     pub drops_per_pass: u32,
     /// A node that left in order gets so long to come back before its data is copied again.
     pub leaving_grace_ms: u64,
@@ -63,6 +67,7 @@ pub struct Plan {
     /// Most urgent first.
     pub copies: Vec<CopyPlan>,
     pub drops: Vec<DropPlan>,
+    pub cuts: Vec<CutPlan>,
     /// Chunks that would need a copy or a drop now and get none, each with the first reason.
     pub waits: Vec<Wait>,
 }
@@ -83,6 +88,16 @@ pub struct DropPlan {
     pub chunk: ChunkId,
     pub epoch: Epoch,
     pub node: NodeId,
+}
+
+/// The chunk is to end at `len`: the longest of its replicas, which are all short, has no more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CutPlan {
+    pub chunk: ChunkId,
+    pub epoch: Epoch,
+    pub len: u32,
+    /// All that count, as they were judged.
+    pub replicas: Vec<NodeId>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -124,6 +139,9 @@ pub enum Reason {
     DropBudgetUsedUp,
     /// A superfluous replica stays until this node has confirmed its own.
     Unconfirmed(NodeId),
+    /// All replicas that can be asked are short. This node may have the end.
+    MayHaveEnd(NodeId),
+    CutBudgetUsedUp,
     /// A damaged replica stays until this node has read its own again.
     Unproven(NodeId),
 }
@@ -141,6 +159,8 @@ impl fmt::Display for Reason {
             Reason::CopyUnderWay => write!(f, "a copy is under way"),
             Reason::DropBudgetUsedUp => write!(f, "enough superfluous replicas dropped for one pass"),
             Reason::Unconfirmed(node) => write!(f, "node {node} is still scanning its disks"),
+            Reason::MayHaveEnd(node) => write!(f, "the end of the chunk may be on node {node}, which has not said"),
+            Reason::CutBudgetUsedUp => write!(f, "enough chunks cut for one pass"),
             Reason::Unproven(node) => write!(f, "node {node} verifies its replica"),
         }
     }

@@ -23,6 +23,7 @@
 //! | `Counters` | `config`, `keys`, `totals`, `namenodes` | [`Config`], [`CapabilityKeys`], [`Totals`], [`NamenodeIds`] |
 //! | `Xattrs` | inode, name bytes | [`XattrRow`]: an extended attribute |
 //! | `Duties` | node | [`DutyRow`]: of datanodes that do not simply serve; a removed one's stays for ever |
+//! | `LostEnds` | chunk | [`LostEndRow`]: committed bytes behind the chunk's end, which was cut off |
 //!
 //! Extents are keyed by their end because the first extent that reaches past an offset is then found
 //! by one forward seek. By their start it would take a backward seek, or a walk over everything that
@@ -45,8 +46,9 @@ use serde::de::DeserializeOwned;
 use crate::view::{Fault, Table, View};
 
 pub use chunks::{
-    AttentionRow, ChunkFileRow, ChunkRow, ChunkState, DatanodeRow, NodeChunkRow, NodeDigestRow, attention, chunk,
-    chunk_files, chunks, datanode, datanodes, node_chunks, node_chunks_of_shard, node_digests,
+    AttentionRow, ChunkFileRow, ChunkRow, ChunkState, DatanodeRow, LostEndRow, NodeChunkRow, NodeDigestRow, attention,
+    chunk, chunk_files, chunks, datanode, datanodes, lost_end, lost_ends, node_chunks, node_chunks_of_shard,
+    node_digests,
 };
 pub use cluster::{
     CapabilityKeys, Config, NamenodeIdRow, NamenodeIds, Totals, capability_keys, config, namenode_ids, totals,

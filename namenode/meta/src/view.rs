@@ -35,10 +35,11 @@ pub enum Table {
     Holders,
     Xattrs,
     Duties,
+    LostEnds,
 }
 
 impl Table {
-    pub const ALL: [Table; 21] = [
+    pub const ALL: [Table; 22] = [
         Table::Meta,
         Table::Inodes,
         Table::Dentries,
@@ -60,6 +61,7 @@ impl Table {
         Table::Holders,
         Table::Xattrs,
         Table::Duties,
+        Table::LostEnds,
     ];
 
     /// The name on disk. Never changes for a table that exists.
@@ -86,6 +88,7 @@ impl Table {
             Table::Holders => "holders",
             Table::Xattrs => "xattrs",
             Table::Duties => "duties",
+            Table::LostEnds => "lost_ends",
         }
     }
 }

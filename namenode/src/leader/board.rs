@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use dfs_meta::repair::{ChunkView, Flight};
 use dfs_proto::msg::admin::{ChunkHealth, CopyStatus, RepairStatus};
-use dfs_proto::{ChunkId, NodeId};
+use dfs_proto::{ChunkId, Epoch, NodeId};
 use parking_lot::Mutex;
 
 /// A copy that its target does not list as under way after so long was lost on the way there.
@@ -31,7 +31,7 @@ pub struct Board(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     flights: BTreeMap<(ChunkId, NodeId), CopyInFlight>,
-    bad: BTreeSet<(ChunkId, NodeId)>,
+    bad: BTreeMap<(ChunkId, NodeId), Bad>,
     /// Replicas of chunks with a bad one that were read well since that came out.
     proven: BTreeSet<(ChunkId, NodeId)>,
     /// Those that were asked to be read, and when.
@@ -49,6 +49,15 @@ struct Inner {
     copied_bytes: u64,
     damaged_found: u64,
     healed: u64,
+}
+
+/// What is wrong with a replica.
+#[derive(Clone, Copy)]
+struct Bad {
+    /// As of this epoch of the chunk: when it is cut, its replicas may be good ones of what is left.
+    epoch: Epoch,
+    /// Nothing but that it has only so many bytes.
+    short: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -108,13 +117,23 @@ impl Board {
         self.0.lock().flights.contains_key(&(chunk, target))
     }
 
-    /// A node's replica was found missing or damaged.
-    pub fn found_bad(&self, chunk: ChunkId, node: NodeId) {
+    /// A node's replica was found missing or damaged, or short: whole, but with only so many bytes.
+    pub fn found_bad(&self, chunk: ChunkId, node: NodeId, epoch: Epoch, short: Option<u32>) {
         let mut inner = self.0.lock();
         inner.proven.remove(&(chunk, node));
-        if inner.bad.len() < BAD_MAX && inner.bad.insert((chunk, node)) {
-            inner.damaged_found += 1;
+        let known = inner.bad.contains_key(&(chunk, node));
+        if known || inner.bad.len() < BAD_MAX {
+            inner.bad.insert((chunk, node), Bad { epoch, short });
+            inner.damaged_found += u64::from(!known);
         }
+    }
+
+    /// The chunk ends elsewhere from now on, and what was said of its replicas is said of something else.
+    pub fn cut(&self, chunk: ChunkId) {
+        let mut inner = self.0.lock();
+        inner.bad.retain(|(of, _), _| *of != chunk);
+        inner.proven.retain(|(of, _)| *of != chunk);
+        inner.hopeless.remove(&chunk);
     }
 
     /// A node has to empty a volume and has no room for the replica on another.
@@ -128,7 +147,7 @@ impl Board {
     /// A node's replica was read and is whole, or another took its place.
     pub fn found_good(&self, chunk: ChunkId, node: NodeId) {
         let mut inner = self.0.lock();
-        if inner.bad.remove(&(chunk, node)) {
+        if inner.bad.remove(&(chunk, node)).is_some() {
             inner.healed += 1;
         }
         match inner.has_bad(chunk) {
@@ -156,13 +175,13 @@ impl Board {
     }
 
     pub fn is_bad(&self, chunk: ChunkId, node: NodeId) -> bool {
-        self.0.lock().bad.contains(&(chunk, node))
+        self.0.lock().bad.contains_key(&(chunk, node))
     }
 
     /// Chunks with a bad replica, or one that is to be elsewhere.
     pub fn troubled_chunks(&self) -> BTreeSet<ChunkId> {
         let inner = self.0.lock();
-        inner.bad.iter().chain(inner.unwanted.keys()).map(|(chunk, _)| *chunk).collect()
+        inner.bad.keys().chain(inner.unwanted.keys()).map(|(chunk, _)| *chunk).collect()
     }
 
     pub fn deletion_ordered(&self, chunk: ChunkId, node: NodeId, now: Instant) {
@@ -187,10 +206,17 @@ impl Board {
 
     /// Fills in what the rows do not say of a chunk.
     pub fn annotate(&self, view: &mut ChunkView) {
-        let inner = self.0.lock();
+        let mut inner = self.0.lock();
         let of_chunk = (view.chunk, NodeId(0))..=(view.chunk, NodeId(u64::MAX));
-        view.bad = inner.bad.range(of_chunk.clone()).map(|(_, node)| *node).collect();
-        view.bad.retain(|node| view.replicas.contains(node));
+        // A cut that was applied although its proposer was not told so.
+        let stale = inner.bad.range(of_chunk.clone()).filter(|(_, bad)| bad.epoch < view.epoch);
+        let stale: Vec<_> = stale.map(|(key, _)| *key).collect();
+        for key in stale {
+            inner.bad.remove(&key);
+        }
+        let bad = || inner.bad.range(of_chunk.clone()).filter(|((_, node), _)| view.replicas.contains(node));
+        let short = bad().filter_map(|((_, node), bad)| Some((*node, bad.short?))).collect();
+        (view.bad, view.short) = (bad().map(|((_, node), _)| *node).collect(), short);
         view.leaving = inner.unwanted.range(of_chunk.clone()).map(|((_, node), _)| *node).collect();
         view.leaving.retain(|node| view.replicas.contains(node) && !view.bad.contains(node));
         view.unproven.clear();
@@ -236,6 +262,8 @@ impl Board {
             copied_chunks: inner.copied_chunks,
             copied_bytes: inner.copied_bytes,
             waits: inner.waits.clone(),
+            // Not known here.
+            unattended: 0,
             damaged: inner.bad.len() as u64,
             damaged_found: inner.damaged_found,
             healed: inner.healed,
@@ -266,24 +294,30 @@ mod tests {
         assert!(flights(&board).is_empty());
     }
 
-    #[test]
-    fn only_replicas_that_still_count_are_shown_as_bad() {
-        let board = Board::default();
-        board.found_bad(ChunkId(1), NodeId(2));
-        board.found_bad(ChunkId(1), NodeId(3));
-        let mut view = ChunkView {
+    fn view() -> ChunkView {
+        ChunkView {
             chunk: ChunkId(1),
-            epoch: dfs_proto::Epoch(1),
-            len: 1,
-            target: 3,
-            replicas: vec![NodeId(2), NodeId(4)],
+            epoch: Epoch(1),
+            len: 10,
+            target: 2,
+            replicas: Vec::new(),
             bad: Vec::new(),
+            short: BTreeMap::new(),
+            gone: Vec::new(),
             leaving: Vec::new(),
             unproven: Vec::new(),
             hopeless: false,
             in_flight: Vec::new(),
             busy: Vec::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn only_replicas_that_still_count_are_shown_as_bad() {
+        let board = Board::default();
+        board.found_bad(ChunkId(1), NodeId(2), Epoch(1), None);
+        board.found_bad(ChunkId(1), NodeId(3), Epoch(1), None);
+        let mut view = ChunkView { target: 3, replicas: vec![NodeId(2), NodeId(4)], ..view() };
         board.annotate(&mut view);
         assert_eq!((&view.bad[..], &view.unproven[..]), (&[NodeId(2)][..], &[NodeId(4)][..]));
         board.found_good(ChunkId(1), NodeId(4));
@@ -297,21 +331,28 @@ mod tests {
     }
 
     #[test]
+    fn what_was_said_of_a_chunk_before_it_was_cut_is_not_said_of_what_is_left() {
+        let board = Board::default();
+        let mut view = ChunkView { replicas: vec![NodeId(2), NodeId(4)], ..view() };
+        board.found_bad(ChunkId(1), NodeId(2), Epoch(1), Some(7));
+        board.found_bad(ChunkId(1), NodeId(4), Epoch(1), Some(9));
+        board.found_bad(ChunkId(1), NodeId(4), Epoch(1), None);
+        board.annotate(&mut view);
+        assert_eq!((view.bad.len(), &view.short), (2, &BTreeMap::from([(NodeId(2), 7)])), "the latest word counts");
+        view.epoch = Epoch(2);
+        board.annotate(&mut view);
+        assert!(view.bad.is_empty() && view.short.is_empty() && !board.is_bad(ChunkId(1), NodeId(2)));
+        board.found_bad(ChunkId(1), NodeId(2), Epoch(2), Some(5));
+        board.copy_hopeless(ChunkId(1), Instant::now());
+        board.cut(ChunkId(1));
+        board.annotate(&mut view);
+        assert!(view.bad.is_empty() && !view.hopeless);
+    }
+
+    #[test]
     fn what_a_node_wants_to_be_rid_of_and_what_cannot_be_put_together_is_forgotten_in_time() {
         let (board, start) = (Board::default(), Instant::now());
-        let mut view = ChunkView {
-            chunk: ChunkId(1),
-            epoch: dfs_proto::Epoch(1),
-            len: 1,
-            target: 2,
-            replicas: vec![NodeId(2), NodeId(4)],
-            bad: Vec::new(),
-            leaving: Vec::new(),
-            unproven: Vec::new(),
-            hopeless: false,
-            in_flight: Vec::new(),
-            busy: Vec::new(),
-        };
+        let mut view = ChunkView { target: 2, replicas: vec![NodeId(2), NodeId(4)], ..view() };
         board.unwanted(ChunkId(1), NodeId(2), start);
         board.unwanted(ChunkId(1), NodeId(9), start);
         board.copy_hopeless(ChunkId(1), start);

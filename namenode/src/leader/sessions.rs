@@ -22,12 +22,15 @@ struct Leases {
 struct Lease {
     holder: NodeId,
     renewed: Instant,
+    /// This leader has heard from it.
+    heard: bool,
 }
 
 impl Sessions {
     /// Starts over with the sessions that the rows name, each with a full lease from now.
     pub fn begin(&self, sessions: impl IntoIterator<Item = (SessionId, NodeId)>, lease: Duration, now: Instant) {
-        let sessions = sessions.into_iter().map(|(id, holder)| (id, Lease { holder, renewed: now })).collect();
+        let sessions =
+            sessions.into_iter().map(|(id, holder)| (id, Lease { holder, renewed: now, heard: false })).collect();
         *self.0.lock() = Leases { lease, sessions };
     }
 
@@ -36,12 +39,12 @@ impl Sessions {
     pub fn adopt(&self, sessions: impl IntoIterator<Item = (SessionId, NodeId)>, now: Instant) {
         let mut leases = self.0.lock();
         for (session, holder) in sessions {
-            leases.sessions.entry(session).or_insert(Lease { holder, renewed: now });
+            leases.sessions.entry(session).or_insert(Lease { holder, renewed: now, heard: false });
         }
     }
 
     pub fn opened(&self, session: SessionId, holder: NodeId, now: Instant) {
-        self.0.lock().sessions.insert(session, Lease { holder, renewed: now });
+        self.0.lock().sessions.insert(session, Lease { holder, renewed: now, heard: true });
     }
 
     pub fn closed(&self, session: SessionId) {
@@ -61,7 +64,7 @@ impl Sessions {
                 Err(WireError::new(ErrorKind::Forbidden, format!("session {session} belongs to another client")))
             }
             Some(lease) if now.saturating_duration_since(lease.renewed) <= expires_after => {
-                lease.renewed = now;
+                (lease.renewed, lease.heard) = (now, true);
                 Ok(())
             }
             _ => Err(WireError::new(ErrorKind::SessionExpired, format!("session {session} has ended"))),
@@ -74,6 +77,14 @@ impl Sessions {
         let leases = self.0.lock();
         let out = |lease: &Lease| now.saturating_duration_since(lease.renewed) > leases.lease;
         leases.sessions.iter().filter(|(_, lease)| out(lease)).map(|(session, _)| *session).take(limit).collect()
+    }
+
+    /// Sessions that have not been heard from for more than half a lease, or not at all by this leader. A client that
+    /// lives renews every third of the lease, so what these have open is most likely left behind.
+    pub fn silent(&self, now: Instant) -> Vec<SessionId> {
+        let leases = self.0.lock();
+        let silent = |lease: &Lease| !lease.heard || now.saturating_duration_since(lease.renewed) > leases.lease / 2;
+        leases.sessions.iter().filter(|(_, lease)| silent(lease)).map(|(session, _)| *session).collect()
     }
 
     /// Adds to every lease the time in which this process stood still and could not be renewed at.
@@ -107,6 +118,19 @@ mod tests {
         sessions.adopt([(SessionId(2), NodeId(8)), (SessionId(3), NodeId(8))], later);
         assert_eq!(sessions.expired(10, later), [SessionId(2)]);
         assert_eq!(kind(sessions.renew(SessionId(3), NodeId(8), later)), None);
+    }
+
+    #[test]
+    fn a_session_is_silent_until_this_leader_has_heard_from_it_and_after_half_a_lease_without_a_word() {
+        let (sessions, start) = (Sessions::default(), Instant::now());
+        sessions.begin([(SessionId(1), NodeId(7)), (SessionId(2), NodeId(8))], LEASE, start);
+        sessions.opened(SessionId(3), NodeId(9), start);
+        sessions.renew(SessionId(1), NodeId(7), start).unwrap();
+        assert_eq!(sessions.silent(start), [SessionId(2)]);
+        assert_eq!(sessions.silent(start + LEASE / 2), [SessionId(2)]);
+        assert_eq!(sessions.silent(start + LEASE * 2 / 3).len(), 3);
+        sessions.closed(SessionId(2));
+        assert_eq!(sessions.silent(start), []);
     }
 
     #[test]

@@ -134,11 +134,15 @@ async fn outcome_came(namenode: &Arc<Namenode>, node: NodeId, outcome: Outcome) 
             }
         }
         Outcome::Bad { chunk, epoch, reason } => {
-            let counted = namenode.read(|view| rows::chunk(view, chunk)).ok().flatten();
-            let counts = |row: rows::ChunkRow| row.is_sealed() && row.epoch == epoch && row.replicas.contains(&node);
-            if counted.is_some_and(counts) {
+            if counts(namenode, node, chunk, epoch) {
                 warn!(%chunk, %node, reason, "a replica is bad");
-                namenode.board.found_bad(chunk, node);
+                namenode.board.found_bad(chunk, node, epoch, None);
+            }
+        }
+        Outcome::Short { chunk, epoch, len } => {
+            if counts(namenode, node, chunk, epoch) {
+                warn!(%chunk, %node, len, "a replica is short");
+                namenode.board.found_bad(chunk, node, epoch, Some(len));
             }
         }
         Outcome::Verified { chunk, .. } => namenode.board.found_good(chunk, node),
@@ -146,6 +150,12 @@ async fn outcome_came(namenode: &Arc<Namenode>, node: NodeId, outcome: Outcome) 
         Outcome::Unwanted { chunk, .. } => namenode.board.unwanted(chunk, node, Instant::now()),
     }
     namenode.repair_wanted.notify_one();
+}
+
+/// Whether a node's replica counts, for a sealed chunk of this epoch.
+fn counts(namenode: &Namenode, node: NodeId, chunk: ChunkId, epoch: Epoch) -> bool {
+    let counted = namenode.read(|view| rows::chunk(view, chunk)).ok().flatten();
+    counted.is_some_and(|row| row.is_sealed() && row.epoch == epoch && row.replicas.contains(&node))
 }
 
 /// Counts a verified copy.
@@ -218,8 +228,8 @@ async fn report_came(
             }
             Verdict::Adopt => whole.push((chunk, own_epoch, len)),
             Verdict::Short => {
-                warn!(%chunk, %node, len, "a replica is short");
-                namenode.board.found_bad(chunk, node);
+                warn!(%chunk, %node, len, "a sealed replica is short");
+                namenode.board.found_bad(chunk, node, own_epoch, None);
             }
         }
     }

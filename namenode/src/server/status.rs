@@ -6,7 +6,7 @@ use std::time::Instant;
 use dfs_meta::{Fault, View, duty, rows};
 use dfs_proto::msg::admin::{Counts, DatanodeStatus, Duty, NamenodeStatus, RepairStatus, Status};
 use dfs_proto::msg::node::Pace;
-use dfs_proto::{NodeId, WireError};
+use dfs_proto::{NodeId, SessionId, WireError};
 
 use crate::namenode::Namenode;
 use crate::raft::Standing;
@@ -16,16 +16,18 @@ pub async fn status(namenode: &Arc<Namenode>) -> Result<Status, WireError> {
     let me = namenode.clone();
     let standing = namenode.consensus.standing();
     let leading = namenode.leading().is_ok();
-    let (config, counts, (datanodes, removed)) = namenode
+    let silent = namenode.sessions.silent(Instant::now());
+    let (config, counts, (datanodes, removed), unattended) = namenode
         .read_long(move |view| {
             let datanodes = if leading { datanodes(&me, view)? } else { Default::default() };
             let counts = if leading { rows::totals(view)?.counts } else { Counts::default() };
-            Ok((rows::config(view)?, counts, datanodes))
+            let unattended = if leading { open_chunks(view, &silent)? } else { 0 };
+            Ok((rows::config(view)?, counts, datanodes, unattended))
         })
         .await?;
     let now = Instant::now();
     let (chunks, repair) = match leading {
-        true => (namenode.board.health(now), namenode.board.status(now)),
+        true => (namenode.board.health(now), RepairStatus { unattended, ..namenode.board.status(now) }),
         false => (Default::default(), RepairStatus::default()),
     };
     Ok(Status {
@@ -42,6 +44,17 @@ pub async fn status(namenode: &Arc<Namenode>) -> Result<Status, WireError> {
         min_copies: config.map_or(0, |config| config.min_copies),
         removed,
     })
+}
+
+/// Chunks that have bytes and are open for one of these sessions.
+fn open_chunks(view: &dyn View, sessions: &[SessionId]) -> Result<u64, Fault> {
+    let mut open = 0;
+    for session in sessions {
+        for chunk in rows::session_chunks(view, *session)? {
+            open += u64::from(rows::chunk(view, chunk)?.is_some_and(|row| row.len > 0));
+        }
+    }
+    Ok(open)
 }
 
 fn namenodes(namenode: &Namenode, standing: &Standing) -> Vec<NamenodeStatus> {

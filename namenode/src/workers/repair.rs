@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dfs_meta::repair::{self, ChunkView, CopyPlan, DropPlan, Known, Plan, Policy};
+use dfs_meta::repair::{self, ChunkView, CopyPlan, CutPlan, DropPlan, Known, Plan, Policy};
 use dfs_meta::{Body, Fault, View, duty, rows};
 use dfs_proto::msg::admin::{ChunkHealth, Liveness};
 use dfs_proto::msg::meta::ReplicaAt;
@@ -72,7 +72,7 @@ async fn pass(namenode: &Arc<Namenode>, next_health: &mut Instant) -> Result<(),
         prove(namenode, chunk, &nodes);
     }
     let plan = repair::plan(&chunks, &nodes, &policy);
-    let queued = (plan.copies.len() + plan.waits.len()) as u64;
+    let queued = (plan.copies.len() + plan.cuts.len() + plan.waits.len()) as u64;
     namenode.board.pass_done(health.map(|(health, _)| health), plan.wait_summary(), queued, Instant::now());
     carry_out(namenode, plan, &addrs, &key).await
 }
@@ -141,9 +141,17 @@ async fn carry_out(
     let drops = plan.drops.into_iter().map(|DropPlan { chunk, epoch, node }| async move {
         namenode.propose(Body::DropReplica { chunk, epoch, node }).await?;
         info!(%chunk, %node, "replica dropped");
-        Ok(())
+        Ok::<_, WireError>(())
     });
-    futures::future::try_join_all(drops).await.map(|_| ())
+    futures::future::try_join_all(drops).await?;
+    // The replicas are told by the event that comes with the command, and by their digests.
+    let cuts = plan.cuts.into_iter().map(|CutPlan { chunk, epoch, len, replicas }| async move {
+        namenode.propose(Body::CutChunk { chunk, epoch, len, replicas }).await?;
+        namenode.board.cut(chunk);
+        warn!(target: "audit", %chunk, len, "the end of a chunk is lost: no disk has it");
+        Ok::<_, WireError>(())
+    });
+    futures::future::try_join_all(cuts).await.map(|_| ())
 }
 
 fn order_copy(

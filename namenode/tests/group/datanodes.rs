@@ -22,6 +22,8 @@ struct Datanode<'g> {
     client: Client<'g>,
     sealed: BTreeMap<ChunkId, (Epoch, u32)>,
     outcomes: Vec<Outcome>,
+    /// What its disk has kept of each chunk that it has not sealed.
+    kept: u32,
     /// Every order that came.
     orders: Vec<Order>,
     pace: Pace,
@@ -35,6 +37,7 @@ impl<'g> Datanode<'g> {
             client,
             sealed: BTreeMap::new(),
             outcomes: Vec::new(),
+            kept: u32::MAX,
             orders: Vec::new(),
             pace: Pace::default(),
         }
@@ -84,12 +87,20 @@ impl<'g> Datanode<'g> {
         self.outcomes.clear();
         for order in &reply.orders {
             match order {
+                Order::Seal { chunk, epoch, len } if self.kept < *len && !self.sealed.contains_key(chunk) => {
+                    self.outcomes.push(Outcome::Short { chunk: *chunk, epoch: *epoch, len: self.kept });
+                }
                 Order::Seal { chunk, epoch, len } => {
                     self.sealed.insert(*chunk, (*epoch, *len));
                 }
                 Order::Delete { chunk, epoch } => {
                     self.sealed.remove(chunk);
                     self.outcomes.push(Outcome::Deleted { chunk: *chunk, epoch: *epoch });
+                }
+                Order::Copy { chunk, epoch, len, sources, .. } if self.kept < LEN && *len == LEN => {
+                    let bad_sources = sources.iter().map(|source| source.node).collect();
+                    let (chunk, epoch, reason) = (*chunk, *epoch, "it ends early".into());
+                    self.outcomes.push(Outcome::CopyFailed { chunk, epoch, reason, bad_sources });
                 }
                 Order::Copy { chunk, epoch, len, capability, .. } => {
                     let good = capability.check(&reply.keys, *chunk, Access::Read, Timestamp::default());
@@ -99,6 +110,7 @@ impl<'g> Datanode<'g> {
                 }
                 Order::Verify { chunk, epoch, len } => self.outcomes.push(match self.sealed.contains_key(chunk) {
                     true => Outcome::Verified { chunk: *chunk, epoch: *epoch, len: *len },
+                    false if self.kept < *len => Outcome::Short { chunk: *chunk, epoch: *epoch, len: self.kept },
                     false => Outcome::Bad { chunk: *chunk, epoch: *epoch, reason: "missing".into() },
                 }),
                 Order::EndAppends { .. } | Order::Scrub { .. } => {}
@@ -237,6 +249,46 @@ fn a_replica_that_vanished_is_found_by_its_digest_and_made_again() {
             |node: &NodeId| datanodes.iter().any(|own| own.id == node.0 && own.sealed.contains_key(&file.chunk.chunk));
         (counted.len() == 3 && counted.iter().all(holds)).then_some(())
     });
+}
+
+#[test]
+fn a_chunk_whose_end_no_disk_has_is_cut_once_all_have_said_so_and_gets_its_copies() {
+    let group = group();
+    let client = group.client(Role::Client, 100);
+    let mut datanodes: Vec<_> = (11..=14).map(|id| Datanode::new(&group, id)).collect();
+    // The power goes between the commit and the seal: one has kept more than the others.
+    datanodes.iter_mut().for_each(|node| node.kept = 100 * node.id as u32);
+    let file = write_file(&client, &mut datanodes);
+    let holders: Vec<u64> = file.chunk.replicas.iter().map(|at| at.node.0).collect();
+    let longest = *holders.iter().max().unwrap();
+    let at = datanodes.iter().position(|node| node.id == longest).unwrap();
+    let mut last = datanodes.remove(at);
+    until("all but one have said that they are short", || {
+        last.beat(0);
+        last.outcomes.retain(|outcome| !matches!(outcome, Outcome::Short { .. }));
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        let damaged = info(&client, file.inode).chunks[0].damaged.len();
+        (damaged == 2).then_some(())
+    });
+    let chunk = &info(&client, file.inode).chunks[0];
+    assert_eq!((chunk.len, chunk.lost, chunk.epoch), (LEN, 0, Epoch(2)), "nothing is cut before the last has spoken");
+
+    datanodes.push(last);
+    let end = 100 * longest as u32;
+    until("three copies of what is left", || {
+        datanodes.iter_mut().for_each(|node| node.beat(0));
+        let chunk = &info(&client, file.inode).chunks[0];
+        let status = client.status(0)?;
+        let agree = status.datanodes.iter().all(|node| node.digest_agrees);
+        (chunk.lost > 0 && chunk.damaged.is_empty() && status.chunks.healthy == 1 && agree).then_some(())
+    });
+    let chunk = &info(&client, file.inode).chunks[0];
+    assert_eq!((chunk.len, chunk.lost, chunk.epoch, chunk.replicas.len()), (end, LEN - end, Epoch(3), 3));
+    let whole = datanodes.iter().filter(|node| node.sealed.get(&file.chunk.chunk) == Some(&(Epoch(3), end)));
+    assert_eq!(whole.count(), 3);
+    let status = client.status(0).unwrap();
+    assert_eq!((status.chunks.lost_ends, status.chunks.missing, status.repair.damaged), (1, 0, 0));
+    assert_eq!(status.repair.unattended, 0);
 }
 
 #[test]

@@ -203,6 +203,9 @@ pub struct ChunkHealth {
     pub over_replicated: u64,
     /// Under-replicated because there are fewer live datanodes than copies wanted.
     pub lacking_nodes: u64,
+    /// Chunks whose end was cut off, because no disk has it: files that need it have ranges that cannot be read. Each is
+    /// counted above as well, by the copies of what is left.
+    pub lost_ends: u64,
     /// Milliseconds since that pass.
     pub age_ms: u64,
 }
@@ -218,6 +221,9 @@ pub struct RepairStatus {
     pub waits: Vec<(String, u64)>,
     /// Replicas known to be damaged or missing that still count.
     pub damaged: u64,
+    /// Chunks open for sessions that have not been heard from for half a lease, or not yet by this leader: sealed soon,
+    /// and only then is it known how their replicas stand.
+    pub unattended: u64,
     /// Since this leader leads: replicas found so, and those of them that were read well again, or replaced and dropped.
     pub damaged_found: u64,
     pub healed: u64,
@@ -258,6 +264,8 @@ pub enum ProblemKind {
     UnderReplicated,
     /// Rows contradict each other: a bug or damage.
     Inconsistent,
+    /// Bytes cannot be read, and never will be: their chunk was cut off in front of them.
+    Lost,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -271,6 +279,8 @@ pub struct ChunkInfo {
     pub chunk: ChunkId,
     pub epoch: crate::Epoch,
     pub len: u32,
+    /// Bytes behind `len` that were committed and that no disk has.
+    pub lost: u32,
     pub live_bytes: u64,
     pub sealed: bool,
     pub target: u8,

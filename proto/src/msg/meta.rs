@@ -497,7 +497,8 @@ pub struct FileMap {
 pub struct ChunkLocation {
     pub chunk: ChunkId,
     pub epoch: Epoch,
-    /// Committed bytes.
+    /// Committed bytes that there are. In an answer of the leader, what extents name behind it is lost: the chunk's end
+    /// was cut off, because no disk had it.
     pub len: u32,
     /// Live replicas first, then those whose node is silent.
     pub replicas: Vec<ReplicaAt>,

@@ -168,7 +168,7 @@ pub enum Outcome {
         reason: String,
         bad_sources: Vec<NodeId>,
     },
-    /// This node's own replica is missing, short or damaged.
+    /// This node's own replica is missing or damaged.
     Bad {
         chunk: ChunkId,
         epoch: Epoch,
@@ -188,6 +188,14 @@ pub enum Outcome {
     Unwanted {
         chunk: ChunkId,
         epoch: Epoch,
+    },
+    /// The order of this epoch says that the chunk is longer than this node's replica. What is here is whole, was read
+    /// from the disk just now, and ends at a frame's end; and nothing that could be read lies behind it.
+    Short {
+        chunk: ChunkId,
+        epoch: Epoch,
+        /// Bytes that are here.
+        len: u32,
     },
 }
 

@@ -159,6 +159,7 @@ fn kind_name(kind: ProblemKind) -> &'static str {
         ProblemKind::Missing => "missing",
         ProblemKind::UnderReplicated => "under_replicated",
         ProblemKind::Inconsistent => "inconsistent",
+        ProblemKind::Lost => "lost",
     }
 }
 
@@ -179,5 +180,6 @@ mod tests {
         assert_eq!(verdict(&report(&[ProblemKind::UnderReplicated])), Verdict::Degraded);
         assert_eq!(verdict(&report(&[ProblemKind::UnderReplicated, ProblemKind::Missing])), Verdict::Corrupt);
         assert_eq!(verdict(&report(&[ProblemKind::Inconsistent])), Verdict::Corrupt);
+        assert_eq!(verdict(&report(&[ProblemKind::Lost])), Verdict::Corrupt);
     }
 }

@@ -188,6 +188,7 @@ pub fn object(info: &FileInfo, verified: &Verified, names: &NodeNames) -> Value 
                 "chunk": chunk.chunk,
                 "epoch": chunk.epoch,
                 "len_bytes": chunk.len,
+                "lost_bytes": chunk.lost,
                 "live_bytes": chunk.live_bytes,
                 "sealed": chunk.sealed,
                 "target": chunk.target,

@@ -316,6 +316,7 @@ pub fn repair_object(status: &Status, names: &NodeNames) -> Value {
         "queued": repair.queued,
         "copied_chunks": repair.copied_chunks,
         "copied_bytes": repair.copied_bytes,
+        "unattended": repair.unattended,
         "damaged": repair.damaged,
         "damaged_found": repair.damaged_found,
         "healed": repair.healed,

@@ -55,7 +55,8 @@ pub const CELLS: [Cell; 16] = [
         text: "power cut of all nodes at once",
         rounds: 100,
         rounds_at_random: 5,
-        rounds_in_tests: Some(1),
+        // The second one takes the mounts along.
+        rounds_in_tests: Some(2),
         run: power::of_all,
     },
     Cell {

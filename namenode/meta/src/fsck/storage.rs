@@ -16,6 +16,10 @@ use crate::view::{Fault, View};
 
 pub(super) struct Storage {
     pub chunks: BTreeMap<ChunkId, ChunkRow>,
+    /// Chunks that were cut off, and the bytes behind their ends.
+    pub lost_ends: BTreeMap<ChunkId, u32>,
+    /// Bytes of each file that lie behind the end of a chunk, counted from the extents.
+    lost: BTreeMap<(ChunkId, InodeId), u64>,
     /// Bytes of each chunk that each file uses, counted from the extents.
     usage: BTreeMap<(ChunkId, InodeId), u64>,
 }
@@ -23,7 +27,12 @@ pub(super) struct Storage {
 impl Storage {
     /// Reads extents and chunks, and checks every table about them.
     pub fn load(view: &dyn View, tree: &Tree, found: &mut Findings) -> Result<Storage, Fault> {
-        let mut storage = Storage { chunks: BTreeMap::new(), usage: BTreeMap::new() };
+        let mut storage = Storage {
+            chunks: BTreeMap::new(),
+            lost_ends: rows::lost_ends(view)?,
+            lost: BTreeMap::new(),
+            usage: BTreeMap::new(),
+        };
         rows::chunks(view, &mut |chunk, row| {
             storage.chunks.insert(chunk, row);
         })?;
@@ -68,6 +77,18 @@ impl Storage {
         }
     }
 
+    /// Which files have bytes that were cut off with the end of a chunk.
+    pub fn check_lost(&self, tree: &Tree, found: &mut Findings) {
+        for ((chunk, inode), bytes) in &self.lost {
+            let kind = tree.inodes.get(inode).map(|row| row.kind());
+            let text = format!(
+                "{bytes} bytes of {kind:?} {inode} were committed to chunk {chunk} and on no disk when the power went: \
+                 reading them gives an error, until they are overwritten or the file is deleted"
+            );
+            found.chunk(ProblemKind::Lost, *chunk, Some(*inode), text);
+        }
+    }
+
     fn check_extents(&mut self, view: &dyn View, tree: &Tree, found: &mut Findings) -> Result<(), Fault> {
         let mut files: BTreeMap<InodeId, Vec<Extent>> = BTreeMap::new();
         rows::scan_all::<ExtentRow>(view, &mut |key, row| {
@@ -77,12 +98,20 @@ impl Storage {
                 None => found.broken(format!("extent key {key:02x?} does not fit its row {row:?}")),
                 Some((inode, file_offset)) => {
                     let ExtentRow { chunk, chunk_offset, len } = row;
-                    files.entry(inode).or_default().push(Extent { file_offset, chunk, chunk_offset, len });
+                    let extent = Extent { file_offset, chunk, chunk_offset, len };
+                    if let Some(end) = self.chunks.get(&chunk).filter(|_| self.lost_ends.contains_key(&chunk)) {
+                        let readable = end.len.saturating_sub(chunk_offset).min(len);
+                        if readable < len {
+                            *self.lost.entry((chunk, inode)).or_default() += u64::from(len - readable);
+                        }
+                    }
+                    files.entry(inode).or_default().push(extent);
                     *self.usage.entry((chunk, inode)).or_default() += u64::from(len);
                 }
             }
         })?;
-        let committed = |chunk| self.chunks.get(&chunk).map(|row| row.len);
+        let lost = |chunk| self.lost_ends.get(&chunk).copied().unwrap_or(0);
+        let committed = |chunk| self.chunks.get(&chunk).map(|row| row.len.saturating_add(lost(chunk)));
         for (inode, row) in &tree.inodes {
             let extents = files.remove(inode).unwrap_or_default();
             match row.content {
@@ -158,6 +187,13 @@ impl Storage {
             }
             if *chunk >= next_chunk {
                 found.broken_chunk(*chunk, format!("chunk {chunk} has a number that was not given out"));
+            }
+        }
+        for (chunk, lost) in &self.lost_ends {
+            let row = self.chunks.get(chunk).filter(|row| row.is_sealed());
+            let fits = |row: &ChunkRow| row.len.checked_add(*lost).is_some_and(|end| end <= CHUNK_MAX);
+            if *lost == 0 || !row.is_some_and(fits) {
+                found.broken_chunk(*chunk, format!("chunk {chunk}, {row:?}, cannot have lost {lost} bytes"));
             }
         }
         for chunk in live.keys() {

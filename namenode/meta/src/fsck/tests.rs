@@ -1,12 +1,15 @@
 use dfs_proto::NodeId;
+use dfs_proto::limits::CHUNK_MAX;
 use dfs_proto::msg::admin::{Duty, FsckReport};
 use dfs_proto::msg::meta::{LockClaim, LockMode, LockOwner, LockRange, LockSpace, Op};
 use dfs_proto::{Epoch, XattrValue};
 
 use super::*;
 use crate::acl::tests::acl;
+use crate::command::Body;
 use crate::rows::{
-    AttentionRow, ChunkFileRow, ChunkRow, Content, DentryRow, DutyRow, InodeRow, Key, NodeChunkRow, Row, XattrRow,
+    AttentionRow, ChunkFileRow, ChunkRow, Content, DentryRow, DutyRow, InodeRow, Key, LostEndRow, NodeChunkRow, Row,
+    XattrRow,
 };
 use crate::testing::{NODES, Rig, name, xattr_name};
 use crate::view::Change;
@@ -79,6 +82,28 @@ fn a_node_that_is_done_and_has_replicas_is_a_contradiction() {
 }
 
 #[test]
+fn files_with_bytes_behind_a_lost_end_are_named_with_how_many() {
+    let (mut rig, file, chunk) = filled();
+    let cut = |rig: &mut Rig, len| {
+        let row = rows::chunk(&rig.state, chunk).unwrap().unwrap();
+        rig.apply(Body::CutChunk { chunk, epoch: row.epoch, len, replicas: row.replicas }).unwrap();
+        everything(rig, &|_| true)
+    };
+    let report = cut(&mut rig, 70);
+    assert_eq!((report.chunks.lost_ends, report.chunks.missing, report.chunks.under_replicated), (1, 0, 0));
+    assert_eq!(report.problems_total, 1);
+    let lost = &report.problems[0];
+    assert_eq!((lost.kind, lost.inode, lost.path.as_deref()), (ProblemKind::Lost, Some(file), Some("/dir/file")));
+    assert!(lost.text.starts_with("30 bytes"), "{}", lost.text);
+    assert!(cut(&mut rig, 0).problems[0].text.starts_with("100 bytes"));
+    // Cut off or deleted, and nothing is left of it.
+    let set = dfs_proto::SetAttr { size_bytes: Some(0), ..dfs_proto::SetAttr::default() };
+    rig.set_attr(file, set).unwrap();
+    let report = everything(&rig, &|_| true);
+    assert_eq!((report.chunks.lost_ends, report.problems_total), (0, 0));
+}
+
+#[test]
 fn short_chunks_are_told_apart_by_what_they_lack() {
     let (rig, ..) = filled();
     let one = everything(&rig, &|node| node == NODES[0]).chunks;
@@ -118,6 +143,14 @@ fn finds(damage: impl FnOnce(&mut Rig, InodeId, ChunkId)) -> bool {
 #[test]
 fn damage_in_any_table_is_found() {
     assert!(finds(|rig, file, _| change(rig, InodeRow::key(file), None)));
+    assert!(finds(|rig, _, chunk| change(rig, LostEndRow::key(chunk), Some(&LostEndRow { lost: CHUNK_MAX }))));
+    assert!(finds(|rig, _, chunk| change(rig, LostEndRow::key(chunk), Some(&LostEndRow { lost: 0 }))));
+    assert!(finds(|rig, _, _| change(rig, LostEndRow::key(ChunkId(999)), Some(&LostEndRow { lost: 1 }))));
+    assert!(finds(|rig, _, chunk| {
+        let row = rows::chunk(&rig.state, chunk).unwrap().unwrap();
+        rig.apply(Body::CutChunk { chunk, epoch: row.epoch, len: 1, replicas: row.replicas }).unwrap();
+        change(rig, LostEndRow::key(chunk), None);
+    }));
     assert!(finds(|rig, file, _| {
         let mut row = rows::inode(&rig.state, file).unwrap().unwrap();
         row.nlink += 1;

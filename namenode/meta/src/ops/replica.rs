@@ -1,4 +1,7 @@
-//! Replicas of sealed chunks: a repaired one counts from here on, a lost or superfluous one no longer.
+//! Replicas of sealed chunks: a repaired one counts from here on, a lost or superfluous one no longer; and where the
+//! chunk ends if none of them has its end.
+
+use std::collections::BTreeSet;
 
 use dfs_proto::{ChunkId, Epoch, ErrorKind, NodeId};
 
@@ -42,6 +45,32 @@ pub(crate) fn drop(tx: &mut Tx<'_>, chunk: ChunkId, epoch: Epoch, node: NodeId) 
         return Err(refuse(ErrorKind::NotPermitted, message));
     }
     chunks::drop_replica(tx, chunk, row, node)?;
+    Ok(Reply::Done)
+}
+
+/// What no disk has is lost: the chunk ends before it. The replicas must be those that the proposer has judged: one that
+/// has come to count since may have the end.
+pub(crate) fn cut(
+    tx: &mut Tx<'_>,
+    chunk: ChunkId,
+    epoch: Epoch,
+    len: u32,
+    replicas: &[NodeId],
+) -> Result<Reply, Failure> {
+    let Some(row) = rows::chunk(tx.view(), chunk)? else {
+        return Err(refuse(ErrorKind::Stale, format!("chunk {chunk} no longer exists")));
+    };
+    require_sealed_at(&row, chunk, epoch)?;
+    if len >= row.len {
+        let message = format!("chunk {chunk} has {} bytes: to end it at {len} cuts nothing off", row.len);
+        return Err(refuse(ErrorKind::InvalidArgument, message));
+    }
+    let set = |nodes: &[NodeId]| nodes.iter().copied().collect::<BTreeSet<_>>();
+    if set(replicas) != set(&row.replicas) {
+        let message = format!("chunk {chunk} has other replicas than those that were judged");
+        return Err(refuse(ErrorKind::StaleEpoch, message));
+    }
+    chunks::cut(tx, chunk, &row, len)?;
     Ok(Reply::Done)
 }
 
@@ -120,6 +149,55 @@ mod tests {
         }
         let open = rig.allocate(1)[0];
         assert_eq!(kind_of(rig.apply(add(open, Epoch::FIRST, 0, NodeId(14)))), Some(ErrorKind::StaleEpoch));
+    }
+
+    #[test]
+    fn a_chunk_whose_end_no_disk_has_ends_where_the_longest_replica_does() {
+        let mut rig = Rig::new();
+        let (chunk, row) = sealed(&mut rig);
+        let cut = |epoch, len, replicas: &[NodeId]| Body::CutChunk { chunk, epoch, len, replicas: replicas.to_vec() };
+        rig.apply(cut(row.epoch, 60, &row.replicas)).unwrap();
+        let after = rows::chunk(&rig.state, chunk).unwrap().unwrap();
+        assert_eq!(after, ChunkRow { epoch: row.epoch.next(), len: 60, ..row.clone() });
+        assert_eq!(rows::lost_end(&rig.state, chunk).unwrap(), 40);
+        let sealed = Event::Sealed { chunk, epoch: after.epoch, len: 60, replicas: row.replicas.clone() };
+        assert!(rig.events.contains(&sealed), "the replicas are told");
+        let digests = rows::node_digests(&rig.state, row.replicas[0]).unwrap();
+        assert_eq!(digests[digest_shard(chunk)], replica_digest(chunk, after.epoch, 60));
+
+        // The longest one was lost as well, before anybody had copied it: nothing is left.
+        rig.apply(cut(after.epoch, 0, &after.replicas)).unwrap();
+        assert_eq!(rows::lost_end(&rig.state, chunk).unwrap(), 100);
+        assert_eq!(rows::lost_ends(&rig.state).unwrap().len(), 1);
+        // It goes with the last file that needs it.
+        rig.unlink(InodeId::ROOT, "a", None).unwrap();
+        assert_eq!(rows::chunk(&rig.state, chunk).unwrap(), None);
+        assert!(rows::lost_ends(&rig.state).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_cut_that_was_planned_for_something_else_is_refused() {
+        let mut rig = Rig::new();
+        let (chunk, row) = sealed(&mut rig);
+        let cut =
+            |chunk, epoch, len, replicas: &[NodeId]| Body::CutChunk { chunk, epoch, len, replicas: replicas.into() };
+        let all = &row.replicas[..];
+        let before = rig.state.clone();
+        for (body, kind) in [
+            (cut(ChunkId(99), row.epoch, 60, all), ErrorKind::Stale),
+            (cut(chunk, Epoch::FIRST, 60, all), ErrorKind::StaleEpoch),
+            (cut(chunk, row.epoch, 100, all), ErrorKind::InvalidArgument),
+            (cut(chunk, row.epoch, 60, &all[1..]), ErrorKind::StaleEpoch),
+            (cut(chunk, row.epoch, 60, &[all, &[NodeId(14)]].concat()), ErrorKind::StaleEpoch),
+        ] {
+            assert_eq!(kind_of(rig.apply(body)), Some(kind));
+        }
+        assert_eq!(rig.state, before);
+        rig.apply(Body::AddReplica { chunk, epoch: row.epoch, len: row.len, node: NodeId(14) }).unwrap();
+        assert_eq!(kind_of(rig.apply(cut(chunk, row.epoch, 60, all))), Some(ErrorKind::StaleEpoch));
+        let open = rig.allocate(1)[0];
+        let replicas = rows::chunk(&rig.state, open).unwrap().unwrap().replicas;
+        assert_eq!(kind_of(rig.apply(cut(open, Epoch::FIRST, 0, &replicas))), Some(ErrorKind::StaleEpoch));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dfs_proto::NodeId;
 use dfs_proto::msg::admin::Liveness;
 
-use super::{ChunkView, CopyPlan, DropPlan, NodeView, Plan, Policy, Risk};
+use super::{ChunkView, CopyPlan, CutPlan, DropPlan, NodeView, Plan, Policy, Risk};
 
 /// Says what is wrong with a plan: anything that could lose data, be refused, or overload a node.
 pub fn check(plan: &Plan, chunks: &[ChunkView], nodes: &[NodeView], policy: &Policy) -> Result<(), String> {
@@ -14,16 +14,62 @@ pub fn check(plan: &Plan, chunks: &[ChunkView], nodes: &[NodeView], policy: &Pol
         let drops: Vec<_> = plan.drops.iter().filter(|drop| drop.chunk == chunk.chunk).collect();
         check_copies(chunk, nodes, &copies).map_err(|what| format!("chunk {}: {what}", chunk.chunk))?;
         check_drops(chunk, nodes, &drops).map_err(|what| format!("chunk {}: {what}", chunk.chunk))?;
+        let cuts: Vec<_> = plan.cuts.iter().filter(|cut| cut.chunk == chunk.chunk).collect();
+        let alone = copies.is_empty() && drops.is_empty();
+        if cuts.len() > usize::from(alone) {
+            return Err(format!("chunk {}: something else is done to a chunk that is cut", chunk.chunk));
+        }
+        cuts.iter().try_for_each(|cut| check_cut(chunk, nodes, cut)).map_err(|what| format!("{cuts:?}: {what}"))?;
     }
     let known: BTreeSet<_> = chunks.iter().map(|chunk| chunk.chunk).collect();
-    let named = plan.copies.iter().map(|copy| copy.chunk).chain(plan.drops.iter().map(|drop| drop.chunk));
+    let named = plan
+        .copies
+        .iter()
+        .map(|copy| copy.chunk)
+        .chain(plan.drops.iter().map(|drop| drop.chunk))
+        .chain(plan.cuts.iter().map(|cut| cut.chunk));
     if let Some(stray) = named.into_iter().find(|chunk| !known.contains(chunk)) {
         return Err(format!("chunk {stray} is not among those to plan for"));
     }
     if plan.drops.len() > policy.drops_per_pass as usize {
         return Err(format!("{} replicas are dropped at once", plan.drops.len()));
     }
+    if plan.cuts.len() > policy.drops_per_pass as usize {
+        return Err(format!("{} chunks are cut at once", plan.cuts.len()));
+    }
     check_budgets(plan, chunks, policy)
+}
+
+/// Nothing that could be read may be cut off: whoever counts has said that there is nothing behind the new end, or
+/// never will say anything again.
+fn check_cut(chunk: &ChunkView, nodes: &[NodeView], cut: &CutPlan) -> Result<(), String> {
+    let set = |nodes: &[NodeId]| nodes.iter().copied().collect::<BTreeSet<_>>();
+    if cut.epoch != chunk.epoch || cut.len >= chunk.len || set(&cut.replicas) != set(&chunk.replicas) {
+        return Err("the cut is of another state of the chunk".into());
+    }
+    if !chunk.in_flight.is_empty() {
+        return Err("a copy may turn out whole".into());
+    }
+    let mut longest = None;
+    for node in &chunk.replicas {
+        let view = nodes.iter().find(|view| view.node == *node);
+        let live = view.is_some_and(|view| view.liveness == Liveness::Live);
+        if chunk.gone.contains(node) && !live {
+            continue;
+        }
+        if !live || !view.is_some_and(|view| view.scanned) {
+            return Err(format!("node {node} may have the end, and cannot be asked"));
+        }
+        if !chunk.bad.contains(node) {
+            return Err(format!("node {node} has said nothing of its replica"));
+        }
+        let has = chunk.short.get(node).ok_or_else(|| format!("node {node} may have frames behind the damage"))?;
+        longest = longest.max(Some(*has));
+    }
+    if longest != Some(cut.len) {
+        return Err(format!("the longest replica has {longest:?} bytes"));
+    }
+    Ok(())
 }
 
 fn check_copies(chunk: &ChunkView, nodes: &[NodeView], copies: &[&CopyPlan]) -> Result<(), String> {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dfs_proto::msg::admin::Liveness;
 use dfs_proto::{ChunkId, NodeId};
 
-use super::{ChunkView, CopyPlan, DropPlan, NodeView, Plan, Policy, Reason, Risk, Wait};
+use super::{ChunkView, CopyPlan, CutPlan, DropPlan, NodeView, Plan, Policy, Reason, Risk, Wait};
 
 /// Plans one pass over `chunks` (see [`super::candidates`]). Ties are broken by ids, so the same
 /// arguments give the same plan.
@@ -72,8 +72,16 @@ impl<'a> Planner<'a> {
         let target = usize::from(chunk.target);
         let live = self.with(chunk, |node| node.liveness == Liveness::Live);
         if live.is_empty() {
+            // No copy can bring back an end that none of them has.
+            let damaged = self.damaged(chunk);
+            if !damaged.is_empty() && damaged.iter().all(|node| chunk.short.contains_key(node)) {
+                if let Err(reason) = self.cut(chunk) {
+                    self.wait(chunk, reason);
+                }
+                return Vec::new();
+            }
             // Damaged in different places they make a whole copy between them: every frame is verified on the way.
-            if !chunk.hopeless && chunk.in_flight.is_empty() && !self.damaged(chunk).is_empty() {
+            if !chunk.hopeless && chunk.in_flight.is_empty() && !damaged.is_empty() {
                 return vec![Job { chunk, risk: Risk::OneCopyLeft, have: 0 }];
             }
             self.wait(chunk, Reason::NoLiveSource);
@@ -101,6 +109,33 @@ impl<'a> Planner<'a> {
             _ => Risk::BelowTarget,
         };
         (have..target).map(|have| Job { chunk, risk: risk(have), have }).collect()
+    }
+
+    /// Plans to end a chunk at its longest replica, all that can be asked being short; or says why that has to wait.
+    fn cut(&mut self, chunk: &ChunkView) -> Result<(), Reason> {
+        let mut len = None;
+        for node in &chunk.replicas {
+            let view = self.nodes.get(node);
+            let live = view.is_some_and(|view| view.liveness == Liveness::Live);
+            // An administrator has written it off. Anybody else who is away may come back with the end.
+            if !live && chunk.gone.contains(node) {
+                continue;
+            }
+            match chunk.short.get(node) {
+                Some(has) if live && view.is_some_and(|view| view.scanned) => len = len.max(Some(*has)),
+                _ => return Err(Reason::MayHaveEnd(*node)),
+            }
+        }
+        if !chunk.in_flight.is_empty() {
+            return Err(Reason::CopyUnderWay);
+        }
+        if self.plan.cuts.len() >= self.policy.drops_per_pass as usize {
+            return Err(Reason::CutBudgetUsedUp);
+        }
+        let len = len.filter(|len| *len < chunk.len).ok_or(Reason::NoLiveSource)?;
+        let ChunkView { chunk, epoch, ref replicas, .. } = *chunk;
+        self.plan.cuts.push(CutPlan { chunk, epoch, len, replicas: replicas.clone() });
+        Ok(())
     }
 
     /// Plans one copy, or says why it cannot be.

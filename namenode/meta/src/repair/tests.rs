@@ -35,6 +35,8 @@ fn chunk(id: u64, replicas: &[u64]) -> ChunkView {
         target: 3,
         replicas: replicas.iter().copied().map(NodeId).collect(),
         bad: Vec::new(),
+        short: BTreeMap::new(),
+        gone: Vec::new(),
         leaving: Vec::new(),
         unproven: Vec::new(),
         hopeless: false,
@@ -249,6 +251,118 @@ fn damaged_replicas_are_put_together_when_nothing_better_is_left_and_not_over_an
     assert_eq!((copies(&plan), drops(&plan), reasons(&plan)), (vec![], vec![], vec![(1, Reason::NoLiveSource)]));
 }
 
+/// All of a chunk's replicas are short, with so many bytes each.
+fn short(id: u64, replicas: &[(u64, u32)]) -> ChunkView {
+    let nodes: Vec<u64> = replicas.iter().map(|(node, _)| *node).collect();
+    let short = replicas.iter().map(|(node, len)| (NodeId(*node), *len)).collect();
+    ChunkView { bad: nodes.iter().copied().map(NodeId).collect(), short, ..chunk(id, &nodes) }
+}
+
+fn cuts(plan: &Plan) -> Vec<(u64, u32)> {
+    plan.cuts.iter().map(|cut| (cut.chunk.0, cut.len)).collect()
+}
+
+#[test]
+fn a_chunk_whose_end_nobody_has_is_cut_to_the_longest_replica() {
+    let plan = planned(&[short(1, &[(1, 300), (2, 700), (3, 0)]), short(2, &[(1, 0), (2, 0), (3, 0)])], &nodes(4, &[]));
+    assert_eq!((cuts(&plan), copies(&plan), drops(&plan)), (vec![(1, 700), (2, 0)], vec![], vec![]));
+    assert_eq!(plan.cuts[0].replicas, [NodeId(1), NodeId(2), NodeId(3)]);
+    assert!(plan.waits.is_empty());
+}
+
+#[test]
+fn nothing_is_cut_while_anybody_may_have_the_end() {
+    let all = short(1, &[(1, 300), (2, 700), (3, 0)]);
+    let nothing = |chunk: &ChunkView, nodes: &[NodeView]| {
+        let plan = planned(std::slice::from_ref(chunk), nodes);
+        assert!(plan.cuts.is_empty(), "{plan:?}");
+        plan
+    };
+    for liveness in [Liveness::Dead, Liveness::Suspect, Liveness::Leaving] {
+        let plan = nothing(&all, &nodes(4, &[(3, liveness)]));
+        assert_eq!((copies(&plan), reasons(&plan)), (vec![], vec![(1, Reason::MayHaveEnd(NodeId(3)))]));
+    }
+    let mut scanning = nodes(4, &[]);
+    scanning[1].scanned = false;
+    assert_eq!(reasons(&nothing(&all, &scanning)), [(1, Reason::MayHaveEnd(NodeId(2)))]);
+    // A node that has not said anything yet: it passes for good, and a copy is tried from it.
+    let mut quiet = all.clone();
+    quiet.bad.retain(|node| *node != NodeId(2));
+    quiet.short.remove(&NodeId(2));
+    assert_eq!(nothing(&quiet, &nodes(4, &[])).copies[0].sources, [NodeId(2)]);
+    // Damage in the middle: good frames may lie behind it, and all together may make a whole copy.
+    let mut rotten = all.clone();
+    rotten.short.remove(&NodeId(2));
+    assert_eq!(copies(&nothing(&rotten, &nodes(4, &[]))), [(1, 4, Risk::OneCopyLeft)]);
+    let hopeless = ChunkView { hopeless: true, ..rotten };
+    assert_eq!(reasons(&nothing(&hopeless, &nodes(4, &[]))), [(1, Reason::NoLiveSource)]);
+    let flight = Flight { target: NodeId(4), source: None };
+    let flying = ChunkView { in_flight: vec![flight], ..all };
+    assert_eq!(reasons(&nothing(&flying, &nodes(4, &[]))), [(1, Reason::CopyUnderWay)]);
+}
+
+#[test]
+fn a_replica_that_an_administrator_has_written_off_keeps_no_chunk_from_being_cut() {
+    let duties = BTreeMap::from([(NodeId(3), Duty::Removing { since: Timestamp::default(), chunks: 2, bytes: 9 })]);
+    let dead = nodes(4, &[(3, Liveness::Dead)]);
+    let mut all = short(1, &[(1, 300), (2, 700)]);
+    all.replicas.push(NodeId(3));
+    assert_eq!(reasons(&planned(std::slice::from_ref(&all), &dead)), [(1, Reason::MayHaveEnd(NodeId(3)))]);
+    all.mark_leaving(&duties, &|node| node != NodeId(3));
+    assert_eq!(cuts(&planned(std::slice::from_ref(&all), &dead)), [(1, 700)]);
+    // It has come back after all.
+    assert_eq!(cuts(&planned(std::slice::from_ref(&all), &nodes(4, &[]))), []);
+}
+
+#[test]
+fn cuts_have_a_budget() {
+    let many: Vec<_> = (0..100).map(|id| short(id, &[(1, 5), (2, 5), (3, 5)])).collect();
+    let plan = planned(&many, &nodes(4, &[]));
+    assert_eq!(plan.cuts.len(), Policy::default().drops_per_pass as usize);
+    assert_eq!(plan.wait_summary()[0].1, 36);
+}
+
+#[test]
+fn the_check_finds_each_kind_of_harmful_cut() {
+    let mut nodes = nodes(5, &[(5, Liveness::Dead)]);
+    nodes[3].scanned = false;
+    let fine = short(1, &[(1, 300), (2, 700), (3, 0)]);
+    let cut =
+        |chunk: &ChunkView| CutPlan { chunk: chunk.chunk, epoch: Epoch(2), len: 700, replicas: chunk.replicas.clone() };
+    let verdict = |chunk: &ChunkView, cuts: Vec<CutPlan>| {
+        let plan = Plan { cuts, ..Plan::default() };
+        check(&plan, std::slice::from_ref(chunk), &nodes, &Policy::default())
+    };
+    let right = cut(&fine);
+    assert_eq!(verdict(&fine, vec![right.clone()]), Ok(()));
+    for wrong in [
+        CutPlan { len: 300, ..right.clone() },
+        CutPlan { len: 701, ..right.clone() },
+        CutPlan { len: LEN, ..right.clone() },
+        CutPlan { epoch: Epoch(1), ..right.clone() },
+        CutPlan { replicas: vec![NodeId(1), NodeId(2)], ..right.clone() },
+        CutPlan { chunk: ChunkId(9), ..right.clone() },
+    ] {
+        assert!(verdict(&fine, vec![wrong.clone()]).is_err(), "{wrong:?}");
+    }
+    assert!(verdict(&fine, vec![right.clone(), right.clone()]).is_err());
+    let flight = Flight { target: NodeId(4), source: None };
+    let mut rotten = fine.clone();
+    rotten.short.remove(&NodeId(3));
+    let mut silent = rotten.clone();
+    silent.bad.retain(|node| *node != NodeId(3));
+    for chunk in [
+        rotten,
+        silent,
+        ChunkView { in_flight: vec![flight], ..fine },
+        short(1, &[(1, 300), (2, 700), (4, 0)]),
+        short(1, &[(1, 300), (2, 700), (5, 0)]),
+        short(1, &[(1, 300), (2, 700), (9, 0)]),
+    ] {
+        assert!(verdict(&chunk, vec![cut(&chunk)]).is_err(), "{chunk:?}");
+    }
+}
+
 #[test]
 fn what_a_dead_node_had_is_written_off_when_it_has_been_replaced() {
     let dead = nodes(5, &[(1, Liveness::Dead)]);
@@ -305,7 +419,7 @@ fn the_check_finds_each_kind_of_harmful_plan() {
     };
     let drop = |node| DropPlan { chunk: ChunkId(1), epoch: Epoch(2), node: NodeId(node) };
     let verdict = |copies: Vec<CopyPlan>, drops: Vec<DropPlan>| {
-        check(&Plan { copies, drops, waits: Vec::new() }, &chunks, &nodes, &Policy::default())
+        check(&Plan { copies, drops, ..Plan::default() }, &chunks, &nodes, &Policy::default())
     };
     assert_eq!(verdict(vec![copy(4, &[1, 2])], vec![drop(3)]), Ok(()));
     for (copies, drops) in [
@@ -358,9 +472,20 @@ fn any_chunks() -> impl Strategy<Value = Vec<ChunkView>> {
         let view = |(i, (replicas, target, bad, flight)): (usize, (std::collections::BTreeSet<u64>, u8, u8, _))| {
             let replicas: Vec<NodeId> = replicas.into_iter().map(NodeId).collect();
             let flight: Option<(u64, u64)> = flight;
+            // Of some chunks all replicas are bad, and most of these are short.
+            let all_bad = bad & 7 == 5;
+            let is_bad = |node: &NodeId| all_bad || bad & 3 == 0 && node.0.is_multiple_of(3);
+            let is_short = |node: &NodeId| is_bad(node) && (bad & 32 == 0 || node.0.is_multiple_of(2));
+            let shorts = replicas.iter().filter(|node| is_short(node));
             ChunkView {
                 target,
-                bad: replicas.iter().copied().filter(|node| bad & 3 == 0 && node.0 % 3 == 0).collect(),
+                bad: replicas.iter().copied().filter(is_bad).collect(),
+                short: shorts.map(|node| (*node, u32::from(bad) * 31 * node.0 as u32 % LEN)).collect(),
+                gone: replicas
+                    .iter()
+                    .copied()
+                    .filter(|node| is_bad(node) && bad & 64 == 0 && node.0 % 5 == 2)
+                    .collect(),
                 leaving: replicas.iter().copied().filter(|node| bad & 12 == 0 && node.0 % 4 == 1).collect(),
                 in_flight: flight
                     .filter(|(target, _)| !replicas.contains(&NodeId(*target)))
@@ -404,7 +529,7 @@ proptest! {
         let lost_before: Vec<_> = chunks.iter().filter(|chunk| lost(chunk)).map(|chunk| chunk.chunk).collect();
         for _ in 0..100 {
             let plan = planned(&chunks, &nodes);
-            if plan.copies.is_empty() && plan.drops.is_empty() {
+            if plan.copies.is_empty() && plan.drops.is_empty() && plan.cuts.is_empty() {
                 break;
             }
             for chunk in &mut chunks {
@@ -413,6 +538,12 @@ proptest! {
                 chunk.replicas.retain(|node| !dropped.contains(node));
                 chunk.bad.retain(|node| !dropped.contains(node));
                 chunk.leaving.retain(|node| !dropped.contains(node));
+                // The longest ones can be sealed at the new end; the others are short as before.
+                if let Some(cut) = plan.cuts.iter().find(|cut| cut.chunk == chunk.chunk) {
+                    (chunk.len, chunk.epoch) = (cut.len, cut.epoch.next());
+                    let has_all = |node: &NodeId| chunk.short.get(node).is_some_and(|has| *has >= cut.len);
+                    chunk.bad.retain(|node| !has_all(node));
+                }
                 let copied = plan.copies.iter().filter(|copy| copy.chunk == chunk.chunk).map(|copy| copy.target);
                 chunk.replicas.extend(copied);
             }

@@ -21,6 +21,10 @@ pub struct ChunkView {
     /// Of `replicas`: reported missing, short or damaged, or on a dead node that is being removed. To be dropped;
     /// no source, no copy that counts.
     pub bad: Vec<NodeId>,
+    /// Of `bad`: those that are whole as far as they go, and end in front of the chunk's end; with their bytes.
+    pub short: BTreeMap<NodeId, u32>,
+    /// Of `bad`: on dead nodes that an administrator has said will not come back.
+    pub gone: Vec<NodeId>,
     /// Of `replicas`: good, but to be elsewhere, because node or volume is being emptied. A source, and to be
     /// dropped once as many others as wanted are there.
     pub leaving: Vec<NodeId>,
@@ -69,6 +73,8 @@ impl ChunkView {
             target: row.target,
             replicas: row.replicas,
             bad: Vec::new(),
+            short: BTreeMap::new(),
+            gone: Vec::new(),
             leaving: Vec::new(),
             unproven: Vec::new(),
             hopeless: false,
@@ -82,7 +88,10 @@ impl ChunkView {
     pub fn mark_leaving(&mut self, duties: &BTreeMap<NodeId, Duty>, live: &dyn Fn(NodeId) -> bool) {
         for node in &self.replicas {
             match duties.get(node) {
-                Some(Duty::Removing { .. }) if !live(*node) => self.bad.push(*node),
+                Some(Duty::Removing { .. }) if !live(*node) => {
+                    self.bad.push(*node);
+                    self.gone.push(*node);
+                }
                 Some(duty) if duty::leaves(duty) => self.leaving.push(*node),
                 _ => {}
             }
@@ -145,7 +154,7 @@ impl Known<'_> {
 pub fn health(view: &dyn View, known: Known<'_>) -> Result<ChunkHealth, Fault> {
     let nodes = rows::datanodes(view)?;
     let live_nodes = nodes.iter().filter(|(node, _)| (known.live)(*node)).count();
-    let mut health = ChunkHealth::default();
+    let mut health = ChunkHealth { lost_ends: rows::lost_ends(view)?.len() as u64, ..ChunkHealth::default() };
     rows::chunks(view, &mut |chunk, row| count(&mut health, chunk, &row, known, live_nodes))?;
     Ok(health)
 }

@@ -1,5 +1,6 @@
 //! Chunks, where their replicas are, and which files they serve.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use dfs_proto::chunk::digest_shard;
@@ -14,7 +15,8 @@ use crate::view::{Fault, Table, View};
 pub struct ChunkRow {
     pub state: ChunkState,
     pub epoch: Epoch,
-    /// Committed bytes. Never shrinks, and never changes once sealed.
+    /// Committed bytes. Never shrinks, and once sealed changes only if no disk has the end (`CutChunk`): then what was
+    /// committed behind it is told by the chunk's [`LostEndRow`].
     pub len: u32,
     /// Sum of the lengths of the extents that name it. More than `len` if files share bytes.
     pub live_bytes: u64,
@@ -64,6 +66,24 @@ impl Row for ChunkFileRow {
 impl ChunkFileRow {
     pub fn key(chunk: ChunkId, inode: InodeId) -> Key<ChunkFileRow> {
         Key::new(pair(chunk.0, inode.0))
+    }
+}
+
+/// A sealed chunk whose end no disk had.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct LostEndRow {
+    /// Bytes behind `ChunkRow::len` that were committed: extents may name them, and nobody can read them. A row with 0
+    /// does not exist.
+    pub lost: u32,
+}
+
+impl Row for LostEndRow {
+    const TABLE: Table = Table::LostEnds;
+}
+
+impl LostEndRow {
+    pub fn key(chunk: ChunkId) -> Key<LostEndRow> {
+        Key::new(chunk.0.to_be_bytes().to_vec())
     }
 }
 
@@ -146,6 +166,21 @@ pub fn chunks(view: &dyn View, visit: &mut dyn FnMut(ChunkId, ChunkRow)) -> Resu
         }
     })?;
     fault.map_or(Ok(()), Err)
+}
+
+/// How many committed bytes behind the chunk's end are lost: 0 for nearly every chunk.
+pub fn lost_end(view: &dyn View, chunk: ChunkId) -> Result<u32, Fault> {
+    Ok(get(view, &LostEndRow::key(chunk))?.map_or(0, |row| row.lost))
+}
+
+/// The chunks whose ends were cut off, with the bytes that were.
+pub fn lost_ends(view: &dyn View) -> Result<BTreeMap<ChunkId, u32>, Fault> {
+    let mut found = Vec::new();
+    scan_prefix::<LostEndRow>(view, &[], &mut |key, row| {
+        found.push(number_at(Table::LostEnds, key, 0).map(|chunk| (ChunkId(chunk), row.lost)));
+        true
+    })?;
+    found.into_iter().collect()
 }
 
 /// The files that use a chunk with how many bytes of it, until `visit` says false.

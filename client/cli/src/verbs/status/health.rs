@@ -201,6 +201,10 @@ impl Health {
         if chunks.missing > 0 {
             self.err(format!("{} chunks have no good replica", units::count(chunks.missing)), "dfs fsck");
         }
+        if chunks.lost_ends > 0 {
+            let ends = units::count(chunks.lost_ends);
+            self.warn(format!("{ends} chunks lost their ends when the power went"), "dfs fsck");
+        }
         if status.repair.damaged > 0 {
             let damaged = units::count(status.repair.damaged);
             self.warn(format!("{damaged} replicas are damaged and not healed yet"), "dfs watch");
@@ -308,6 +312,9 @@ pub fn left_to_do(status: &Status, names: &NodeNames, settled: Duration) -> Vec<
         left.push(format!("copies of {} chunks", chunks.under_replicated));
     }
     let repair = &status.repair;
+    if repair.unattended > 0 {
+        left.push(format!("{} chunks to be sealed that silent clients have open", repair.unattended));
+    }
     if !repair.copying.is_empty() || repair.queued > 0 {
         left.push(format!("{} copies under way, {} queued", repair.copying.len(), repair.queued));
     }
@@ -429,7 +436,8 @@ mod tests {
     fn every_open_end_of_repair_is_waited_for() {
         let copy = CopyStatus { chunk: ChunkId(1), target: NodeId(101), len: 1, since_ms: 1 };
         type Change = Box<dyn FnOnce(&mut Status)>;
-        let changes: [(&str, Change); 8] = [
+        let changes: [(&str, Change); 9] = [
+            ("2 chunks to be sealed", Box::new(|status| status.repair.unattended = 2)),
             ("copies of 2", Box::new(|status| status.chunks.under_replicated = 2)),
             ("without a live", Box::new(|status| status.chunks.missing = 1)),
             ("under way", Box::new(|status| status.repair.copying.push(copy))),
@@ -519,6 +527,13 @@ mod tests {
         assert!(reasons.contains("scrub of dn3 is overdue"), "{reasons}");
         let (_, reasons, _) = judged(|status| status.repair.damaged = 2);
         assert!(reasons.contains("2 replicas are damaged and not healed yet"), "{reasons}");
+    }
+
+    #[test]
+    fn an_end_that_is_lost_for_good_warns_and_is_not_waited_for() {
+        let (word, reasons, left) = judged(|status| status.chunks.lost_ends = 2);
+        assert_eq!((word, left.as_str()), (Word::Warn, ""));
+        assert_eq!(reasons, "2 chunks lost their ends when the power went -> dfs fsck");
     }
 
     #[test]

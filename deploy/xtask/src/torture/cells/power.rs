@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use dfs_cluster::fault::{power, process};
-use dfs_cluster::{Invariant, LedgerReport, OnError};
+use dfs_cluster::{Invariant, LedgerReport, OnError, Unsynced, UnsyncedFound};
+use rustix::process::Signal;
 
 use crate::torture::plan::{Kind, Planned, Turn, plan};
 use crate::torture::run::{Bed, DEADLINE, Run, SHAPE};
@@ -20,32 +21,61 @@ pub fn of_some(run: &mut Run) -> Result<()> {
 fn cuts(run: &mut Run, kind: Kind) -> Result<()> {
     let bed = run.bed("power", &[])?;
     let mut longest = Duration::ZERO;
+    let mut unsynced = UnsyncedFound::default();
     for (number, turn) in (1..).zip(plan(kind, run.seed, run.rounds, SHAPE)) {
         if !run.goes_on() {
             break;
         }
-        longest = longest.max(one_cut(run, &bed, number, &turn)?);
+        longest = longest.max(one_cut(run, &bed, number, &turn, &mut unsynced)?);
         run.done.rounds += 1;
     }
     run.done.figures.push(format!("serving at most {:.1} s after the restart", longest.as_secs_f64()));
+    if unsynced.bytes > 0 {
+        let UnsyncedFound { bytes, lost, longest } = unsynced;
+        let longest = longest.as_secs_f64();
+        run.done.figures.push(format!("{lost} of {bytes} bytes never synced are lost; longest read {longest:.1} s"));
+    }
     Ok(())
 }
 
-fn one_cut(run: &mut Run, bed: &Bed, number: u64, turn: &Turn) -> Result<Duration> {
+fn one_cut(run: &mut Run, bed: &Bed, number: u64, turn: &Turn, unsynced: &mut UnsyncedFound) -> Result<Duration> {
     let Planned::PowerCut { nodes, mounts } = &turn.fault else { unreachable!("plans of power cuts") };
     let name = format!("round{number}");
     let ledger = bed.ledger(&name, run.seed.wrapping_add(number), OnError::GoOn)?;
+    // As long as its machine lives, a client sees to it that nothing it has closed is lost. By a mount of its own: a sync
+    // of the ledger's would take along what shares a chunk with it.
+    let loose = match mounts {
+        true => Some(Unsynced::start(&bed.mounts[1].join(format!("{name}-unsynced")), run.seed.wrapping_add(number))?),
+        false => None,
+    };
     bed.work(&ledger, turn)?;
-    let killed = if *mounts { Some(process::kill(&bed.cluster, &["m1".into(), "m2".into()])?) } else { None };
+    let names = ["m1".to_owned(), "m2".to_owned()];
+    if *mounts {
+        // At the same moment as the nodes: they say no more, and nobody hears that they are gone, or datanodes would
+        // still sync what a client left behind.
+        names.iter().try_for_each(|name| bed.cluster.signal(name, Signal::STOP))?;
+    }
     let cut = power::cut(&bed.cluster, nodes)?;
+    let killed = if *mounts { Some(process::kill(&bed.cluster, &names)?) } else { None };
     if let Some(killed) = killed {
         // With their machine dead, nothing is written any more: what was told so far counts.
         let report = ledger.abandon()?;
+        let loose = loose.map(Unsynced::abandon).transpose()?;
         let restarted = Instant::now();
         cut.undo()?;
         killed.undo()?;
         bed.start_all()?;
-        return finish(run, bed, number, turn, &name, &report, restarted.elapsed());
+        let serving = finish(run, bed, number, turn, &name, &report, restarted.elapsed())?;
+        if let Some(loose) = loose {
+            let folder = format!("{name}-unsynced");
+            let found = loose.check(&bed.mounts[0].join(&folder), &mut run.verdict);
+            run.say(number, "", format!("{} of {} bytes never synced are lost", found.lost, found.bytes));
+            unsynced.bytes += found.bytes;
+            unsynced.lost += found.lost;
+            unsynced.longest = unsynced.longest.max(found.longest);
+            bed.clear(&folder)?;
+        }
+        return Ok(serving);
     }
     let restarted = Instant::now();
     cut.undo()?;
