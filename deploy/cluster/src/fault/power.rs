@@ -14,8 +14,9 @@ use rustix::process::Signal;
 use super::{Fault, poll_until, tool};
 use crate::local::Cluster;
 
-/// For a killed process to let go of its files.
-const UNMOUNT_DEADLINE: Duration = Duration::from_secs(20);
+/// For a killed process to let go of its files; and for clients, which are on the same machine here and keep chunk files
+/// open for up to a minute and a half after they have read them.
+const UNMOUNT_DEADLINE: Duration = Duration::from_secs(120);
 
 /// Cuts the power of these nodes at the same time. Undone, they are mounted and started again.
 pub fn cut<'a>(cluster: &'a Cluster, nodes: &[String]) -> Result<Fault<'a>> {

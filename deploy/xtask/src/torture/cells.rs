@@ -25,7 +25,7 @@ pub struct Cell {
     pub run: fn(&mut Run) -> Result<()>,
 }
 
-pub const CELLS: [Cell; 16] = [
+pub const CELLS: [Cell; 17] = [
     Cell {
         name: "M1",
         text: "random kills",
@@ -55,9 +55,16 @@ pub const CELLS: [Cell; 16] = [
         text: "power cut of all nodes at once",
         rounds: 100,
         rounds_at_random: 5,
-        // The second one takes the mounts along.
-        rounds_in_tests: Some(2),
+        rounds_in_tests: Some(1),
         run: power::of_all,
+    },
+    Cell {
+        name: "M4C",
+        text: "power cut of all nodes and clients at once",
+        rounds: 50,
+        rounds_at_random: 5,
+        rounds_in_tests: Some(2),
+        run: power::of_everybody,
     },
     Cell {
         name: "M5",

@@ -111,6 +111,8 @@ pub enum Kind {
     LeaderKills,
     DatanodeKills,
     PowerCutsOfAll,
+    /// And of the clients, every time.
+    PowerCutsOfEverybody,
     PowerCuts,
     CrashPoints,
     FailingSyncs,
@@ -134,6 +136,7 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
         Kind::LeaderKills => Planned::Kill(Target::Leader),
         Kind::DatanodeKills => Planned::Kill(Target::Node(dice.pick(&shape.datanodes()).clone())),
         Kind::PowerCutsOfAll => Planned::PowerCut { nodes: shape.nodes(), mounts: turn % 2 == 1 },
+        Kind::PowerCutsOfEverybody => Planned::PowerCut { nodes: shape.nodes(), mounts: true },
         Kind::PowerCuts => Planned::PowerCut { nodes: dice.some(&shape.nodes()), mounts: false },
         Kind::CrashPoints => crash(turn, shape, dice),
         Kind::FailingSyncs => {
@@ -270,11 +273,12 @@ mod tests {
 
     const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
 
-    const KINDS: [Kind; 12] = [
+    const KINDS: [Kind; 13] = [
         Kind::Kills,
         Kind::LeaderKills,
         Kind::DatanodeKills,
         Kind::PowerCutsOfAll,
+        Kind::PowerCutsOfEverybody,
         Kind::PowerCuts,
         Kind::CrashPoints,
         Kind::FailingSyncs,

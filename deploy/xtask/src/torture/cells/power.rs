@@ -1,17 +1,21 @@
-//! M4 and M5: the power goes, and with it everything that was not synced.
+//! M4, M4C and M5: the power goes, and with it everything that was not synced.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use dfs_cluster::fault::{power, process};
 use dfs_cluster::{Invariant, LedgerReport, OnError, Unsynced, UnsyncedFound};
-use rustix::process::Signal;
 
 use crate::torture::plan::{Kind, Planned, Turn, plan};
 use crate::torture::run::{Bed, DEADLINE, Run, SHAPE};
 
 pub fn of_all(run: &mut Run) -> Result<()> {
     cuts(run, Kind::PowerCutsOfAll)
+}
+
+/// And of the machines that the clients run on: what they have written and not synced is nowhere then.
+pub fn of_everybody(run: &mut Run) -> Result<()> {
+    cuts(run, Kind::PowerCutsOfEverybody)
 }
 
 pub fn of_some(run: &mut Run) -> Result<()> {
@@ -49,14 +53,11 @@ fn one_cut(run: &mut Run, bed: &Bed, number: u64, turn: &Turn, unsynced: &mut Un
         false => None,
     };
     bed.work(&ledger, turn)?;
+    // Killed first, which nobody notices at once: a process that is killed says nothing, and its connections end by their
+    // timeouts only. The other way round a client would see the datanodes fail, one a moment before the other.
     let names = ["m1".to_owned(), "m2".to_owned()];
-    if *mounts {
-        // At the same moment as the nodes: they say no more, and nobody hears that they are gone, or datanodes would
-        // still sync what a client left behind.
-        names.iter().try_for_each(|name| bed.cluster.signal(name, Signal::STOP))?;
-    }
-    let cut = power::cut(&bed.cluster, nodes)?;
     let killed = if *mounts { Some(process::kill(&bed.cluster, &names)?) } else { None };
+    let cut = power::cut(&bed.cluster, nodes)?;
     if let Some(killed) = killed {
         // With their machine dead, nothing is written any more: what was told so far counts.
         let report = ledger.abandon()?;
