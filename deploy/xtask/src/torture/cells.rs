@@ -63,7 +63,8 @@ pub const CELLS: [Cell; 17] = [
         text: "power cut of all nodes and clients at once",
         rounds: 50,
         rounds_at_random: 5,
-        rounds_in_tests: Some(2),
+        // Not yet: see "Found" in deploy/cluster/README.md.
+        rounds_in_tests: None,
         run: power::of_everybody,
     },
     Cell {
