@@ -121,7 +121,7 @@ impl Store {
             return Err(StoreError::Full(chunk));
         }
         open.volume.take_room(u64::from(end - tail.len))?;
-        self.write(&open.volume, || open.file.write_frames(tail.frames, frames))?;
+        self.write(&open.volume, || open.file.write_frames(tail.frames, frames, open.synced()))?;
         (tail.frames, tail.len) = (count, end);
         self.chunks.update(chunk, |replica| (replica.frames, replica.len, replica.whole) = (count, end, end));
         Ok(end)
@@ -137,6 +137,10 @@ impl Store {
             let len = open.tail.lock().len;
             self.sync(&open.volume, &open.file)?;
             open.synced.fetch_max(len, Ordering::AcqRel);
+            // Entries that follow say it as well, but perhaps none will. The sync has succeeded, whatever becomes of the
+            // note; of a failed write the volume has heard.
+            let tail = open.tail.lock();
+            let _ = self.write(&open.volume, || open.file.note_synced(tail.frames, len));
         }
         Ok(open.synced())
     }

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use bytes::Bytes;
+use dfs_proto::limits::CHUNK_FRAMES_MAX;
 use dfs_proto::{ChunkId, FrameHeader};
 use rustix::buffer::spare_capacity;
 use rustix::fs::Advice;
@@ -91,16 +92,43 @@ impl ChunkFile {
 
     /// Writes frames that follow each other, the first of which has number `first`: their bytes, then
     /// their entries, so that an entry that can be read has its bytes behind it as long as the process
-    /// lives or dies alone.
-    pub fn write_frames(&self, first: u32, frames: &[(FrameHeader, Bytes)]) -> io::Result<()> {
+    /// lives or dies alone. The entries keep that `synced` bytes of the chunk were synced before.
+    pub fn write_frames(&self, first: u32, frames: &[(FrameHeader, Bytes)], synced: u32) -> io::Result<()> {
         let Some((head, _)) = frames.first() else { return Ok(()) };
         let mut slices: Vec<IoSlice> = frames.iter().map(|(_, bytes)| IoSlice::new(bytes)).collect();
         self.write_all_vectored_at(&mut slices, data_offset(head.offset))?;
         let mut entries = Vec::with_capacity(frames.len() * ENTRY_LEN);
         for (number, (frame, _)) in (first..).zip(frames) {
-            entries.extend_from_slice(&format::encode_entry(self.chunk, number, frame));
+            entries.extend_from_slice(&format::encode_entry(self.chunk, number, frame, synced));
         }
         self.file.write_all_at(&entries, entry_offset(first))
+    }
+
+    /// Notes, in the place where the entry of the next frame will be, that `synced` bytes are synced. The note itself is
+    /// not. No entry is written over for it: one that is synced must not be at risk again.
+    pub fn note_synced(&self, frames: u32, synced: u32) -> io::Result<()> {
+        if frames == CHUNK_FRAMES_MAX {
+            return Ok(());
+        }
+        self.file.write_all_at(&format::encode_note(self.chunk, frames, synced), entry_offset(frames))
+    }
+
+    /// How many bytes the entries and notes say were synced, at least; 0 if none can be read.
+    pub fn noted_synced(&self) -> Result<u32, ReadFault> {
+        let mut most = 0;
+        let mut entries = vec![0; BATCH_ENTRIES as usize * ENTRY_LEN];
+        for first in (0..CHUNK_FRAMES_MAX).step_by(BATCH_ENTRIES as usize) {
+            match self.file.read_exact_at(&mut entries, entry_offset(first)) {
+                Ok(()) => {}
+                // A file is longer than its index as soon as it has a frame.
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(e) => return Err(e.into()),
+            }
+            let noted = (first..).zip(entries.chunks_exact(ENTRY_LEN));
+            let noted = noted.filter_map(|(number, entry)| format::decode_synced(self.chunk, number, entry));
+            most = noted.fold(most, u32::max);
+        }
+        Ok(most)
     }
 
     /// Forces data, index and header to disk.

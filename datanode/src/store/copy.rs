@@ -57,7 +57,7 @@ impl Store {
             }
             (good, end) = (good + 1, frame.end());
         }
-        self.write(&incoming.volume, || incoming.file.write_frames(incoming.frames, &frames[..good]))?;
+        self.write(&incoming.volume, || incoming.file.write_frames(incoming.frames, &frames[..good], 0))?;
         (incoming.frames, incoming.have) = (incoming.frames + good as u32, end);
         fault.map_or(Ok(()), Err)
     }

@@ -159,21 +159,34 @@ pub fn data_offset(offset: u32) -> u64 {
     DATA_START + u64::from(offset)
 }
 
-/// The bytes of index entry `number`.
-pub fn encode_entry(chunk: ChunkId, number: u32, frame: &FrameHeader) -> [u8; ENTRY_LEN] {
+/// The bytes of index entry `number`: a frame, written when `synced` bytes of the chunk had been synced.
+pub fn encode_entry(chunk: ChunkId, number: u32, frame: &FrameHeader, synced: u32) -> [u8; ENTRY_LEN] {
     let mut entry = [0; ENTRY_LEN];
     entry[..4].copy_from_slice(&frame.offset.to_le_bytes());
     entry[4..8].copy_from_slice(&frame.len.to_le_bytes());
     entry[8..40].copy_from_slice(&frame.digest);
+    checked_entry(chunk, number, entry, synced)
+}
+
+/// The bytes of a note in the place of entry `number`, which has no frame yet: `synced` bytes have been synced.
+pub fn encode_note(chunk: ChunkId, number: u32, synced: u32) -> [u8; ENTRY_LEN] {
+    checked_entry(chunk, number, [0; ENTRY_LEN], synced)
+}
+
+fn checked_entry(chunk: ChunkId, number: u32, mut entry: [u8; ENTRY_LEN], synced: u32) -> [u8; ENTRY_LEN] {
+    entry[40..44].copy_from_slice(&synced.to_le_bytes());
     let check = entry_check(chunk, number, &entry[..ENTRY_CHECKED_LEN]);
     entry[ENTRY_CHECKED_LEN..].copy_from_slice(&check);
     entry
 }
 
-/// Reads index entry `number`; `None` if these bytes are not that entry of that chunk.
+fn is_entry(chunk: ChunkId, number: u32, entry: &[u8]) -> bool {
+    entry.len() == ENTRY_LEN && entry[ENTRY_CHECKED_LEN..] == entry_check(chunk, number, &entry[..ENTRY_CHECKED_LEN])
+}
+
+/// Reads index entry `number`; `None` if these bytes are not that entry of that chunk, or only a note.
 pub fn decode_entry(chunk: ChunkId, number: u32, entry: &[u8]) -> Option<FrameHeader> {
-    if entry.len() != ENTRY_LEN || entry[ENTRY_CHECKED_LEN..] != entry_check(chunk, number, &entry[..ENTRY_CHECKED_LEN])
-    {
+    if !is_entry(chunk, number, entry) {
         return None;
     }
     let frame = FrameHeader {
@@ -185,6 +198,12 @@ pub fn decode_entry(chunk: ChunkId, number: u32, entry: &[u8]) -> Option<FrameHe
         && frame.len <= FRAME_MAX
         && frame.offset.checked_add(frame.len).is_some_and(|end| end <= CHUNK_MAX);
     sound.then_some(frame)
+}
+
+/// How many bytes of the chunk had been synced when entry `number`, or a note in its place, was written; `None` if
+/// these bytes are neither.
+pub fn decode_synced(chunk: ChunkId, number: u32, entry: &[u8]) -> Option<u32> {
+    is_entry(chunk, number, entry).then(|| u32::from_le_bytes(array(&entry[40..44])))
 }
 
 fn entry_check(chunk: ChunkId, number: u32, checked: &[u8]) -> [u8; 16] {
@@ -245,9 +264,13 @@ mod tests {
     #[test]
     fn golden_bytes_of_an_index_entry() {
         let frame = FrameHeader { offset: 65_536, len: 4096, digest: [0xd1; 32] };
-        let entry = encode_entry(ChunkId(5), 1, &frame);
+        let entry = encode_entry(ChunkId(5), 1, &frame, 0);
         assert_eq!(hex(&entry[..48]), format!("0000010000100000{}0000000000000000", "d1".repeat(32)));
         assert_eq!(hex(&entry[48..]), GOLDEN_ENTRY_CHECK);
+        let entry = encode_entry(ChunkId(5), 1, &frame, 65_536);
+        assert_eq!(hex(&entry[..48]), format!("0000010000100000{}0000010000000000", "d1".repeat(32)));
+        let note = encode_note(ChunkId(5), 2, 69_632);
+        assert_eq!(hex(&note[..48]), format!("{}0010010000000000", "00".repeat(40)));
         assert_eq!(entry_offset(1), 4160);
         assert_eq!(data_offset(65_536), 1_052_672 + 65_536);
     }
@@ -269,11 +292,22 @@ mod tests {
 
     #[test]
     fn an_entry_counts_only_in_its_place() {
-        let entry = encode_entry(ChunkId(5), 1, &FrameHeader::new(ChunkId(5), 0, b"bytes"));
+        let entry = encode_entry(ChunkId(5), 1, &FrameHeader::new(ChunkId(5), 0, b"bytes"), 3);
         assert!(decode_entry(ChunkId(5), 1, &entry).is_some());
         assert!(decode_entry(ChunkId(5), 2, &entry).is_none());
         assert!(decode_entry(ChunkId(6), 1, &entry).is_none());
         assert!(decode_entry(ChunkId(5), 0, &[0; ENTRY_LEN]).is_none());
+        assert_eq!(decode_synced(ChunkId(5), 1, &entry), Some(3));
+        assert_eq!(decode_synced(ChunkId(5), 2, &entry), None);
+        assert_eq!(decode_synced(ChunkId(5), 0, &[0; ENTRY_LEN]), None);
+    }
+
+    #[test]
+    fn a_note_says_what_was_synced_and_is_no_frame() {
+        let note = encode_note(ChunkId(5), 1, 77);
+        assert_eq!(decode_entry(ChunkId(5), 1, &note), None);
+        assert_eq!(decode_synced(ChunkId(5), 1, &note), Some(77));
+        assert_eq!(decode_synced(ChunkId(5), 2, &note), None);
     }
 
     proptest! {
@@ -282,9 +316,10 @@ mod tests {
             let mut slot = sealed().encode();
             slot[at] ^= flip;
             prop_assert!(Header::decode(&slot).is_err());
-            let mut entry = encode_entry(ChunkId(5), 1, &FrameHeader::new(ChunkId(5), 0, b"bytes"));
+            let mut entry = encode_entry(ChunkId(5), 1, &FrameHeader::new(ChunkId(5), 0, b"bytes"), 0);
             entry[at % ENTRY_LEN] ^= flip;
             prop_assert!(decode_entry(ChunkId(5), 1, &entry).is_none());
+            prop_assert!(decode_synced(ChunkId(5), 1, &entry).is_none());
         }
     }
 

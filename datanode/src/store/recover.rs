@@ -61,28 +61,34 @@ impl Walk {
 pub enum Tail {
     /// No frame that matches: as after a power cut in the middle of what was not synced.
     Nothing,
-    /// The last frame that matches is the one below number `frames`, and ends at byte `end`. Something in front of it is
-    /// damaged, and it may be the last good copy there is.
+    /// The last frame that matches is the one below number `frames`, and ends at byte `end`. But nothing says that a sync
+    /// ever reached behind the first frame that is not whole: a power cut kept the later frame and not the earlier one.
+    Unsynced { frames: u32, end: u32 },
+    /// The same, and what is not whole had been synced. So it is damaged, and the frames behind it may be the last good
+    /// copy there is.
     Frames { frames: u32, end: u32 },
     /// The disk could not say.
     Unreadable,
 }
 
 impl Tail {
-    /// Looks at every entry from number `first` on, and at the bytes of those that are valid.
-    pub fn behind(file: &ChunkFile, chunk: ChunkId, first: u32) -> Tail {
-        let mut tail = Tail::Nothing;
-        for number in first..CHUNK_FRAMES_MAX {
+    /// Looks at every entry from number `walk.frames` on, and at the bytes of those that are valid; and at what was synced.
+    pub fn behind(file: &ChunkFile, chunk: ChunkId, walk: &Walk) -> Tail {
+        let mut last = None;
+        for number in walk.frames..CHUNK_FRAMES_MAX {
             let matches = file.entry(number).and_then(|frame| Ok((frame, file.frame_bytes(number, &frame)?)));
             match matches {
-                Ok((frame, bytes)) if frame.matches(chunk, &bytes) => {
-                    tail = Tail::Frames { frames: number + 1, end: frame.end() };
-                }
+                Ok((frame, bytes)) if frame.matches(chunk, &bytes) => last = Some((number + 1, frame.end())),
                 Ok(_) | Err(ReadFault::Entry(_) | ReadFault::Short(_) | ReadFault::Digest { .. }) => {}
                 Err(ReadFault::Io(_)) => return Tail::Unreadable,
             }
         }
-        tail
+        let Some((frames, end)) = last else { return Tail::Nothing };
+        match file.noted_synced() {
+            Ok(synced) if synced <= walk.len => Tail::Unsynced { frames, end },
+            Ok(_) => Tail::Frames { frames, end },
+            Err(_) => Tail::Unreadable,
+        }
     }
 }
 

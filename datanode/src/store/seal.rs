@@ -96,8 +96,8 @@ impl Store {
     /// Finds out from the disk what a replica is worth that has fewer bytes than it should, or had before. If it has
     /// `len` by now it is an open one with that many or more. The caller holds the gate and has stopped the writer.
     ///
-    /// One that merely ends early must be told from one with damage in the middle: all that the first one has lies in
-    /// front of its end, but behind damage there may be frames that nobody else has.
+    /// One that merely ends early must be told from one with damage in the middle: behind damage there may be frames
+    /// that were promised and that nobody else has.
     fn read_again(&self, chunk: ChunkId, file: &ChunkFile, replica: &Replica, len: u32) -> Result<Replica, StoreError> {
         file.forget_cached();
         let walk = Walk::whole(file, chunk, CHUNK_FRAMES_MAX);
@@ -118,9 +118,11 @@ impl Store {
             ..*replica
         };
         if found.short {
-            let (frames, end) = match Tail::behind(file, chunk, walk.frames) {
+            let sealed = if replica.state == State::Sealed { replica.len } else { 0 };
+            let (frames, end) = match Tail::behind(file, chunk, &walk) {
                 Tail::Nothing => (walk.frames, walk.len),
-                Tail::Frames { frames, end } => (frames, end.max(walk.len + 1)),
+                Tail::Unsynced { .. } if sealed <= walk.len => (walk.frames, walk.len),
+                Tail::Unsynced { frames, end } | Tail::Frames { frames, end } => (frames, end.max(walk.len + 1)),
                 Tail::Unreadable => (walk.frames, len),
             };
             if end > walk.len {

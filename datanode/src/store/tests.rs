@@ -323,6 +323,52 @@ fn damage_in_the_middle_of_an_open_replica_is_not_taken_for_its_end() {
     }
 }
 
+/// Which frame is harmed, in which of its parts, after which number of frames was synced, of the four that there are.
+#[test]
+fn a_hole_in_what_was_never_synced_is_an_end_whatever_the_disk_kept_behind_it() {
+    for (harmed, synced, damaged) in [(1, 0, false), (1, 1, false), (1, 2, true), (1, 4, true), (0, 1, true), (2, 2, false)] {
+        for in_index in [false, true] {
+            let rig = Rig::with_volumes(1);
+            let store = rig.open();
+            let open = store.create(CHUNK, FIRST).unwrap();
+            let frames = frames(CHUNK, &[100, 200, 300, 400]);
+            store.append(&open, &frames[..synced]).unwrap();
+            store.sync_open(&open).unwrap();
+            store.append(&open, &frames[synced..]).unwrap();
+            drop((open, store));
+            let at = frames[harmed].0.offset;
+            rig.flip(CHUNK, if in_index { entry_offset(harmed as u32) } else { data_offset(at) });
+            let mut store = rig.open();
+            for _ in 0..2 {
+                let refused = store.seal(CHUNK, SECOND, 1000);
+                match damaged {
+                    true => assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}"),
+                    false => assert!(matches!(refused, Err(StoreError::Short { here, .. }) if here == at), "{refused:?}"),
+                }
+                drop(store);
+                store = rig.open();
+            }
+            if !damaged {
+                assert_eq!(store.seal(CHUNK, SECOND.next(), at).unwrap(), Sealed::Now);
+                assert!(matches!(verify(&store, CHUNK).unwrap(), Verdict::Whole { .. }));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_seal_has_synced_is_known_without_a_note() {
+    let rig = Rig::with_volumes(1);
+    let store = rig.open();
+    // A copy's entries say nothing of syncs; its header does.
+    let mut incoming = store.begin_copy(CHUNK, SECOND, 600).unwrap();
+    store.copy_frames(&mut incoming, &frames(CHUNK, &[100, 200, 300])).unwrap();
+    store.publish(incoming).unwrap();
+    rig.flip(CHUNK, data_offset(100));
+    let refused = store.seal(CHUNK, SECOND.next(), 900);
+    assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}");
+}
+
 #[test]
 fn a_seal_within_a_frame_is_refused() {
     let rig = Rig::with_volumes(1);
@@ -597,6 +643,15 @@ proptest! {
         let read = read_all(&store, CHUNK).unwrap();
         prop_assert_eq!(&read[..], &all[..read.len()]);
         prop_assert_eq!(end(&read), len);
+        // An end is missing or it is not; with nothing harmed that was synced, there is no damage.
+        match store.seal(CHUNK, SECOND, end(&all)) {
+            Ok(_) => {
+                prop_assert_eq!(read_all(&store, CHUNK).unwrap(), all);
+                return Ok(());
+            }
+            Err(StoreError::Short { here, .. }) => prop_assert_eq!(here, len),
+            Err(other) => prop_assert!(false, "{other}"),
+        }
         // Sealing at what was synced works, and gives just that.
         prop_assert_eq!(store.seal(CHUNK, SECOND, safe).unwrap(), Sealed::Now);
         prop_assert_eq!(read_all(&store, CHUNK).unwrap(), &all[..synced]);
