@@ -1,5 +1,6 @@
 //! What this client has seen of the datanodes lately: who is busy, who has just failed, how long reads take.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
@@ -8,7 +9,8 @@ use dfs_proto::msg::meta::ReplicaAt;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// How long a node that failed is used only if there is no other. By then the namenode knows too.
+/// How long a node that failed is used only if there is no other, or until it has served again. By then the namenode
+/// knows too.
 const SUSPICION: Duration = Duration::from_secs(30);
 
 /// Reads that are remembered, of all nodes together: enough for a twentieth of them to mean something.
@@ -58,11 +60,12 @@ impl Nodes {
         self.seen.lock().get(&node).is_some_and(Seen::is_suspect)
     }
 
+    /// The one that failed last comes first: it is the least likely to be back.
     pub fn suspects(&self) -> Vec<NodeId> {
-        let mut suspects: Vec<_> =
-            self.seen.lock().iter().filter(|(_, seen)| seen.is_suspect()).map(|(&node, _)| node).collect();
-        suspects.sort_unstable();
-        suspects
+        let seen = self.seen.lock();
+        let mut suspects: Vec<_> = seen.iter().filter(|(_, seen)| seen.is_suspect()).collect();
+        suspects.sort_unstable_by_key(|&(node, seen)| (Reverse(seen.failed), *node));
+        suspects.into_iter().map(|(&node, _)| node).collect()
     }
 
     /// Notes how long a read took that succeeded.
@@ -157,8 +160,11 @@ mod tests {
         assert_eq!(nodes.order(&replicas), [at(3), at(2), at(1)]);
         drop(busy);
         assert_eq!(nodes.order(&replicas)[0], at(3), "the one that has served less");
+        nodes.suspect(NodeId(3));
+        assert_eq!(nodes.suspects(), [NodeId(3), NodeId(1)]);
         nodes.trust(NodeId(1));
         assert_eq!(nodes.order(&replicas)[0], at(1));
+        nodes.trust(NodeId(3));
         assert!(nodes.suspects().is_empty());
     }
 }

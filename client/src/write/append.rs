@@ -2,8 +2,10 @@
 //! Decides and does no IO.
 //!
 //! A chunk has one append stream per lane and each lane stands for one or more replicas: a chain is one
-//! lane for all of them, fan-out is a lane for each. The first failure of any lane ends the chunk: it is
-//! sealed at what the survivors have in common, and the rest is written elsewhere (seal and switch).
+//! lane for all of them, fan-out is a lane for each. The first failure of any lane closes the chunk, and
+//! what follows is written elsewhere (seal and switch). With fan-out, the other lanes finish what they were
+//! given: nothing has to be sent again as long as enough of them are left. A chain breaks as a whole, and
+//! what it had not acknowledged is sent again.
 
 use std::collections::VecDeque;
 
@@ -18,6 +20,9 @@ pub(crate) struct AppendState {
     lanes: Vec<LaneState>,
     /// Replicas that a byte must have to count as written.
     required: usize,
+    /// The replicas that have all that was acknowledged. Never fewer than required: those whose failure leaves too few
+    /// stay, for what they had acknowledged before.
+    counted: Vec<NodeId>,
     /// Where the next piece goes.
     next: u32,
     frames: u32,
@@ -37,13 +42,12 @@ struct LaneState {
     nodes: Vec<NodeId>,
     written: u32,
     synced: u32,
+    failed: bool,
 }
 
 /// How the chunk ended.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct End {
-    /// The replicas that hold all that was acknowledged; fewer than required if `lost`.
-    pub survivors: Vec<NodeId>,
     /// Too few replicas are left for what is not committed yet.
     pub lost: bool,
 }
@@ -53,16 +57,20 @@ pub(crate) struct End {
 pub(crate) struct Settled {
     pub acked: Vec<PieceId>,
     pub failed: Vec<PieceId>,
+    /// A lane failed, and the others are to finish and sync what they were given.
+    pub closed: bool,
     /// The chunk ended just now.
     pub ended: bool,
 }
 
 impl AppendState {
     pub fn new(lanes: Vec<Vec<NodeId>>, required: usize) -> AppendState {
-        let lanes = lanes.into_iter().map(|nodes| LaneState { nodes, written: 0, synced: 0 }).collect();
+        let counted = lanes.concat();
+        let new = |nodes| LaneState { nodes, written: 0, synced: 0, failed: false };
         AppendState {
-            lanes,
+            lanes: lanes.into_iter().map(new).collect(),
             required,
+            counted,
             next: 0,
             frames: 0,
             pieces: VecDeque::new(),
@@ -98,30 +106,37 @@ impl AppendState {
         lane.synced = lane.synced.max(synced.min(lane.written));
         let mut settled = Settled::default();
         if self.end.is_none() {
-            settled.acked = self.complete();
-            if self.closing && self.pieces.is_empty() && self.lanes.iter().all(|lane| lane.synced == next) {
-                self.end = Some(End { survivors: self.nodes(), lost: false });
-                settled.ended = true;
-            }
+            self.progress(&mut settled);
         }
         settled
     }
 
-    /// A lane failed, by the fault of `node`. Only what every lane has acknowledged
-    /// counts, although the survivors may have more: so commits before the seal can name all replicas.
+    /// A lane failed, by the fault of `node`.
     pub fn handle_failure(&mut self, lane: usize, node: NodeId) -> Settled {
-        if self.end.is_some() {
-            return Settled::default();
+        let mut settled = Settled::default();
+        if self.end.is_some() || self.lanes[lane].failed {
+            return settled;
         }
+        self.lanes[lane].failed = true;
         // A lane of one node fails with it. In a chain all but the failed node keep what they acknowledged.
         let failed = match self.lanes[lane].nodes[..] {
             [only] => only,
             _ => node,
         };
-        let survivors: Vec<NodeId> = self.nodes().into_iter().filter(|&replica| replica != failed).collect();
+        let survivors: Vec<NodeId> = self.counted.iter().copied().filter(|&replica| replica != failed).collect();
         let lost = survivors.len() < self.required;
-        self.end = Some(End { survivors, lost });
-        Settled { failed: self.pieces.drain(..).map(|(id, _)| id).collect(), ended: true, ..Settled::default() }
+        if !lost {
+            self.counted = survivors;
+        }
+        if lost || self.lanes.iter().all(|lane| lane.failed) {
+            self.end = Some(End { lost });
+            settled.ended = true;
+            settled.failed = self.pieces.drain(..).map(|(id, _)| id).collect();
+        } else {
+            settled.closed = self.close();
+            self.progress(&mut settled);
+        }
+        settled
     }
 
     /// Ends the chunk although no lane failed: nobody may append any more. Nothing of it counts but what
@@ -133,7 +148,7 @@ impl AppendState {
             end.lost = true;
             return Settled { ended, ..Settled::default() };
         }
-        self.end = Some(End { survivors: Vec::new(), lost: true });
+        self.end = Some(End { lost: true });
         Settled { failed: self.pieces.drain(..).map(|(id, _)| id).collect(), ended: true, ..Settled::default() }
     }
 
@@ -159,7 +174,7 @@ impl AppendState {
 
     /// Whether enough replicas have synced everything up to `end`.
     pub fn is_synced(&self, end: u32) -> bool {
-        let replicas = self.lanes.iter().filter(|lane| lane.synced >= end).map(|lane| lane.nodes.len());
+        let replicas = self.lanes.iter().filter(|lane| !lane.failed && lane.synced >= end).map(|lane| lane.nodes.len());
         replicas.sum::<usize>() >= self.required
     }
 
@@ -169,7 +184,7 @@ impl AppendState {
         (lane.written < self.next, lane.synced < self.sync_wanted)
     }
 
-    /// Bytes that every replica has acknowledged.
+    /// Bytes that every replica in `counted` has acknowledged.
     pub fn acked(&self) -> u32 {
         self.acked
     }
@@ -186,20 +201,25 @@ impl AppendState {
         self.pieces.is_empty()
     }
 
-    pub fn nodes(&self) -> Vec<NodeId> {
-        self.lanes.iter().flat_map(|lane| lane.nodes.iter().copied()).collect()
+    /// The replicas that count.
+    pub fn counted(&self) -> &[NodeId] {
+        &self.counted
     }
 
-    /// Takes out the pieces that every lane has.
-    fn complete(&mut self) -> Vec<PieceId> {
-        let common = self.lanes.iter().map(|lane| lane.written).min().unwrap_or(0);
-        let mut done = Vec::new();
-        while let Some(&(id, end)) = self.pieces.front().filter(|(_, end)| *end <= common) {
+    /// Takes out the pieces that every lane has, and ends the chunk once it is closed and all of it is synced.
+    fn progress(&mut self, settled: &mut Settled) {
+        let live = || self.lanes.iter().filter(|lane| !lane.failed);
+        let written = live().map(|lane| lane.written).min().unwrap_or(0);
+        let synced = live().map(|lane| lane.synced).min().unwrap_or(0);
+        while let Some(&(id, end)) = self.pieces.front().filter(|(_, end)| *end <= written) {
             self.pieces.pop_front();
             self.acked = end;
-            done.push(id);
+            settled.acked.push(id);
         }
-        done
+        if self.closing && self.pieces.is_empty() && synced == self.next {
+            self.end = Some(End { lost: false });
+            settled.ended = true;
+        }
     }
 }
 
@@ -254,29 +274,52 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_node_leaves_what_all_had_acknowledged() {
+    fn the_others_finish_what_they_were_given_when_a_node_fails() {
         let mut state = fan();
         let (first, _) = state.place(100).unwrap();
         let (second, _) = state.place(100).unwrap();
-        state.handle_ack(0, 200, 0);
+        let (third, _) = state.place(100).unwrap();
+        state.handle_ack(0, 200, 200);
         state.handle_ack(1, 200, 0);
-        assert_eq!(state.handle_ack(2, 100, 0).acked, [first]);
+        assert_eq!(state.handle_ack(2, 100, 100).acked, [first]);
         let settled = state.handle_failure(2, C);
-        assert_eq!(settled, Settled { acked: vec![], failed: vec![second], ended: true });
-        assert_eq!(state.end(), Some(&End { survivors: vec![A, B], lost: false }));
-        assert_eq!(state.acked(), 100);
-        assert!(state.place(1).is_none());
-        assert_eq!(state.handle_failure(1, B), Settled::default(), "a chunk ends once");
+        assert_eq!(settled, Settled { acked: vec![second], closed: true, ..Settled::default() });
+        assert_eq!((state.acked(), state.counted()), (200, &[A, B][..]));
+        assert!(state.place(1).is_none() && !state.close());
+        assert_eq!(state.handle_failure(2, C), Settled::default(), "a lane fails once");
+        assert!(!state.is_synced(100), "what the failed one has synced does not count");
+        assert_eq!(state.handle_ack(0, 300, 300), Settled::default());
+        assert_eq!(state.handle_ack(1, 300, 0).acked, [third]);
+        assert!(state.handle_ack(1, 300, 300).ended && state.is_synced(300));
+        assert_eq!((state.end(), state.counted()), (Some(&End { lost: false }), &[A, B][..]));
     }
 
     #[test]
-    fn too_few_survivors_leave_nothing() {
+    fn a_failure_when_all_is_done_ends_the_chunk() {
+        let mut state = fan();
+        state.place(100).unwrap();
+        (0..2).for_each(|lane| drop(state.handle_ack(lane, 100, 100)));
+        let settled = state.handle_failure(2, C);
+        assert_eq!((settled.acked.len(), settled.closed, settled.ended), (1, true, true));
+    }
+
+    #[test]
+    fn too_few_survivors_leave_nothing_but_what_was_acknowledged() {
+        let mut state = fan();
+        let (first, _) = state.place(100).unwrap();
+        state.handle_failure(2, C);
+        state.handle_ack(0, 100, 0);
+        assert_eq!(state.handle_ack(1, 100, 0).acked, [first]);
+        let settled = state.handle_failure(1, B);
+        assert_eq!(settled, Settled { ended: true, ..Settled::default() });
+        assert!(state.end().unwrap().lost);
+        assert_eq!((state.acked(), state.counted()), (100, &[A, B][..]));
+
         let mut state = AppendState::new(vec![vec![A], vec![B]], 2);
         let (piece, _) = state.place(100).unwrap();
         state.handle_ack(0, 100, 0);
-        let settled = state.handle_failure(1, B);
-        assert_eq!(settled.failed, [piece]);
-        assert!(state.end().unwrap().lost);
+        assert_eq!(state.handle_failure(1, B).failed, [piece]);
+        assert_eq!((state.acked(), state.counted()), (0, &[A, B][..]));
     }
 
     #[test]
@@ -286,7 +329,7 @@ mod tests {
         let (second, _) = state.place(100).unwrap();
         assert_eq!(state.handle_ack(0, 100, 0).acked, [first]);
         assert_eq!(state.handle_failure(0, B).failed, [second]);
-        assert_eq!(state.end().unwrap().survivors, [A, C]);
+        assert_eq!((state.end(), state.counted()), (Some(&End { lost: false }), &[A, C][..]));
     }
 
     #[test]
@@ -304,7 +347,7 @@ mod tests {
         assert!(!state.handle_ack(1, 100, 100).ended);
         assert!(state.is_synced(100), "two of three are enough");
         assert!(state.handle_ack(2, 100, 100).ended);
-        assert_eq!(state.end(), Some(&End { survivors: vec![A, B, C], lost: false }));
+        assert_eq!((state.end(), state.counted()), (Some(&End { lost: false }), &[A, B, C][..]));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use dfs_proto::limits::FRAME_MAX;
 use dfs_proto::msg::data::{AppendEvent, DataRequest, FRAME_HEADER_LEN, append_item};
 use dfs_proto::msg::meta::{ChunkCommit, ChunkLocation, ReplicaAt};
 use dfs_proto::{ChunkId, FrameHeader, NodeId, Plane, Role};
-use dfs_rpc::{Pool, RecvStream, RpcError, SendStream, Target};
+use dfs_rpc::{RecvStream, RpcError, SendStream, Target};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
@@ -206,12 +206,17 @@ impl ChunkWriter {
         // Behind whoever is placing a piece, so that its frames go before the end.
         let _order = self.order.lock().await;
         if self.state.lock().append.close() {
-            self.window.close();
-            for lane in &self.lanes {
-                let _ = lane.queue.send(LaneItem::Sync);
-                let _ = lane.queue.send(LaneItem::Finish);
-                lane.owing.notify_one();
-            }
+            self.finish_lanes();
+        }
+    }
+
+    /// For whoever closed the chunk and holds `order`. Lanes that have failed do not hear it.
+    fn finish_lanes(&self) {
+        self.window.close();
+        for lane in &self.lanes {
+            let _ = lane.queue.send(LaneItem::Sync);
+            let _ = lane.queue.send(LaneItem::Finish);
+            lane.owing.notify_one();
         }
     }
 
@@ -283,15 +288,11 @@ impl ChunkWriter {
     /// for a chunk that has ended.
     pub fn chunk_commit(&self, used: bool, seal: bool) -> ChunkCommit {
         let state = self.state.lock();
-        let end = state.append.end();
-        let lost = end.is_some_and(|end| end.lost);
         // A lost chunk is sealed where it was committed last: then all its replicas had everything.
+        let lost = state.append.end().is_some_and(|end| end.lost);
         let len = if lost && !used { state.committed } else { state.append.acked() };
-        let replicas = match end {
-            Some(end) if seal && !lost => end.survivors.clone(),
-            _ => state.append.nodes(),
-        };
         let len = len.max(state.committed);
+        let replicas = state.append.counted().to_vec();
         ChunkCommit { chunk: self.chunk(), epoch: self.location.epoch, len, replicas, seal }
     }
 
@@ -318,15 +319,16 @@ impl ChunkWriter {
         self.settle(client, settled);
     }
 
-    fn handle_failure(self: &Arc<Self>, client: &Arc<Client>, lane: usize, failure: LaneFailure) {
+    async fn handle_failure(self: &Arc<Self>, client: &Arc<Client>, lane: usize, failure: LaneFailure) {
         let settled = {
             let mut state = self.state.lock();
+            if state.append.end().is_some() {
+                return;
+            }
             let settled = state.append.handle_failure(lane, failure.node);
             state.note(settled)
         };
-        if !settled.ended {
-            return;
-        }
+        client.nodes.suspect(failure.node);
         warn!(
             chunk = %self.chunk(),
             node = %failure.node,
@@ -334,7 +336,11 @@ impl ChunkWriter {
             resent = settled.failed.len(),
             "append failed: seal and switch"
         );
-        client.nodes.suspect(failure.node);
+        if settled.closed {
+            // Behind whoever is placing a piece, as in `close`.
+            let _order = self.order.lock().await;
+            self.finish_lanes();
+        }
         self.settle(client, settled);
     }
 
@@ -381,22 +387,23 @@ async fn run_lane(
 ) {
     let work = async {
         let blame = |error: RpcError| LaneFailure { node: head.node, reason: error.to_string() };
-        let (send, recv) = start(&client.data, &writer, head, chain.clone()).await.map_err(blame)?;
+        let (send, recv) = start(&client, &writer, head, chain.clone()).await.map_err(blame)?;
         let sending = async { send_items(send, items).await.map_err(blame) };
-        let receiving = receive_events(&client, &writer, lane, head.node, recv);
+        let route: Vec<ReplicaAt> = std::iter::once(head).chain(chain).collect();
+        let receiving = receive_events(&client, &writer, lane, &route, recv);
         tokio::try_join!(sending, receiving).map(|_| ())
     };
     tokio::select! {
         () = writer.stop.cancelled() => debug!("append stream given up"),
         outcome = work => match outcome {
             Ok(()) => debug!("append stream finished"),
-            Err(failure) => writer.handle_failure(&client, lane, failure),
+            Err(failure) => writer.handle_failure(&client, lane, failure).await,
         }
     }
 }
 
 async fn start(
-    pool: &Pool,
+    client: &Client,
     writer: &ChunkWriter,
     head: ReplicaAt,
     chain: Vec<ReplicaAt>,
@@ -408,13 +415,14 @@ async fn start(
         .clone()
         .ok_or_else(|| RpcError::Malformed("the namenode sent no append capability".into()))?;
     let request = DataRequest::Append { chunk: writer.chunk(), epoch: writer.location.epoch, capability, chain };
-    tokio::time::timeout(PROGRESS, async {
-        let (mut send, recv) = pool.get(&target).await?.open().await?;
+    let patience = if client.nodes.is_suspect(head.node) { PROGRESS_SUSPECT } else { PROGRESS };
+    tokio::time::timeout(patience, async {
+        let (mut send, recv) = client.data.get(&target).await?.open().await?;
         send.send(&request).await?;
         Ok((send, recv))
     })
     .await
-    .unwrap_or(Err(RpcError::Timeout(PROGRESS.as_millis())))
+    .unwrap_or(Err(RpcError::Timeout(patience.as_millis())))
 }
 
 /// Whether the node keeps up is watched where its acknowledgements arrive.
@@ -436,9 +444,10 @@ async fn receive_events(
     client: &Arc<Client>,
     writer: &Arc<ChunkWriter>,
     lane: usize,
-    head: NodeId,
+    route: &[ReplicaAt],
     recv: RecvStream,
 ) -> Result<(), LaneFailure> {
+    let head = route[0].node;
     let mut last_progress = Instant::now();
     let mut event = Box::pin(next_event(recv));
     loop {
@@ -466,7 +475,8 @@ async fn receive_events(
         tokio::select! {
             (received, recv) = &mut event => {
                 match received {
-                    Ok(Some(AppendEvent::Ready)) => {}
+                    // They have made the chunk and synced it: whatever they were suspected of is over.
+                    Ok(Some(AppendEvent::Ready)) => route.iter().for_each(|replica| client.nodes.trust(replica.node)),
                     Ok(Some(AppendEvent::Ack { written, synced })) => writer.handle_ack(client, lane, written, synced),
                     Ok(Some(AppendEvent::Failed { node, error })) => {
                         return Err(LaneFailure { node, reason: error.to_string() });

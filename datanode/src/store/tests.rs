@@ -326,7 +326,9 @@ fn damage_in_the_middle_of_an_open_replica_is_not_taken_for_its_end() {
 /// Which frame is harmed, in which of its parts, after which number of frames was synced, of the four that there are.
 #[test]
 fn a_hole_in_what_was_never_synced_is_an_end_whatever_the_disk_kept_behind_it() {
-    for (harmed, synced, damaged) in [(1, 0, false), (1, 1, false), (1, 2, true), (1, 4, true), (0, 1, true), (2, 2, false)] {
+    for (harmed, synced, damaged) in
+        [(1, 0, false), (1, 1, false), (1, 2, true), (1, 4, true), (0, 1, true), (2, 2, false)]
+    {
         for in_index in [false, true] {
             let rig = Rig::with_volumes(1);
             let store = rig.open();
@@ -343,7 +345,9 @@ fn a_hole_in_what_was_never_synced_is_an_end_whatever_the_disk_kept_behind_it() 
                 let refused = store.seal(CHUNK, SECOND, 1000);
                 match damaged {
                     true => assert!(matches!(refused, Err(StoreError::Damaged { .. })), "{refused:?}"),
-                    false => assert!(matches!(refused, Err(StoreError::Short { here, .. }) if here == at), "{refused:?}"),
+                    false => {
+                        assert!(matches!(refused, Err(StoreError::Short { here, .. }) if here == at), "{refused:?}")
+                    }
                 }
                 drop(store);
                 store = rig.open();

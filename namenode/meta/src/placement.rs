@@ -20,7 +20,8 @@ pub struct NodeView {
 
 /// At most `count` different nodes, for one chunk. Fewer if there are not so many: whether that is
 /// enough is for the caller (`min_copies`) to say. Nodes in `avoid` are taken only if there are no
-/// others. The same arguments give the same nodes, in whatever order `nodes` comes.
+/// others, and the first of them last. The same arguments give the same nodes, in whatever order `nodes`
+/// comes.
 ///
 /// Drawn at random by weight rather than always the best: all writers that ask within one heartbeat
 /// see the same numbers, and the best node would get all their chunks.
@@ -28,11 +29,12 @@ pub fn choose(nodes: &[NodeView], count: usize, avoid: &[NodeId], seed: u64) -> 
     let mut eligible: Vec<&NodeView> = nodes.iter().filter(|node| is_eligible(node)).collect();
     eligible.sort_by_key(|node| node.node);
     eligible.dedup_by_key(|node| node.node);
-    let (avoided, preferred): (Vec<_>, Vec<_>) = eligible.into_iter().partition(|node| avoid.contains(&node.node));
+    let place = |node: NodeId| avoid.iter().position(|&avoided| avoided == node);
+    let (mut avoided, preferred): (Vec<_>, Vec<_>) = eligible.into_iter().partition(|node| place(node.node).is_some());
 
-    let mut random = SplitMix(seed);
-    let mut chosen = draw(preferred, count, &mut random);
-    chosen.extend(draw(avoided, count - chosen.len(), &mut random));
+    let mut chosen = draw(preferred, count, &mut SplitMix(seed));
+    avoided.sort_by_key(|node| std::cmp::Reverse(place(node.node)));
+    chosen.extend(avoided.iter().map(|node| node.node).take(count - chosen.len()));
     chosen
 }
 
@@ -55,8 +57,10 @@ pub fn check(nodes: &[NodeView], count: usize, avoid: &[NodeId], chosen: &[NodeI
     if chosen.len() < count && unused().next().is_some() {
         return Err("a node that could take a copy is left out".into());
     }
-    if chosen.iter().any(|node| avoid.contains(node)) && unused().any(|view| !avoid.contains(&view.node)) {
-        return Err("a node to avoid is chosen before one that need not be avoided".into());
+    let shunned = |node: &NodeId| avoid.iter().position(|avoided| avoided == node).map_or(0, |at| avoid.len() - at);
+    let worst = chosen.iter().map(shunned).max().unwrap_or(0);
+    if unused().any(|view| shunned(&view.node) < worst) {
+        return Err("a node is chosen before one that was to be avoided less".into());
     }
     Ok(())
 }
@@ -144,6 +148,8 @@ mod tests {
         for seed in 0..50 {
             assert!(!choose(&nodes, 2, &[NodeId(2)], seed).contains(&NodeId(2)));
             assert_eq!(choose(&nodes, 3, &[NodeId(2)], seed)[2], NodeId(2));
+            let all = [NodeId(2), NodeId(3), NodeId(1)];
+            assert_eq!(choose(&nodes, 2, &all, seed), [NodeId(1), NodeId(3)], "the first one last");
         }
     }
 
@@ -160,6 +166,7 @@ mod tests {
             (1, &[], &[a, b]),
             (2, &[], &[a]),
             (1, &[a], &[a]),
+            (1, &[a, b], &[a]),
         ] {
             assert!(check(&nodes, count, avoid, chosen).is_err(), "{chosen:?}");
         }

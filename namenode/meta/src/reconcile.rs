@@ -55,7 +55,8 @@ pub fn judge(
         (true, false) => judge_uncounted(row, report, good),
         // How long an open replica is shows only at its seal.
         (false, true) => Verdict::Agrees,
-        (false, false) => Verdict::Delete { epoch: report.epoch },
+        // Its writer went on without it. Until the others are sealed it may be of use.
+        (false, false) => Verdict::Ignore,
     }
 }
 
@@ -171,7 +172,7 @@ mod tests {
             assert_eq!(judge(Some(&open), NEXT, NodeId(1), &report(1, len, false), &|_| true), Verdict::Agrees);
         }
         let stray = judge(Some(&open), NEXT, NodeId(9), &report(1, 100, false), &|_| true);
-        assert_eq!(stray, Verdict::Delete { epoch: Epoch(1) });
+        assert_eq!(stray, Verdict::Ignore);
     }
 
     #[test]

@@ -218,7 +218,8 @@ pub enum Op {
     AllocateChunks {
         count: u8,
         replication: u8,
-        /// Nodes that the client has just failed to reach; used only if there are no others.
+        /// Nodes that have just failed this client, the last one first; used only if there are no others, and then in
+        /// the opposite order.
         avoid: Vec<NodeId>,
     },
     /// Makes appended bytes part of files, and seals chunks. All of it or nothing. Reply: `Committed`.
@@ -364,7 +365,7 @@ pub struct ChunkCommit {
     pub epoch: Epoch,
     /// Bytes that every replica in `replicas` has acknowledged. Never less than committed before.
     pub len: u32,
-    /// The replicas that count from here on: a subset of those allocated.
+    /// The replicas that count from here on: a subset of those that counted before.
     pub replicas: Vec<NodeId>,
     /// Nothing more will be appended.
     pub seal: bool,

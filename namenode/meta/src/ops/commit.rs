@@ -10,7 +10,7 @@ use dfs_proto::{Attr, ChunkId, ErrorKind, Extent, FileKind, InodeId, SessionId, 
 
 use crate::apply::Client;
 use crate::permission::without_set_id;
-use crate::rows::{self, ChunkRow, ChunkState, Content, InodeRow, RECLAIM_QUEUE};
+use crate::rows::{self, ChunkRow, ChunkState, Content, InodeRow, NodeChunkRow, RECLAIM_QUEUE};
 use crate::tx::{Failure, Tx, refuse};
 use crate::usage::{Usage, shifted};
 use crate::view::Fault;
@@ -81,9 +81,11 @@ fn lengthen(tx: &mut Tx<'_>, session: SessionId, commit: &ChunkCommit) -> Result
         let message = format!("chunk {chunk} would be left with {} replicas, and {required} are required", named.len());
         return Err(refuse(ErrorKind::Malformed, message));
     }
-    // Without a seal the one left out could come back and be counted again, short.
-    if named.len() < row.replicas.len() && !commit.seal {
-        return Err(refuse(ErrorKind::Malformed, format!("chunk {chunk} loses a replica without being sealed")));
+    // Those left out count no more. A seal tells them so itself; until there is one they stay where they are.
+    if !commit.seal {
+        for node in row.replicas.extract_if(.., |node| !named.contains(node)) {
+            tx.delete(NodeChunkRow::key(node, chunk));
+        }
     }
     row.len = commit.len;
     tx.put(ChunkRow::key(chunk), &row)?;

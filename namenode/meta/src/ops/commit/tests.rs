@@ -88,6 +88,25 @@ fn sealing_names_the_survivors_and_asks_for_repair() {
 }
 
 #[test]
+fn a_replica_that_a_commit_leaves_out_counts_no_more() {
+    let mut rig = Rig::new();
+    let file = rig.create(InodeId::ROOT, "a").inode;
+    let chunk = rig.allocate(1)[0];
+    rig.commit_at(file, chunk, 0, 50, false).unwrap();
+    let change = rig.file_commit(file, vec![extent(50, chunk, 50, 10)]);
+    commit(&mut rig, vec![chunk_commit(chunk, 60, &NODES[1..3], false)], vec![change]).unwrap();
+    let row = chunk_row(&rig, chunk).unwrap();
+    assert_eq!((row.is_sealed(), row.epoch, row.len, row.replicas.as_slice()), (false, Epoch::FIRST, 60, &NODES[1..3]));
+    assert!(rows::node_chunks(&rig.state, NODES[0], 9).unwrap().is_empty());
+    let back = commit(&mut rig, vec![chunk_commit(chunk, 60, &NODES[..3], false)], vec![]);
+    assert_eq!(kind_of(back), Some(ErrorKind::Malformed));
+    let too_few = commit(&mut rig, vec![chunk_commit(chunk, 60, &NODES[2..3], false)], vec![]);
+    assert_eq!(kind_of(too_few), Some(ErrorKind::Malformed));
+    commit(&mut rig, vec![chunk_commit(chunk, 60, &NODES[1..3], true)], vec![]).unwrap();
+    assert_eq!((chunk_row(&rig, chunk).unwrap().target, rows::attention(&rig.state, 9).unwrap()), (3, vec![chunk]));
+}
+
+#[test]
 fn nothing_is_committed_to_a_sealed_or_foreign_chunk() {
     let mut rig = Rig::new();
     let file = rig.create(InodeId::ROOT, "a").inode;
@@ -130,7 +149,7 @@ fn impossible_commits_are_refused_and_change_nothing() {
     let cases: Vec<(Vec<ChunkCommit>, Vec<FileCommit>, ErrorKind)> = vec![
         (vec![chunk_commit(chunk, 49, all, false)], vec![], ErrorKind::Malformed),
         (vec![chunk_commit(chunk, CHUNK_MAX + 1, all, false)], vec![], ErrorKind::Malformed),
-        (vec![chunk_commit(chunk, 60, &NODES[..2], false)], vec![], ErrorKind::Malformed),
+        (vec![chunk_commit(chunk, 60, &NODES[..1], false)], vec![], ErrorKind::Malformed),
         (vec![chunk_commit(chunk, 60, &[], true)], vec![], ErrorKind::Malformed),
         (vec![chunk_commit(chunk, 60, &[NODES[0], NODES[0]], true)], vec![], ErrorKind::Malformed),
         (vec![chunk_commit(chunk, 60, &[NODES[0], NODES[3]], true)], vec![], ErrorKind::Malformed),
