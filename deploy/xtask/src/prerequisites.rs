@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
+use crate::programs::PYTHON;
 use crate::run::must;
 
 /// Debian packages, and a file or program that shows that each is there.
@@ -19,10 +20,11 @@ const NEEDED: [Package; 4] = [
 ];
 
 /// What `programs` runs on the mount. libacl1-dev is what pjdfstest is linked with.
-const FOR_PROGRAMS: [Package; 9] = [
+const FOR_PROGRAMS: [Package; 10] = [
     ("acl", &["/usr/bin/setfacl", "/bin/setfacl"]),
     ("attr", &["/usr/bin/setfattr", "/bin/setfattr"]),
     ("git", &["/usr/bin/git", "/usr/local/bin/git"]),
+    ("python3", &[PYTHON]),
     ("sqlite3", &["/usr/bin/sqlite3"]),
     ("rsync", &["/usr/bin/rsync"]),
     ("fio", &["/usr/bin/fio"]),
@@ -63,6 +65,18 @@ pub fn install_for_programs() -> Result<()> {
     install_missing(&FOR_PROGRAMS)
 }
 
+/// As `install`, for Python's tests: the package has the version in its name.
+pub fn install_python_tests() -> Result<()> {
+    let version = Command::new(PYTHON).args(["-c", "import sys; print('%d.%d' % sys.version_info[:2])"]).output();
+    let version = String::from_utf8(version.with_context(|| format!("{PYTHON} of Debian's python3"))?.stdout)?;
+    let version = version.trim();
+    let tests = format!("/usr/lib/python{version}/test/test_os.py");
+    match Path::new(&tests).exists() {
+        true => Ok(()),
+        false => install_packages(&[&format!("libpython{version}-testsuite")]),
+    }
+}
+
 /// As `install`, for the comparison.
 pub fn install_peers() -> Result<()> {
     install_missing(&PEERS)
@@ -75,18 +89,19 @@ pub fn install_for_torture() -> Result<()> {
 
 fn install_missing(packages: &[Package]) -> Result<()> {
     let missing: Vec<&str> = packages.iter().filter(|(_, signs)| !is_there(signs)).map(|(name, _)| *name).collect();
-    if !missing.is_empty() {
-        let line = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
-        if !rustix::process::geteuid().is_root() {
-            bail!("missing packages; as root, run:\n\n    apt-get update && {line}\n\nand then this again");
-        }
-        eprintln!("installing {}", missing.join(" "));
-        must(Command::new("apt-get").args(["update", "-qq"]))?;
-        let mut install = Command::new("apt-get");
-        install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(&missing);
-        must(install.env("DEBIAN_FRONTEND", "noninteractive"))?;
+    if missing.is_empty() { Ok(()) } else { install_packages(&missing) }
+}
+
+fn install_packages(missing: &[&str]) -> Result<()> {
+    let line = format!("apt-get install -y --no-install-recommends {}", missing.join(" "));
+    if !rustix::process::geteuid().is_root() {
+        bail!("missing packages; as root, run:\n\n    apt-get update && {line}\n\nand then this again");
     }
-    Ok(())
+    eprintln!("installing {}", missing.join(" "));
+    must(Command::new("apt-get").args(["update", "-qq"]))?;
+    let mut install = Command::new("apt-get");
+    install.args(["install", "-y", "-qq", "--no-install-recommends"]).args(missing);
+    must(install.env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
 fn is_there(signs: &[&str]) -> bool {

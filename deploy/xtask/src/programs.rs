@@ -4,6 +4,7 @@
 
 mod everyday;
 mod load;
+mod python;
 mod run;
 mod sqlite;
 mod suites;
@@ -19,6 +20,8 @@ use dfs_cluster::{Cluster, Layout, MountHelper};
 
 use crate::{prerequisites, run::program};
 
+pub use python::PYTHON;
+
 #[derive(clap::Args, Clone, Debug)]
 pub struct Options {
     /// A dfs program that is built already
@@ -30,6 +33,9 @@ pub struct Options {
     /// Operations of fsx for each of its seeds
     #[arg(long, value_name = "N", default_value_t = suites::FSX_OPERATIONS)]
     fsx_operations: u64,
+    /// Kill the datanodes in turn while fsx runs, one every 5 s, and start them again
+    #[arg(long)]
+    kill_datanodes: bool,
 }
 
 /// Where a program runs, and what it may use.
@@ -48,7 +54,7 @@ struct Place<'a> {
 type Check = fn(&Place) -> Result<String>;
 
 /// In this order. The last one leaves a namenode dead.
-const CHECKS: [(&str, Check); 16] = [
+const CHECKS: [(&str, Check); 17] = [
     ("git", everyday::git),
     ("cargo", everyday::cargo_build),
     ("tar", everyday::tar),
@@ -62,6 +68,7 @@ const CHECKS: [(&str, Check); 16] = [
     ("stress-ng", load::stress_ng),
     ("dbench", load::dbench),
     ("fsx", suites::fsx),
+    ("python", python::own_tests),
     ("pjdfstest", suites::pjdfstest),
     ("fsck", fsck),
     // pjdfstest again; a short name, because it becomes part of the paths of sockets, which have 108 bytes.
@@ -76,7 +83,7 @@ pub fn run(options: &Options) -> Result<()> {
 /// As `cargo xtask test` does it.
 pub fn run_all(program: &Path) -> Result<()> {
     let fsx_operations = suites::FSX_OPERATIONS;
-    run_on(program, &Options { program: None, only: Vec::new(), fsx_operations })
+    run_on(program, &Options { program: None, only: Vec::new(), fsx_operations, kill_datanodes: false })
 }
 
 fn run_on(program: &Path, options: &Options) -> Result<()> {

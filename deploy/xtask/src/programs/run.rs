@@ -36,6 +36,11 @@ impl Running {
         Ok(Running { name: name.to_owned(), child, log, end: Instant::now() + deadline })
     }
 
+    /// Whether it has ended by itself.
+    pub fn has_ended(&mut self) -> Result<bool> {
+        Ok(self.child.try_wait()?.is_some())
+    }
+
     /// What it printed. An exit code other than 0, or no end before the deadline, is an error.
     pub fn finish(mut self) -> Result<String> {
         let ended = wait(&mut self.child, self.end)?;

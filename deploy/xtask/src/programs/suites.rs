@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use dfs_cluster::{Cluster, fault};
 
 use super::Place;
 use super::run::{Running, run};
@@ -18,6 +19,14 @@ const FSX_SEEDS: [u64; 4] = [1, 2, 3, 4];
 /// For one operation, on average; an operation is a few ms on two busy cores.
 const FSX_OPERATION: Duration = Duration::from_millis(100);
 
+/// From one datanode's death to the next one's, and for how long it is away: long enough to be missed by every chunk
+/// that is open, and short enough that nothing is copied elsewhere for it.
+const KILL_EVERY: Duration = Duration::from_secs(5);
+const AWAY: Duration = Duration::from_secs(2);
+
+/// For every replica of what was written meanwhile to be whole again.
+const HEALING: Duration = Duration::from_secs(180);
+
 /// Holes are made in what was written before and filled again.
 const PUNCH_HOLE: u32 = 5;
 
@@ -26,6 +35,7 @@ const COPY_FILE_RANGE: u32 = 5;
 
 /// On one file for each seed, all at the same time: reads, writes, maps, truncations, allocations, syncs, reopening.
 pub fn fsx(place: &Place) -> Result<String> {
+    let (operations, kill_datanodes) = (place.options.fsx_operations, place.options.kill_datanodes);
     let program = FSX.program()?;
     let config = place.local.join("fsx.toml");
     let text = format!(
@@ -34,22 +44,63 @@ pub fn fsx(place: &Place) -> Result<String> {
          fsync = 5, fdatasync = 5, close_open = 1, invalidate = 1 }}\n"
     );
     fs::write(&config, text)?;
-    let operations = place.options.fsx_operations;
-    let deadline = Duration::from_secs(60) + FSX_OPERATION * u32::try_from(operations).context("too many")?;
+    let mut deadline = Duration::from_secs(60) + FSX_OPERATION * u32::try_from(operations).context("too many")?;
+    if kill_datanodes {
+        deadline *= 2;
+    }
     let start = |seed: &u64| {
         let mut fsx = Command::new(&program);
         fsx.arg("-f").arg(&config).args(["-S", &seed.to_string(), "-N", &operations.to_string(), "-P"]);
         fsx.arg(&place.local).arg(place.dir.join(format!("seed{seed}")));
         Running::start(&format!("fsx-{seed}"), &place.logs, &mut fsx, deadline)
     };
-    let running: Vec<Running> = FSX_SEEDS.iter().map(start).collect::<Result<_>>()?;
+    let began = Instant::now();
+    let mut running: Vec<Running> = FSX_SEEDS.iter().map(start).collect::<Result<_>>()?;
+    let killed = match kill_datanodes {
+        true => kill_in_turn(place.cluster, &mut running),
+        false => Ok(0),
+    };
     // All of them are waited for, whatever the first one says.
     let ended: Vec<Result<String>> = running.into_iter().map(Running::finish).collect();
     for said in ended {
         let said = said?;
         ensure!(said.contains("All operations completed A-OK!"), "fsx says:\n{said}");
     }
-    Ok(format!("seeds {FSX_SEEDS:?}, {operations} operations each"))
+    let rate = (operations * FSX_SEEDS.len() as u64) as f64 / began.elapsed().as_secs_f64();
+    let mut said = format!("seeds {FSX_SEEDS:?}, {operations} operations each, {rate:.0}/s");
+    if kill_datanodes {
+        said += &format!(", {} datanodes killed", killed?);
+        let healed = place.cluster.wait_healthy(HEALING)?;
+        said += &format!(", healthy {:.0} s later", healed.as_secs_f64());
+    }
+    Ok(said)
+}
+
+/// SIGKILL to one datanode after the other, of which never more than one is away, until every program has ended. Returns
+/// how many were killed.
+fn kill_in_turn(cluster: &Cluster, running: &mut [Running]) -> Result<usize> {
+    let mut wait = |time: Duration| -> Result<bool> {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            let ended = running.iter_mut().map(Running::has_ended).collect::<Result<Vec<bool>>>()?;
+            if ended.iter().all(|ended| *ended) {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(false)
+    };
+    let nodes = cluster.datanodes();
+    let mut killed = 0;
+    loop {
+        killed += 1;
+        let fault = fault::process::kill(cluster, &nodes[killed % nodes.len()..][..1])?;
+        let ended = wait(AWAY)?;
+        fault.undo()?;
+        if ended || wait(KILL_EVERY - AWAY)? {
+            return Ok(killed);
+        }
+    }
 }
 
 /// What pjdfstest does not try here, by a part of the names, and why. Anything else that it skips is an error.
