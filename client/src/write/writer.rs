@@ -9,7 +9,7 @@ use dfs_proto::limits::FRAME_MAX;
 use dfs_proto::msg::data::{AppendEvent, DataRequest, FRAME_HEADER_LEN, append_item};
 use dfs_proto::msg::meta::{ChunkCommit, ChunkLocation, ReplicaAt};
 use dfs_proto::{ChunkId, FrameHeader, NodeId, Plane, Role};
-use dfs_rpc::{RecvStream, RpcError, SendStream, Target};
+use dfs_rpc::{Connection, RecvStream, RpcError, SendStream, Target};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
@@ -37,8 +37,12 @@ const PROGRESS_SYNC: Duration = Duration::from_secs(30);
 /// A lane of a node that has just failed another lane gets no more than this, for bytes or a sync.
 const PROGRESS_SUSPECT: Duration = Duration::from_secs(3);
 
-/// How often a waiting lane looks whether its node has come under suspicion.
-const SUSPICION_CHECK: Duration = Duration::from_secs(1);
+/// How often a waiting lane looks whether its node has come under suspicion, and whether it is heard at all.
+const CHECK: Duration = Duration::from_millis(500);
+
+/// A node that owes something and is not heard at so many checks in a row is gone: who lives says something once a second.
+/// Its connection would notice later. Checks are counted, and not time, because this process may have stood still itself.
+const SILENT_CHECKS: u32 = 3;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Shape {
@@ -387,10 +391,10 @@ async fn run_lane(
 ) {
     let work = async {
         let blame = |error: RpcError| LaneFailure { node: head.node, reason: error.to_string() };
-        let (send, recv) = start(&client, &writer, head, chain.clone()).await.map_err(blame)?;
+        let (connection, send, recv) = start(&client, &writer, head, chain.clone()).await.map_err(blame)?;
         let sending = async { send_items(send, items).await.map_err(blame) };
         let route: Vec<ReplicaAt> = std::iter::once(head).chain(chain).collect();
-        let receiving = receive_events(&client, &writer, lane, &route, recv);
+        let receiving = receive_events(&client, &writer, lane, &route, &connection, recv);
         tokio::try_join!(sending, receiving).map(|_| ())
     };
     tokio::select! {
@@ -407,7 +411,7 @@ async fn start(
     writer: &ChunkWriter,
     head: ReplicaAt,
     chain: Vec<ReplicaAt>,
-) -> Result<(SendStream, RecvStream), RpcError> {
+) -> Result<(Connection, SendStream, RecvStream), RpcError> {
     let target = Target { plane: Plane::Data, role: Role::Datanode, node: head.node, addr: head.addr };
     let capability = writer
         .location
@@ -417,9 +421,10 @@ async fn start(
     let request = DataRequest::Append { chunk: writer.chunk(), epoch: writer.location.epoch, capability, chain };
     let patience = if client.nodes.is_suspect(head.node) { PROGRESS_SUSPECT } else { PROGRESS };
     tokio::time::timeout(patience, async {
-        let (mut send, recv) = client.data.get(&target).await?.open().await?;
+        let connection = client.data.get(&target).await?;
+        let (mut send, recv) = connection.open().await?;
         send.send(&request).await?;
-        Ok((send, recv))
+        Ok((connection, send, recv))
     })
     .await
     .unwrap_or(Err(RpcError::Timeout(patience.as_millis())))
@@ -445,10 +450,13 @@ async fn receive_events(
     writer: &Arc<ChunkWriter>,
     lane: usize,
     route: &[ReplicaAt],
+    connection: &Connection,
     recv: RecvStream,
 ) -> Result<(), LaneFailure> {
     let head = route[0].node;
     let mut last_progress = Instant::now();
+    let mut silence = Silence::default();
+    let mut next_check = last_progress + CHECK;
     let mut event = Box::pin(next_event(recv));
     loop {
         let (owes_bytes, owes_sync) = writer.state.lock().append.owes(lane);
@@ -466,7 +474,7 @@ async fn receive_events(
             match patience {
                 Some(patience) => {
                     let too_late = last_progress + patience;
-                    tokio::time::sleep_until(too_late.min(Instant::now() + SUSPICION_CHECK)).await;
+                    tokio::time::sleep_until(too_late.min(next_check)).await;
                     Instant::now() >= too_late
                 }
                 None => std::future::pending().await,
@@ -491,12 +499,39 @@ async fn receive_events(
                 event = Box::pin(next_event(recv));
             }
             // The clock starts when the lane begins to owe something.
-            () = writer.lanes[lane].owing.notified() => if patience.is_none() { last_progress = Instant::now() },
-            too_late = check => if too_late {
-                // In a chain, the first node would have named another one by now.
-                return Err(LaneFailure { node: head, reason: "no progress within the deadline".into() });
+            () = writer.lanes[lane].owing.notified() => if patience.is_none() {
+                last_progress = Instant::now();
+                silence = Silence::default();
+                next_check = last_progress + CHECK;
+            },
+            too_late = check => {
+                if too_late {
+                    // In a chain, the first node would have named another one by now.
+                    return Err(LaneFailure { node: head, reason: "no progress within the deadline".into() });
+                }
+                next_check = Instant::now() + CHECK;
+                if silence.lasts(connection.received()) {
+                    // So that nobody else waits for it.
+                    connection.close();
+                    return Err(LaneFailure { node: head, reason: "not heard any more".into() });
+                }
             }
         }
+    }
+}
+
+/// Checks at which nothing new had been received.
+#[derive(Default)]
+struct Silence {
+    received: u64,
+    checks: u32,
+}
+
+impl Silence {
+    fn lasts(&mut self, received: u64) -> bool {
+        self.checks = if received == self.received { self.checks + 1 } else { 0 };
+        self.received = received;
+        self.checks >= SILENT_CHECKS
     }
 }
 
@@ -558,6 +593,16 @@ impl Rope {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_is_gone_when_it_was_not_heard_at_three_checks_in_a_row() {
+        let mut silence = Silence::default();
+        let heard = [7, 7, 7, 8, 8, 8, 8, 9];
+        assert_eq!(
+            heard.map(|received| silence.lasts(received)),
+            [false, false, false, false, false, false, true, false]
+        );
+    }
 
     #[test]
     fn frame_records_carry_every_byte_with_its_digest() {

@@ -193,6 +193,11 @@ impl Connection {
         self.inner.close_reason().is_some()
     }
 
+    /// Datagrams received so far. Whoever lives sends one at least once a second.
+    pub fn received(&self) -> u64 {
+        self.inner.stats().udp_rx.datagrams
+    }
+
     pub fn close(&self) {
         self.inner.close(VarInt::from_u32(0), b"closing");
     }
