@@ -63,8 +63,7 @@ pub const CELLS: [Cell; 17] = [
         text: "power cut of all nodes and clients at once",
         rounds: 50,
         rounds_at_random: 5,
-        // Not yet: see "Found" in deploy/cluster/README.md.
-        rounds_in_tests: None,
+        rounds_in_tests: Some(1),
         run: power::of_everybody,
     },
     Cell {
