@@ -44,7 +44,7 @@ use chunk_file::ChunkFile;
 use chunks::Chunks;
 use pace::PaceMeter;
 use register::{Found, Known, Register};
-use volume::Volume;
+use volume::{Volume, sync_dir};
 
 pub use append::OpenChunk;
 pub use chunk_file::Batch;
@@ -266,6 +266,13 @@ impl Store {
         let ended = Instant::now();
         self.pace.note(ended - started, ended);
         synced.map_err(|e| self.fault(volume, Access::Sync, e))
+    }
+
+    /// Makes the names in the chunk's folder durable.
+    fn sync_folder(&self, volume: &Volume, chunk: ChunkId) -> Result<(), StoreError> {
+        #[cfg(test)]
+        self.faults.take(Access::Sync).map_or(Ok(()), Err).map_err(|e| self.fault(volume, Access::Sync, e))?;
+        sync_dir(&volume.chunk_dir(chunk)).map_err(|e| self.fault(volume, Access::Sync, e))
     }
 
     /// How quick its disks have been lately.

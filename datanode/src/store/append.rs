@@ -15,8 +15,8 @@ use super::chunk_file::ChunkFile;
 use super::chunks::Replica;
 use super::error::StoreError;
 use super::format::{Header, State};
-use super::volume::{Volume, sync_dir};
-use super::{Access, Store};
+use super::volume::Volume;
+use super::Store;
 use crate::clock;
 
 /// A volume with less room than this takes no new chunk: the writer would soon have to switch again.
@@ -68,7 +68,7 @@ impl Store {
         })?;
         let file = made.ok_or(StoreError::AlreadyHere(chunk))?;
         self.sync(volume, &file)?;
-        sync_dir(&volume.chunk_dir(chunk)).map_err(|e| self.fault(volume, Access::Sync, e))?;
+        self.sync_folder(volume, chunk)?;
         let open = Arc::new(OpenChunk {
             chunk,
             volume: volume.clone(),

@@ -77,12 +77,18 @@ impl ChunkFile {
     }
 
     pub fn read_header(&self) -> io::Result<Result<Header, HeaderFault>> {
+        // A chunk that was made and synced, and of which nothing else reached the disk, ends behind its first slot.
         let mut slots = [0; SLOTS_LEN];
-        match self.file.read_exact_at(&mut slots, 0) {
-            Ok(()) => Ok(Header::newest(&slots)),
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(Err(HeaderFault::Blank)),
-            Err(e) => Err(e),
+        let mut have = 0;
+        while have < SLOTS_LEN {
+            match self.file.read_at(&mut slots[have..], have as u64) {
+                Ok(0) => break,
+                Ok(read) => have += read,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
         }
+        Ok(Header::newest(&slots))
     }
 
     /// Writes the header into its slot. The other slot, with the header before this one, stays.

@@ -12,9 +12,9 @@ use dfs_proto::{ChunkId, Epoch, FrameHeader};
 use super::chunk_file::ChunkFile;
 use super::error::StoreError;
 use super::format::{Header, State};
-use super::volume::{Volume, sync_dir};
+use super::volume::Volume;
 use super::volumes::Moved;
-use super::{Access, Replica, Store};
+use super::{Replica, Store};
 use crate::clock;
 
 /// Removed from disk when dropped, unless it was published.
@@ -114,7 +114,7 @@ impl Store {
     fn install(&self, incoming: &Incoming) -> Result<(), StoreError> {
         let Incoming { chunk, epoch, len, volume, .. } = incoming;
         self.write(volume, || fs::rename(&incoming.path, volume.chunk_path(*chunk)))?;
-        sync_dir(&volume.chunk_dir(*chunk)).map_err(|e| self.fault(volume, Access::Sync, e))?;
+        self.sync_folder(volume, *chunk)?;
         self.chunks.put(
             *chunk,
             Replica {

@@ -360,6 +360,20 @@ fn a_hole_in_what_was_never_synced_is_an_end_whatever_the_disk_kept_behind_it() 
     }
 }
 
+/// As after a power cut right behind the creation: its sync wrote the first header slot, and the file ends there.
+#[test]
+fn a_chunk_of_which_nothing_but_its_header_reached_the_disk_is_an_open_one_without_bytes() {
+    let rig = Rig::with_volumes(1);
+    drop(rig.open().create(CHUNK, FIRST).unwrap());
+    assert_eq!(fs::metadata(rig.file(CHUNK)).unwrap().len(), 512);
+    let store = rig.open();
+    let replica = store.get(CHUNK).unwrap();
+    assert_eq!((replica.state, replica.epoch, replica.len), (State::Open, FIRST, 0));
+    assert!(matches!(store.seal(CHUNK, SECOND, 900), Err(StoreError::Short { here: 0, asked: 900, .. })));
+    assert_eq!(store.seal(CHUNK, SECOND.next(), 0).unwrap(), Sealed::Now);
+    assert!(matches!(verify(&store, CHUNK).unwrap(), Verdict::Whole { .. }));
+}
+
 #[test]
 fn what_a_seal_has_synced_is_known_without_a_note() {
     let rig = Rig::with_volumes(1);
@@ -492,6 +506,27 @@ fn every_disk_error_during_a_seal_leaves_a_replica_that_can_still_be_sealed() {
         let store = rig.open();
         assert!(matches!(store.seal(CHUNK, SECOND, 100).unwrap(), Sealed::Now | Sealed::Before));
         assert_eq!(read_all(&store, CHUNK).unwrap(), frames[..1]);
+    }
+}
+
+/// A file whose folder is not synced may be gone after a power cut, whatever was synced in it.
+#[test]
+fn nothing_is_ready_before_its_folder_is_synced() {
+    for folder in [false, true] {
+        let rig = Rig::with_volumes(1);
+        let store = rig.open();
+        // The file is synced first, and then its folder.
+        store.faults.plan_after(Access::Sync, usize::from(folder), Errno::IO);
+        assert!(matches!(store.create(CHUNK, FIRST), Err(StoreError::VolumeFailed { .. })), "{folder}");
+        assert!(store.unsealed(10).is_empty());
+
+        let rig = Rig::with_volumes(1);
+        let store = rig.open();
+        let mut incoming = store.begin_copy(CHUNK, SECOND, 100).unwrap();
+        store.copy_frames(&mut incoming, &frames(CHUNK, &[100])).unwrap();
+        store.faults.plan_after(Access::Sync, usize::from(folder), Errno::IO);
+        assert!(matches!(store.publish(incoming), Err(StoreError::VolumeFailed { .. })), "{folder}");
+        assert!(store.get(CHUNK).is_none());
     }
 }
 
@@ -718,7 +753,7 @@ fn an_open_chunk_cut_at_every_boundary_keeps_the_frames_before_it() {
             assert_eq!(read_all(&store, CHUNK).unwrap(), all[..whole], "cut at {cut}");
         }
     }
-    for cut in [data_offset(0) - 1, entry_offset(2) + 5, entry_offset(0), 1024] {
+    for cut in [data_offset(0) - 1, entry_offset(2) + 5, entry_offset(0), 1024, 512] {
         file.set_len(cut).unwrap();
         assert_eq!(rig.open().get(CHUNK).unwrap().len, 0, "cut at {cut}");
     }

@@ -442,7 +442,12 @@ mod tests {
             assert_eq!(store.mark().unwrap(), None);
             store.write(&[put(b"a", b"1"), put(b"b", b"2")], b"mark 1", None).unwrap();
             let gone = Change { value: None, ..put(b"a", b"") };
-            store.write(&[gone], b"mark 2", None).unwrap();
+            let live = store.current();
+            let before = live.db.latest_sequence_number();
+            store.write(&[gone, put(b"b", b"2")], b"mark 2", Some(1)).unwrap();
+            // What is one batch in its log is there after a crash as a whole, or not at all.
+            let batches: Vec<u64> = live.db.get_updates_since(before).unwrap().map(|batch| batch.unwrap().0).collect();
+            assert_eq!(batches, [before + 1]);
         }
         let store = StateStore::open(dir.path()).unwrap();
         assert_eq!(rows(&store), [(b"b".to_vec(), b"2".to_vec())]);
