@@ -11,12 +11,12 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::Store;
 use super::chunk_file::ChunkFile;
 use super::chunks::Replica;
 use super::error::StoreError;
 use super::format::{Header, State};
 use super::volume::Volume;
-use super::Store;
 use crate::clock;
 
 /// A volume with less room than this takes no new chunk: the writer would soon have to switch again.

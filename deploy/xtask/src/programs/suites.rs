@@ -27,6 +27,10 @@ const AWAY: Duration = Duration::from_secs(2);
 /// For every replica of what was written meanwhile to be whole again.
 const HEALING: Duration = Duration::from_secs(180);
 
+/// Not in longer runs: once in 65,536 times this fsx asks for no bytes, which every file system refuses, and then it ends
+/// and says that the call is not supported (seed 4 at operation 27,713, on ext4 as well).
+const POSIX_FALLOCATE: u32 = 5;
+
 /// Holes are made in what was written before and filled again.
 const PUNCH_HOLE: u32 = 5;
 
@@ -38,9 +42,10 @@ pub fn fsx(place: &Place) -> Result<String> {
     let (operations, kill_datanodes) = (place.options.fsx_operations, place.options.kill_datanodes);
     let program = FSX.program()?;
     let config = place.local.join("fsx.toml");
+    let posix_fallocate = if operations > FSX_OPERATIONS { 0 } else { POSIX_FALLOCATE };
     let text = format!(
         "flen = 1048576\nopsize = {{ max = 65536 }}\nweights = {{ read = 10, write = 10, mapread = 10, mapwrite = 10, \
-         truncate = 10, punch_hole = {PUNCH_HOLE}, posix_fallocate = 5, copy_file_range = {COPY_FILE_RANGE}, \
+         truncate = 10, punch_hole = {PUNCH_HOLE}, posix_fallocate = {posix_fallocate}, copy_file_range = {COPY_FILE_RANGE}, \
          fsync = 5, fdatasync = 5, close_open = 1, invalidate = 1 }}\n"
     );
     fs::write(&config, text)?;
