@@ -1,3 +1,4 @@
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -44,20 +45,30 @@ impl Cluster {
 
     /// `dfs up` on the same folder: starts whatever does not run.
     pub fn start_all(&self) -> Result<()> {
+        let mut command = self.up_command();
+        let status = command.stdin(Stdio::null()).stdout(Stdio::from(std::io::stderr())).status()?;
+        if !status.success() {
+            bail!("`dfs up` ended with {status}");
+        }
+        Ok(())
+    }
+
+    /// As `start_all`, where it may not succeed: `dfs up` is killed when the deadline passes.
+    pub fn start_all_within(&self, deadline: Duration) -> Result<Output> {
+        output_within(&mut self.up_command(), deadline).context("dfs up")
+    }
+
+    fn up_command(&self) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("up").arg("--dir").arg(&self.dir);
-        command.args(["--namenodes", &self.layout.namenodes.to_string()]);
+        command.args(["--namenodes", &self.namenodes().len().to_string()]);
         command.args(["--datanodes", &self.layout.datanodes.to_string()]);
         command.args(["--replication", &self.layout.replication.to_string()]);
         for mount in &self.layout.mounts {
             command.arg("--mount").arg(mount);
         }
         command.args(&self.layout.extra);
-        let status = command.stdin(Stdio::null()).stdout(Stdio::from(std::io::stderr())).status()?;
-        if !status.success() {
-            bail!("`dfs up` ended with {status}");
-        }
-        Ok(())
+        command
     }
 
     pub fn dir(&self) -> &Path {
@@ -95,6 +106,11 @@ impl Cluster {
 
     pub fn output<const N: usize>(&self, args: [&str; N]) -> Result<Output> {
         self.dfs(args).output().with_context(|| format!("dfs {}", args.join(" ")))
+    }
+
+    /// As `output`, for a command that may have nobody to answer it: see the function of that name.
+    pub fn output_within<const N: usize>(&self, args: [&str; N], deadline: Duration) -> Result<Output> {
+        output_within(&mut self.dfs(args), deadline).with_context(|| format!("dfs {}", args.join(" ")))
     }
 
     /// `dfs status --json`.
@@ -141,7 +157,7 @@ impl Cluster {
                 let newest = nodes.iter().filter_map(|node| node["last_log_index"].as_u64()).max().unwrap_or(0);
                 // Work goes on meanwhile: what is under way may differ.
                 let close = |node: &Value| node["matched_index"].as_u64().is_some_and(|index| index + 50 >= newest);
-                nodes.len() == self.layout.namenodes
+                nodes.len() == self.namenodes().len()
                     && !status["leader"].is_null()
                     && nodes.iter().all(|node| node["reachable"] == true && (node["leader"] == true || close(node)))
             });
@@ -157,19 +173,24 @@ impl Cluster {
 
     /// The UDP ports of every node, as its config file has them.
     pub fn ports(&self) -> Result<Vec<u16>> {
-        let mut ports = Vec::new();
+        Ok(self.addresses()?.iter().map(SocketAddr::port).collect())
+    }
+
+    /// Where every node listens, by its config file; a namenode does so twice.
+    pub fn addresses(&self) -> Result<Vec<SocketAddr>> {
+        let mut addresses = Vec::new();
         for (name, file) in [(self.namenodes(), "namenode.toml"), (self.datanodes(), "datanode.toml")] {
             for node in name {
                 let path = self.dir.join(node).join(file);
                 let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
                 let listens = text.lines().filter(|line| line.starts_with("listen") || line.starts_with("raft_listen"));
                 for line in listens {
-                    let port = line.trim_end_matches('"').rsplit(':').next();
-                    ports.push(port.and_then(|port| port.parse().ok()).with_context(|| line.to_owned())?);
+                    let address = line.split('"').nth(1);
+                    addresses.push(address.and_then(|text| text.parse().ok()).with_context(|| line.to_owned())?);
                 }
             }
         }
-        Ok(ports)
+        Ok(addresses)
     }
 
     /// The process of a node or mount, from its pid file.
@@ -214,8 +235,13 @@ impl Cluster {
         Ok(())
     }
 
+    /// Those that the cluster file names: their number and their names change with the group.
     pub fn namenodes(&self) -> Vec<String> {
-        (1..=self.layout.namenodes).map(|i| format!("nn{i}")).collect()
+        let text = std::fs::read_to_string(self.config()).unwrap_or_default();
+        match namenodes_in(&text) {
+            names if names.is_empty() => (1..=self.layout.namenodes).map(|i| format!("nn{i}")).collect(),
+            names => names,
+        }
     }
 
     pub fn datanodes(&self) -> Vec<String> {
@@ -227,9 +253,24 @@ impl Cluster {
         [self.namenodes(), self.datanodes()].concat()
     }
 
+    /// How long a node's log is, to read later what has come since.
+    pub fn log_len(&self, name: &str) -> usize {
+        std::fs::metadata(self.log(name)).map_or(0, |metadata| metadata.len() as usize)
+    }
+
+    /// What a node has logged since its log was so long.
+    pub fn log_since(&self, name: &str, len: usize) -> String {
+        let bytes = std::fs::read(self.log(name)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes[len.min(bytes.len())..]).into_owned()
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.dir.join(format!("{name}.log"))
+    }
+
     /// The end of a node's log, for error messages.
     pub fn log_tail(&self, name: &str, lines: usize) -> String {
-        let text = std::fs::read_to_string(self.dir.join(format!("{name}.log"))).unwrap_or_default();
+        let text = std::fs::read_to_string(self.log(name)).unwrap_or_default();
         let all: Vec<&str> = text.lines().collect();
         all[all.len().saturating_sub(lines)..].join("\n")
     }
@@ -256,8 +297,47 @@ impl Drop for Cluster {
     }
 }
 
+/// Runs a command, and kills it when the deadline passes, so that it has no exit code. What it prints has to fit into a
+/// pipe.
+pub fn output_within(command: &mut Command, deadline: Duration) -> Result<Output> {
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let end = Instant::now() + deadline;
+    while child.try_wait()?.is_none() {
+        if Instant::now() >= end {
+            // It may end between the two.
+            let _ = child.kill();
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(child.wait_with_output()?)
+}
+
+/// The names of the namenodes in the text of a cluster file, which `dfs up` writes.
+fn namenodes_in(text: &str) -> Vec<String> {
+    let tables = text.split("[[namenodes]]").skip(1).map(|rest| rest.split("\n[").next().unwrap_or(rest));
+    let name = |table: &str| {
+        let value = table.lines().find_map(|line| line.trim().strip_prefix("name = \""))?;
+        Some(value.trim_end_matches('"').to_owned())
+    };
+    tables.filter_map(name).collect()
+}
+
 /// Whether the process has ended and only waits for its parent to notice.
 fn is_zombie(pid: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
     stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn namenodes_are_those_of_the_cluster_file_whatever_their_numbers() {
+        let text = "replication = 3\n\n[tls]\nca = \"x\"\n\n[[namenodes]]\nid = 1\nname = \"nn1\"\naddr = \"a\"\n\n\
+                    [[namenodes]]\nid = 4\nname = \"nn4\"\n\n[[datanodes]]\nid = 101\nname = \"dn1\"\n";
+        assert_eq!(namenodes_in(text), ["nn1", "nn4"]);
+        assert!(namenodes_in("").is_empty());
+    }
 }

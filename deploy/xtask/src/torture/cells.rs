@@ -4,6 +4,7 @@ mod clients;
 mod crashes;
 mod damage;
 mod disks;
+mod identity;
 mod kills;
 mod network;
 mod power;
@@ -25,7 +26,7 @@ pub struct Cell {
     pub run: fn(&mut Run) -> Result<()>,
 }
 
-pub const CELLS: [Cell; 17] = [
+pub const CELLS: [Cell; 18] = [
     Cell {
         name: "M1",
         text: "random kills",
@@ -145,6 +146,14 @@ pub const CELLS: [Cell; 17] = [
         rounds_at_random: 2,
         rounds_in_tests: None,
         run: space::full_disks,
+    },
+    Cell {
+        name: "M17",
+        text: "namenodes wiped or set back",
+        rounds: 14,
+        rounds_at_random: 2,
+        rounds_in_tests: None,
+        run: identity::forgotten,
     },
     Cell {
         name: "M18",

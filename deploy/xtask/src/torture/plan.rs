@@ -59,6 +59,22 @@ pub enum Planned {
     Loss {
         percent: u64,
     },
+    /// Namenodes start without what they had on their disks. Meanwhile one of the others is `away`: who remembers them
+    /// is one less.
+    Forgotten {
+        targets: Vec<Target>,
+        disk: Disk,
+        away: bool,
+    },
+}
+
+/// What is found on a disk that should hold a namenode's data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Disk {
+    /// Nothing.
+    Empty,
+    /// An older copy of the data.
+    Old,
 }
 
 /// Which links do not work.
@@ -121,6 +137,7 @@ pub enum Kind {
     FullDisks,
     Partitions,
     Losses,
+    ForgottenNamenodes,
 }
 
 /// A plan of so many turns.
@@ -162,6 +179,21 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
             return Turn { after_steps, hold_ms, fault: Planned::Partition(partition(turn, shape, dice)) };
         }
         Kind::Losses => Planned::Loss { percent: [5, 20, 50][(turn % 3) as usize] },
+        Kind::ForgottenNamenodes => {
+            let one = vec![any_namenode(shape, dice)];
+            // Two of three, so that no majority knows what there was.
+            let two = vec![Target::Leader, Target::Follower(dice.between(0, shape.namenodes as u64 - 2) as usize)];
+            let (targets, disk, away) = match turn % 7 {
+                0 => (one, Disk::Empty, false),
+                1 => (two, Disk::Empty, false),
+                2 => (one, Disk::Old, false),
+                3 => (one, Disk::Old, true),
+                4 => (two, Disk::Empty, true),
+                5 => (two, Disk::Old, false),
+                _ => (one, Disk::Empty, true),
+            };
+            Planned::Forgotten { targets, disk, away }
+        }
         Kind::FullDisks => Planned::FullDisk(match turn % 4 {
             0 => vec![Target::Node(dice.pick(&shape.datanodes()).clone())],
             1 => shape.datanodes().into_iter().map(Target::Node).collect(),
@@ -170,6 +202,13 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
         }),
     };
     Turn { after_steps, hold_ms, fault }
+}
+
+fn any_namenode(shape: Shape, dice: &mut Dice) -> Target {
+    match dice.between(0, shape.namenodes as u64 - 1) {
+        0 => Target::Leader,
+        follower => Target::Follower(follower as usize - 1),
+    }
 }
 
 /// Leader, follower, datanode, and again.
@@ -258,6 +297,14 @@ impl fmt::Display for Planned {
                 Partition::Apart(one, other) => write!(f, "{one} and {other} apart"),
                 Partition::OneByOne(links, _) => write!(f, "{} links one by one", links.len()),
             },
+            Planned::Forgotten { targets, disk, away } => {
+                let disk = match disk {
+                    Disk::Empty => "empty disk",
+                    Disk::Old => "old disk",
+                };
+                let names: Vec<String> = targets.iter().map(Target::to_string).collect();
+                write!(f, "{disk}: {}{}", names.join(", "), if *away { "; another away" } else { "" })
+            }
             Planned::Loss { percent } => write!(f, "{percent} % of packets lost"),
             Planned::FullDisk(targets) => {
                 let names: Vec<String> = targets.iter().map(Target::to_string).collect();
@@ -273,7 +320,7 @@ mod tests {
 
     const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
 
-    const KINDS: [Kind; 13] = [
+    const KINDS: [Kind; 14] = [
         Kind::Kills,
         Kind::LeaderKills,
         Kind::DatanodeKills,
@@ -287,6 +334,7 @@ mod tests {
         Kind::FullDisks,
         Kind::Partitions,
         Kind::Losses,
+        Kind::ForgottenNamenodes,
     ];
 
     #[test]
@@ -333,5 +381,16 @@ mod tests {
             let Planned::PowerCut { nodes, .. } = turn.fault else { panic!("{turn:?}") };
             assert!(!nodes.is_empty() && nodes.iter().all(|node| all.contains(node)));
         }
+    }
+
+    #[test]
+    fn a_majority_forgets_in_some_rounds_and_one_namenode_in_others() {
+        let turns = plan(Kind::ForgottenNamenodes, 2, 14, SHAPE);
+        let forgotten = |turn: &Turn| match &turn.fault {
+            Planned::Forgotten { targets, disk, .. } => (targets.len(), *disk == Disk::Old),
+            other => panic!("{other}"),
+        };
+        let seen: std::collections::BTreeSet<_> = turns.iter().map(forgotten).collect();
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), [(1, false), (1, true), (2, false), (2, true)]);
     }
 }

@@ -46,15 +46,24 @@ pub struct Done {
     pub figures: Vec<String>,
 }
 
-/// A running cluster with its own file system for each node.
+/// A running cluster with two mounts.
 pub struct Bed {
     pub cluster: Cluster,
     pub mounts: Vec<PathBuf>,
 }
 
 impl Run {
-    /// `extra` are further arguments of `dfs up`.
+    /// With a file system of its own for each node. `extra` are further arguments of `dfs up`.
     pub fn bed(&self, name: &str, extra: &[&str]) -> Result<Bed> {
+        self.bed_with(name, &[&["--fs", FILE_SYSTEM], extra].concat())
+    }
+
+    /// As `bed`, with plain folders: for faults that no disk has a part in. It is up sooner.
+    pub fn plain_bed(&self, name: &str) -> Result<Bed> {
+        self.bed_with(name, &[])
+    }
+
+    fn bed_with(&self, name: &str, extra: &[&str]) -> Result<Bed> {
         let dir = self.dir.join(name);
         fs::create_dir_all(&dir)?;
         let mounts: Vec<PathBuf> = MOUNTS.iter().map(|mount| dir.join(mount)).collect();
@@ -63,7 +72,7 @@ impl Run {
             datanodes: SHAPE.datanodes,
             replication: 3,
             mounts: mounts.clone(),
-            extra: [&["--fs", FILE_SYSTEM, "--quiet"], extra].concat().into_iter().map(str::to_owned).collect(),
+            extra: [&["--quiet"], extra].concat().into_iter().map(str::to_owned).collect(),
         };
         let cluster = Cluster::up(&self.program, &dir.join("data"), layout).context("start the cluster")?;
         Ok(Bed { cluster, mounts })
