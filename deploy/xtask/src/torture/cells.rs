@@ -1,5 +1,6 @@
 //! The matrix: one row a cell, one function each.
 
+mod changes;
 mod clients;
 mod crashes;
 mod damage;
@@ -26,7 +27,7 @@ pub struct Cell {
     pub run: fn(&mut Run) -> Result<()>,
 }
 
-pub const CELLS: [Cell; 18] = [
+pub const CELLS: [Cell; 19] = [
     Cell {
         name: "M1",
         text: "random kills",
@@ -146,6 +147,14 @@ pub const CELLS: [Cell; 18] = [
         rounds_at_random: 2,
         rounds_in_tests: None,
         run: space::full_disks,
+    },
+    Cell {
+        name: "M16",
+        text: "nodes come, go and change their duty while others are killed",
+        rounds: 100,
+        rounds_at_random: 5,
+        rounds_in_tests: None,
+        run: changes::under_kills,
     },
     Cell {
         name: "M17",

@@ -66,6 +66,26 @@ pub enum Planned {
         disk: Disk,
         away: bool,
     },
+    /// What an operator does while nodes are killed, one after the other.
+    Change {
+        change: Change,
+        kills: Vec<Target>,
+    },
+}
+
+/// A change of what nodes there are and what they are for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// A datanode is emptied, and stays out of service until all has been checked.
+    Decommission(String),
+    /// A datanode is to be emptied, and is put back into service meanwhile.
+    DecommissionCancelled(String),
+    /// A datanode may be away, and is.
+    Maintenance(String),
+    /// A fourth namenode is added, then this one removed.
+    OneMoreOneLess(Target),
+    /// So many times another namenode is asked to lead.
+    HandOver(u64),
 }
 
 /// What is found on a disk that should hold a namenode's data.
@@ -138,6 +158,7 @@ pub enum Kind {
     Partitions,
     Losses,
     ForgottenNamenodes,
+    Changes,
 }
 
 /// A plan of so many turns.
@@ -193,6 +214,18 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
                 _ => (one, Disk::Empty, true),
             };
             Planned::Forgotten { targets, disk, away }
+        }
+        Kind::Changes => {
+            let datanode = dice.pick(&shape.datanodes()).clone();
+            let change = match turn % 5 {
+                0 => Change::Decommission(datanode),
+                1 => Change::OneMoreOneLess(any_namenode(shape, dice)),
+                2 => Change::DecommissionCancelled(datanode),
+                3 => Change::Maintenance(datanode),
+                _ => Change::HandOver(dice.between(2, 4)),
+            };
+            let kills = (0..dice.between(1, 3)).map(|_| shape.any_target(dice)).collect();
+            Planned::Change { change, kills }
         }
         Kind::FullDisks => Planned::FullDisk(match turn % 4 {
             0 => vec![Target::Node(dice.pick(&shape.datanodes()).clone())],
@@ -297,6 +330,17 @@ impl fmt::Display for Planned {
                 Partition::Apart(one, other) => write!(f, "{one} and {other} apart"),
                 Partition::OneByOne(links, _) => write!(f, "{} links one by one", links.len()),
             },
+            Planned::Change { change, kills } => {
+                match change {
+                    Change::Decommission(node) => write!(f, "decommission {node}")?,
+                    Change::DecommissionCancelled(node) => write!(f, "decommission {node}, cancelled")?,
+                    Change::Maintenance(node) => write!(f, "maintenance of {node}")?,
+                    Change::OneMoreOneLess(target) => write!(f, "add a namenode, remove {target}")?,
+                    Change::HandOver(times) => write!(f, "hand the lead over {times} times")?,
+                }
+                let names: Vec<String> = kills.iter().map(Target::to_string).collect();
+                write!(f, "; kill {}", names.join(", "))
+            }
             Planned::Forgotten { targets, disk, away } => {
                 let disk = match disk {
                     Disk::Empty => "empty disk",
@@ -320,7 +364,7 @@ mod tests {
 
     const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
 
-    const KINDS: [Kind; 14] = [
+    const KINDS: [Kind; 15] = [
         Kind::Kills,
         Kind::LeaderKills,
         Kind::DatanodeKills,
@@ -335,6 +379,7 @@ mod tests {
         Kind::Partitions,
         Kind::Losses,
         Kind::ForgottenNamenodes,
+        Kind::Changes,
     ];
 
     #[test]
@@ -392,5 +437,16 @@ mod tests {
         };
         let seen: std::collections::BTreeSet<_> = turns.iter().map(forgotten).collect();
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), [(1, false), (1, true), (2, false), (2, true)]);
+    }
+
+    #[test]
+    fn every_change_is_made_and_never_without_a_kill() {
+        let mut seen = std::collections::HashSet::new();
+        for turn in plan(Kind::Changes, 4, 10, SHAPE) {
+            let Planned::Change { change, kills } = turn.fault else { panic!("{turn:?}") };
+            assert!(!kills.is_empty());
+            seen.insert(std::mem::discriminant(&change));
+        }
+        assert_eq!(seen.len(), 5);
     }
 }
