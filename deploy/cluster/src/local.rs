@@ -193,6 +193,15 @@ impl Cluster {
         Ok(addresses)
     }
 
+    /// Bytes of memory that a node or mount occupies.
+    pub fn resident_bytes(&self, name: &str) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.pid(name)?.as_raw_nonzero());
+        let text = std::fs::read_to_string(&path).with_context(|| format!("{name}: {path}"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+        Ok(1024 * kib.with_context(|| format!("{name} has ended"))?)
+    }
+
     /// The process of a node or mount, from its pid file.
     pub fn pid(&self, name: &str) -> Result<Pid> {
         let path = self.dir.join(format!("{name}.pid"));

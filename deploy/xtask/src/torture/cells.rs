@@ -5,6 +5,7 @@ mod clients;
 mod crashes;
 mod damage;
 mod disks;
+mod hostile;
 mod identity;
 mod kills;
 mod network;
@@ -27,7 +28,7 @@ pub struct Cell {
     pub run: fn(&mut Run) -> Result<()>,
 }
 
-pub const CELLS: [Cell; 19] = [
+pub const CELLS: [Cell; 20] = [
     Cell {
         name: "M1",
         text: "random kills",
@@ -171,6 +172,14 @@ pub const CELLS: [Cell; 19] = [
         rounds_at_random: 1,
         rounds_in_tests: None,
         run: clients::die,
+    },
+    Cell {
+        name: "M20",
+        text: "hostile peers",
+        rounds: 10,
+        rounds_at_random: 1,
+        rounds_in_tests: None,
+        run: hostile::peers,
     },
     Cell {
         name: "M21",

@@ -66,6 +66,10 @@ pub enum Planned {
         disk: Disk,
         away: bool,
     },
+    /// Everybody is sent so many datagrams a second by strangers.
+    Strangers {
+        per_second: u64,
+    },
     /// What an operator does while nodes are killed, one after the other.
     Change {
         change: Change,
@@ -159,6 +163,7 @@ pub enum Kind {
     Losses,
     ForgottenNamenodes,
     Changes,
+    Strangers,
 }
 
 /// A plan of so many turns.
@@ -226,6 +231,11 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
             };
             let kills = (0..dice.between(1, 3)).map(|_| shape.any_target(dice)).collect();
             Planned::Change { change, kills }
+        }
+        Kind::Strangers => {
+            // A minute of ten; half of all datagrams make a node use its keys.
+            let fault = Planned::Strangers { per_second: *dice.pick(&[200, 500, 1000]) };
+            return Turn { after_steps, hold_ms: 60_000, fault };
         }
         Kind::FullDisks => Planned::FullDisk(match turn % 4 {
             0 => vec![Target::Node(dice.pick(&shape.datanodes()).clone())],
@@ -330,6 +340,7 @@ impl fmt::Display for Planned {
                 Partition::Apart(one, other) => write!(f, "{one} and {other} apart"),
                 Partition::OneByOne(links, _) => write!(f, "{} links one by one", links.len()),
             },
+            Planned::Strangers { per_second } => write!(f, "{per_second} hostile datagrams a second"),
             Planned::Change { change, kills } => {
                 match change {
                     Change::Decommission(node) => write!(f, "decommission {node}")?,
@@ -364,7 +375,7 @@ mod tests {
 
     const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
 
-    const KINDS: [Kind; 15] = [
+    const KINDS: [Kind; 16] = [
         Kind::Kills,
         Kind::LeaderKills,
         Kind::DatanodeKills,
@@ -380,6 +391,7 @@ mod tests {
         Kind::Losses,
         Kind::ForgottenNamenodes,
         Kind::Changes,
+        Kind::Strangers,
     ];
 
     #[test]
