@@ -2,6 +2,7 @@
 //! a test that panics leaves no stopped process, no full disk and no tracer behind.
 
 pub mod calls;
+pub mod clock;
 pub mod damage;
 pub mod disk;
 pub mod network;

@@ -2,6 +2,7 @@
 
 mod changes;
 mod clients;
+mod clocks;
 mod crashes;
 mod damage;
 mod disks;
@@ -28,7 +29,7 @@ pub struct Cell {
     pub run: fn(&mut Run) -> Result<()>,
 }
 
-pub const CELLS: [Cell; 20] = [
+pub const CELLS: [Cell; 21] = [
     Cell {
         name: "M1",
         text: "random kills",
@@ -140,6 +141,14 @@ pub const CELLS: [Cell; 20] = [
         rounds_at_random: 1,
         rounds_in_tests: None,
         run: network::losses,
+    },
+    Cell {
+        name: "M14",
+        text: "clocks that jump",
+        rounds: 20,
+        rounds_at_random: 3,
+        rounds_in_tests: None,
+        run: clocks::that_jump,
     },
     Cell {
         name: "M15",

@@ -66,6 +66,16 @@ pub enum Planned {
         disk: Disk,
         away: bool,
     },
+    /// A wall clock that runs on from elsewhere.
+    ClockJump {
+        target: Target,
+        seconds: i64,
+    },
+    /// Monotonic clocks that stand elsewhere than everybody else's.
+    ClocksAhead {
+        target: Target,
+        seconds: u64,
+    },
     /// Everybody is sent so many datagrams a second by strangers.
     Strangers {
         per_second: u64,
@@ -164,7 +174,11 @@ pub enum Kind {
     ForgottenNamenodes,
     Changes,
     Strangers,
+    Clocks,
 }
+
+/// Seconds of a day.
+const DAY_S: i64 = 86_400;
 
 /// A plan of so many turns.
 pub fn plan(kind: Kind, seed: u64, turns: u64, shape: Shape) -> Vec<Turn> {
@@ -236,6 +250,18 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
             // A minute of ten; half of all datagrams make a node use its keys.
             let fault = Planned::Strangers { per_second: *dice.pick(&[200, 500, 1000]) };
             return Turn { after_steps, hold_ms: 60_000, fault };
+        }
+        Kind::Clocks => {
+            let hold_ms = dice.between(5000, 15_000);
+            let seconds = *dice.pick(&[600, -600, 3 * DAY_S, -3 * DAY_S]);
+            let fault = match turn % 5 {
+                0 => Planned::ClockJump { target: Target::Leader, seconds },
+                1 => Planned::ClockJump { target: Target::Node(dice.pick(&shape.datanodes()).clone()), seconds },
+                2 => Planned::ClocksAhead { target: any_namenode(shape, dice), seconds: DAY_S.unsigned_abs() },
+                3 => Planned::ClockJump { target: Target::Follower(dice.between(0, 1) as usize), seconds },
+                _ => Planned::ClockJump { target: Target::Node("m1".to_owned()), seconds },
+            };
+            return Turn { after_steps, hold_ms, fault };
         }
         Kind::FullDisks => Planned::FullDisk(match turn % 4 {
             0 => vec![Target::Node(dice.pick(&shape.datanodes()).clone())],
@@ -340,6 +366,8 @@ impl fmt::Display for Planned {
                 Partition::Apart(one, other) => write!(f, "{one} and {other} apart"),
                 Partition::OneByOne(links, _) => write!(f, "{} links one by one", links.len()),
             },
+            Planned::ClockJump { target, seconds } => write!(f, "clock of {target} {seconds:+} s"),
+            Planned::ClocksAhead { target, seconds } => write!(f, "monotonic clocks of {target} {seconds} s ahead"),
             Planned::Strangers { per_second } => write!(f, "{per_second} hostile datagrams a second"),
             Planned::Change { change, kills } => {
                 match change {
@@ -375,7 +403,7 @@ mod tests {
 
     const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
 
-    const KINDS: [Kind; 16] = [
+    const KINDS: [Kind; 17] = [
         Kind::Kills,
         Kind::LeaderKills,
         Kind::DatanodeKills,
@@ -392,6 +420,7 @@ mod tests {
         Kind::ForgottenNamenodes,
         Kind::Changes,
         Kind::Strangers,
+        Kind::Clocks,
     ];
 
     #[test]
