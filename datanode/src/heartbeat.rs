@@ -88,7 +88,7 @@ impl Link {
         }
         match result {
             Ok((connection, reply, carried)) if reply.leading => self.obey(connection, reply, carried),
-            Ok(_) => {}
+            Ok((connection, ..)) => self.ask_a_follower(connection),
             Err(error) => {
                 // The connection may be to a process that is gone: dial anew next time.
                 if matches!(error, RpcError::Timeout(_)) {
@@ -122,6 +122,16 @@ impl Link {
                     debug!(%error, "shard report broke off");
                 }
             }));
+        }
+    }
+
+    /// A namenode that came while nobody told this node of it may lead: then no leader answers here, and only those that
+    /// follow it can say who it is.
+    fn ask_a_follower(&self, connection: Connection) {
+        let patience = Duration::from_millis(self.node.config.heartbeat_interval_ms) * group::BEATS;
+        if self.node.is_unled_for(patience) {
+            let node = self.node.clone();
+            tokio::spawn(async move { group::ask(&node, &connection).await });
         }
     }
 

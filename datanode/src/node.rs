@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use dfs_proto::msg::meta::ReplicaAt;
 use dfs_proto::{
@@ -57,6 +58,8 @@ pub struct Node {
 struct Leader {
     term: u64,
     keys: Vec<CapabilityKey>,
+    /// When one spoke.
+    heard: Option<Instant>,
 }
 
 impl Node {
@@ -88,11 +91,17 @@ impl Node {
             return false;
         }
         leader.term = term;
+        leader.heard = Some(Instant::now());
         // A leader that has no key yet does not take away those that are known.
         if !keys.is_empty() {
             leader.keys = keys;
         }
         true
+    }
+
+    /// Whether no leader has spoken for so long.
+    pub fn is_unled_for(&self, time: Duration) -> bool {
+        self.leader.read().heard.is_none_or(|heard| heard.elapsed() >= time)
     }
 
     /// Whether `peer` may access `chunk` with this capability.

@@ -1,4 +1,5 @@
-//! Which namenodes get heartbeats: those of the configuration first, then all that the leader says there are.
+//! Which namenodes get heartbeats: those of the configuration first, then all that the leader says there are. While no
+//! leader is heard, also those that a follower names: the leader may be one of which this node does not know yet.
 //!
 //! What was learnt is kept in `namenodes.toml` beside the identity, so that a datanode finds its cluster again even
 //! after every namenode that its configuration names has been replaced.
@@ -47,24 +48,35 @@ fn path(config: &Config) -> PathBuf {
     config.data_dir.join(FILE)
 }
 
-/// The members as a leader names them; `None` if it cannot be one that says so.
-fn members(status: &GroupStatus) -> Option<Vec<NamenodeAddr>> {
-    let sound = status.leader == Some(status.from) && (1..=NAMENODES_MAX).contains(&status.members.len());
+/// Those who are known after an answer. A leader says who there is; what a follower says may be old, so it only adds.
+/// `None` if nobody can be meant.
+fn after(known: &[NamenodeAddr], status: &GroupStatus) -> Option<Vec<NamenodeAddr>> {
+    if !(1..=NAMENODES_MAX).contains(&status.members.len()) {
+        return None;
+    }
     let addr = |member: &dfs_proto::msg::group::GroupMember| NamenodeAddr {
         id: member.node,
         name: if member.name.is_empty() { format!("namenode {}", member.node) } else { member.name.clone() },
         addr: member.addr,
     };
-    sound.then(|| status.members.iter().map(addr).collect())
+    let mut named: Vec<NamenodeAddr> = status.members.iter().map(addr).collect();
+    if status.leader == Some(status.from) {
+        return Some(named);
+    }
+    named.retain(|namenode| known.iter().all(|other| other.id != namenode.id));
+    let all: Vec<NamenodeAddr> = known.iter().cloned().chain(named).collect();
+    // Old members pile up only while nobody leads.
+    (all.len() <= 2 * NAMENODES_MAX).then_some(all)
 }
 
-/// Asks the leader who the namenodes are.
+/// Asks a namenode who the namenodes are.
 pub async fn ask(node: &Node, connection: &Connection) {
     let request = MetaRequest::Admin(AdminRequest::Group(GroupRequest::Show));
     let Ok(MetaReply::Admin(reply)) = call(connection, &request, super::CALL_DEADLINE).await else { return };
     let AdminReply::Group(GroupReply::Members(status)) = *reply else { return };
-    let Some(members) = members(&status) else { return };
+    let mut members = Vec::new();
     let changed = node.namenodes.send_if_modified(|known| {
+        members = after(known, &status).unwrap_or_else(|| known.clone());
         let changed = *known != members;
         known.clone_from(&members);
         changed
@@ -148,17 +160,26 @@ mod tests {
     }
 
     #[test]
-    fn only_a_leader_that_names_somebody_is_believed() {
-        assert_eq!(members(&status(1, &[1, 4])).unwrap().len(), 2);
-        assert_eq!(members(&status(2, &[1, 4])), None);
-        assert_eq!(members(&status(1, &[])), None);
+    fn a_leader_says_who_there_is_and_a_follower_only_who_else() {
+        let ids = |known: Option<Vec<NamenodeAddr>>| -> Option<Vec<u64>> {
+            Some(known?.iter().map(|namenode| namenode.id.0).collect())
+        };
+        let known = after(&[], &status(1, &[1, 2, 3])).unwrap();
+        assert_eq!(ids(after(&known, &status(1, &[1, 4]))), Some(vec![1, 4]));
+        assert_eq!(ids(after(&known, &status(4, &[1, 4]))), Some(vec![1, 2, 3, 4]));
+        assert_eq!(ids(after(&known, &status(1, &[]))), None);
+        let mut crowd = known;
+        while let Some(more) = after(&crowd, &status(4, &[100 + crowd.len() as u64])) {
+            crowd = more;
+        }
+        assert_eq!(crowd.len(), 2 * NAMENODES_MAX);
     }
 
     #[test]
     fn what_was_learnt_is_found_again_beside_what_is_configured() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(FILE);
-        keep(&path, members(&status(1, &[2, 4])).unwrap()).unwrap();
+        keep(&path, after(&[], &status(1, &[2, 4])).unwrap()).unwrap();
         let learnt: Learnt = toml::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
         assert_eq!(learnt.namenodes.iter().map(|namenode| namenode.id.0).collect::<Vec<_>>(), [2, 4]);
     }
