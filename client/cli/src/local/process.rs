@@ -24,6 +24,10 @@ const LOG_TAIL_BYTES: u64 = 16 << 10;
 const UNMOUNTED_DEADLINE: Duration = Duration::from_secs(45);
 const UNMOUNTED_POLL: Duration = Duration::from_millis(50);
 
+/// From the moment at which a start script has forked, for its child to become the program.
+const BECOMING_DEADLINE: Duration = Duration::from_secs(2);
+const BECOMING_POLL: Duration = Duration::from_millis(5);
+
 /// A running process of the cluster. The descriptor stays with this very process, whoever gets its number.
 pub struct Process {
     pub pid: i32,
@@ -33,7 +37,7 @@ pub struct Process {
 impl Process {
     /// The process of `member`, if it runs.
     pub fn find(layout: &Layout, member: Member) -> Option<Process> {
-        running(&layout.pid(member), &layout.folder(member))
+        running(&layout.pid(member), &layout.folder(member), &layout.start(member))
     }
 
     pub fn signal(&self, signal: Signal) -> Result {
@@ -67,13 +71,26 @@ fn wait_readable(fd: &OwnedFd, deadline: Duration) -> bool {
 }
 
 /// The process that `pid_file` names, if its command line names something in `folder`.
-fn running(pid_file: &Path, folder: &Path) -> Option<Process> {
+fn running(pid_file: &Path, folder: &Path, script: &Path) -> Option<Process> {
     let pid: i32 = fs::read_to_string(pid_file).ok()?.trim().parse().ok().filter(|pid| *pid > 0)?;
     let fd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-    // Read after the descriptor was opened: it is the same process.
-    let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    names(&command_line, folder).then_some(())?;
-    Some(Process { pid, fd })
+    let becoming_by = Instant::now() + BECOMING_DEADLINE;
+    loop {
+        // Read after the descriptor was opened: it is the same process.
+        let command_line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        if names(&command_line, folder) {
+            return Some(Process { pid, fd });
+        }
+        // Between fork and exec it is still its script, and in the middle of exec it has no arguments at all.
+        let becoming = command_line.is_empty() || is_argument(&command_line, script);
+        if !becoming || Instant::now() >= becoming_by || wait_readable(&fd, BECOMING_POLL) {
+            return None;
+        }
+    }
+}
+
+fn is_argument(command_line: &[u8], path: &Path) -> bool {
+    command_line.split(|byte| *byte == 0).any(|argument| argument == path.as_os_str().as_encoded_bytes())
 }
 
 /// Whether one of the arguments is a path in `folder`. A zombie has no arguments.
@@ -159,15 +176,35 @@ mod tests {
     #[tokio::test]
     async fn a_pid_file_that_names_somebody_else_names_nobody() {
         let dir = tempfile::tempdir().unwrap();
-        let pid_file = dir.path().join("nn1.pid");
-        assert!(running(&pid_file, dir.path()).is_none());
+        let (pid_file, script) = (dir.path().join("nn1.pid"), dir.path().join("nn1.start"));
+        assert!(running(&pid_file, dir.path(), &script).is_none());
         for text in ["", "x", "-1", "0", "999999999"] {
             fs::write(&pid_file, text).unwrap();
-            assert!(running(&pid_file, dir.path()).is_none(), "{text}");
+            assert!(running(&pid_file, dir.path(), &script).is_none(), "{text}");
         }
         // This test's own process is alive, and its command line does not name the folder.
         fs::write(&pid_file, std::process::id().to_string()).unwrap();
-        assert!(running(&pid_file, dir.path()).is_none());
+        assert!(running(&pid_file, dir.path(), &script).is_none());
+    }
+
+    #[test]
+    fn a_script_that_becomes_the_program_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("nn1");
+        let (pid_file, script) = (dir.path().join("nn1.pid"), dir.path().join("nn1.start"));
+        fs::write(&script, format!("read x; exec sh -c 'read y' '{}'", folder.join("x").display())).unwrap();
+        let mut child = Command::new("sh").arg(&script).stdin(Stdio::piped()).spawn().unwrap();
+        fs::write(&pid_file, child.id().to_string()).unwrap();
+        let mut input = child.stdin.take().unwrap();
+        let go = std::thread::spawn(move || {
+            // By then it is looked for.
+            std::thread::sleep(Duration::from_millis(100));
+            std::io::Write::write_all(&mut input, b"go\n").unwrap();
+            input
+        });
+        assert!(running(&pid_file, &folder, &script).is_some());
+        drop(go.join().unwrap());
+        child.wait().unwrap();
     }
 
     #[tokio::test]
@@ -180,13 +217,13 @@ mod tests {
         // `spawn` may return while the kernel is still putting the new program in place, and until then the
         // command line is empty.
         std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
-        let pid_file = dir.path().join("nn1.pid");
+        let (pid_file, script) = (dir.path().join("nn1.pid"), dir.path().join("nn1.start"));
         fs::write(&pid_file, child.id().to_string()).unwrap();
-        let process = running(&pid_file, &folder).unwrap();
+        let process = running(&pid_file, &folder, &script).unwrap();
         assert!(!process.ended(Duration::ZERO).await);
         process.signal(Signal::KILL).unwrap();
         assert!(process.ended(Duration::from_secs(10)).await);
-        assert!(running(&pid_file, &folder).is_none(), "a zombie does not run");
+        assert!(running(&pid_file, &folder, &script).is_none(), "a zombie does not run");
         child.wait().unwrap();
         process.signal(Signal::TERM).unwrap();
     }
