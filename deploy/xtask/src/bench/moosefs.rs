@@ -40,8 +40,10 @@ impl MooseFs {
         for number in 0..chunk_servers {
             moosefs.start_chunk_server(number)?;
         }
+        // A mount that finds no master ends.
+        moosefs.wait("connect its chunk servers", || Ok(moosefs.has_chunk_servers(chunk_servers)))?;
         moosefs.start_mount()?;
-        moosefs.wait_writable(chunk_servers)?;
+        moosefs.wait("take writes", || moosefs.takes_writes())?;
         Ok(moosefs)
     }
 
@@ -99,31 +101,37 @@ impl MooseFs {
         Ok(())
     }
 
-    /// Returns once three copies of a file can be written.
-    fn wait_writable(&self, chunk_servers: usize) -> Result<()> {
-        let end = Instant::now() + START;
-        let connected = || {
-            let listed = self.inside("mfscli").args(["-H", MASTER, "-SCS", "-s", "|"]).output();
-            let listed = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-            (0..chunk_servers).all(|number| listed.contains(&format!("10.77.0.{}", 11 + number)))
-        };
+    fn has_chunk_servers(&self, chunk_servers: usize) -> bool {
+        let listed = self.inside("mfscli").args(["-H", MASTER, "-SCS", "-s", "|"]).output();
+        let listed = listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        (0..chunk_servers).all(|number| listed.contains(&format!("10.77.0.{}", 11 + number)))
+    }
+
+    /// Whether three copies of a file can be written.
+    fn takes_writes(&self) -> Result<bool> {
         let settings = |program: &str, args: &[&str]| -> Result<bool> {
-            let status = self.inside(program).args(args).arg(&self.mount).stdout(Stdio::null()).status()?;
-            Ok(status.success())
+            let mut command = self.inside(program);
+            Ok(command.args(args).arg(&self.mount).stdout(Stdio::null()).stderr(Stdio::null()).status()?.success())
         };
-        loop {
-            if connected()
-                && settings("mfssetgoal", &["-r", "3"])?
-                && settings("mfssettrashtime", &["-r", "0"])?
-                && fs::write(self.mount.join("probe"), "probe").is_ok()
-            {
-                return Ok(fs::remove_file(self.mount.join("probe"))?);
-            }
+        let probe = self.mount.join("probe");
+        let written = settings("mfssetgoal", &["-r", "3"])?
+            && settings("mfssettrashtime", &["-r", "0"])?
+            && fs::write(&probe, "probe").is_ok();
+        if written {
+            fs::remove_file(probe)?;
+        }
+        Ok(written)
+    }
+
+    fn wait(&self, what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
+        let end = Instant::now() + START;
+        while !done()? {
             if Instant::now() > end {
-                bail!("MooseFS did not come up within {} s; its logs are in {}", START.as_secs(), self.dir.display());
+                bail!("MooseFS did not {what} within {} s; its logs are in {}", START.as_secs(), self.dir.display());
             }
             std::thread::sleep(Duration::from_millis(500));
         }
+        Ok(())
     }
 }
 
