@@ -44,7 +44,8 @@ const PEERS: [Package; 6] = [
 ];
 
 /// What `torture` makes faults with.
-const FOR_TORTURE: [Package; 4] = [
+const FOR_TORTURE: [Package; 5] = [
+    ("faketime", &["/usr/bin/faketime"]),
     ("strace", &["/usr/bin/strace"]),
     ("xfsprogs", &["/usr/sbin/xfs_io", "/sbin/xfs_io"]),
     ("iproute2", &["/usr/sbin/ip", "/sbin/ip"]),
