@@ -58,7 +58,8 @@ pub struct Clocks {
 }
 
 impl Clocks {
-    /// Starts these processes anew, with clocks that are right for now. The files are kept in `dir`.
+    /// Starts these processes anew, each with a clock that can be set and still tells the true time. The files are kept
+    /// in `dir`.
     pub fn install(cluster: &Cluster, names: &[String], dir: &Path) -> Result<Clocks> {
         let library = LIBRARIES
             .into_iter()
