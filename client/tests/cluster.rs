@@ -8,7 +8,7 @@ mod ranges;
 use bytes::Bytes;
 use dfs_client::{Dfs, File, MakeOptions, OpenMode, Options};
 use dfs_proto::msg::meta::{NewNode, RenameMode};
-use dfs_proto::{Caller, ErrorKind, InodeId, Name, SessionId, SetAttr, SetTime, Timestamp};
+use dfs_proto::{Caller, Epoch, ErrorKind, InodeId, Name, SessionId, SetAttr, SetTime, Timestamp};
 
 use fake::{Cluster, Faults};
 
@@ -175,6 +175,36 @@ async fn small_files_outlive_a_failing_fan_out() {
     }
     let commits = cluster.namenode.done.lock()["commit"];
     assert!(commits < 200, "{commits} commits for 200 files: they are not grouped");
+}
+
+#[tokio::test]
+async fn the_rest_of_a_fan_out_finishes_what_it_was_given_and_the_chunk_is_sealed_on_it() {
+    let cluster = Cluster::start(4).await;
+    let dfs = cluster.client().await;
+    let first = create(&dfs, "first").await;
+    first.write(0, pattern(1, 1000)).await.unwrap();
+    first.flush().await.unwrap();
+    let chunk = cluster.namenode.extents(first.inode())[0].chunk;
+    let failing = cluster.datanodes.iter().find(|node| node.holds().contains(&chunk)).unwrap();
+    failing.faults.lock().fail_append_at = Some(1001);
+    let second = create(&dfs, "second").await;
+    second.write(0, pattern(2, 100_000)).await.unwrap();
+    second.sync().await.unwrap();
+    let extents = cluster.namenode.extents(second.inode());
+    assert!(extents.iter().all(|extent| extent.chunk == chunk), "something was sent again: {extents:?}");
+    assert!(extents.iter().all(|extent| cluster.is_synced(extent)));
+    let sealed = async {
+        loop {
+            let (epoch, replicas) = cluster.namenode.chunk(second.inode(), chunk);
+            if epoch > Epoch::FIRST {
+                return replicas;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    let replicas = tokio::time::timeout(std::time::Duration::from_secs(20), sealed).await.expect("it is sealed");
+    assert!(replicas.len() == 2 && !replicas.contains(&failing.id), "{replicas:?}");
+    assert!(read_elsewhere(&cluster, "/second").await == pattern(2, 100_000));
 }
 
 #[tokio::test]

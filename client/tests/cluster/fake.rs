@@ -17,8 +17,8 @@ use dfs_proto::msg::admin::Liveness;
 use dfs_proto::msg::data::{AppendEvent, DataRequest, FRAME_HEADER_LEN, LocalDoor, ReadReply, append_item};
 use dfs_proto::msg::meta::{MetaReply, MetaRequest, Op, RenameMode};
 use dfs_proto::{
-    Access, Caller, CapabilityKey, ChunkId, ClusterId, ErrorKind, Extent, FrameHeader, InodeId, NodeId, PeerIdentity,
-    Plane, RequestId, Role, SessionId, Timestamp, WireError,
+    Access, Caller, CapabilityKey, ChunkId, ClusterId, Epoch, ErrorKind, Extent, FrameHeader, InodeId, NodeId,
+    PeerIdentity, Plane, RequestId, Role, SessionId, Timestamp, WireError,
 };
 use dfs_rpc::pki::Authority;
 use dfs_rpc::{Endpoint, Handler, RecvStream, RpcError, SendStream, Tls};
@@ -237,12 +237,17 @@ impl Namenode {
         self.apply(Body::ExpireSessions { sessions: vec![session] }).unwrap();
     }
 
-    /// Ends a sealed chunk at the end of a frame, as if no disk had synced what is behind it.
-    fn cut(&self, inode: InodeId, chunk: ChunkId, len: u32) {
+    /// The epoch of a chunk of this file, and the replicas that count.
+    pub fn chunk(&self, inode: InodeId, chunk: ChunkId) -> (Epoch, Vec<NodeId>) {
         let found = query::file_info(&*self.rows.lock(), inode, &|_| Liveness::Live).unwrap().unwrap().chunks;
         let info = found.into_iter().find(|info| info.chunk == chunk).unwrap();
-        let replicas = info.replicas.iter().map(|(node, _)| *node).collect();
-        self.apply(Body::CutChunk { chunk, epoch: info.epoch, len, replicas }).unwrap();
+        (info.epoch, info.replicas.iter().map(|(node, _)| *node).collect())
+    }
+
+    /// Ends a sealed chunk at the end of a frame, as if no disk had synced what is behind it.
+    fn cut(&self, inode: InodeId, chunk: ChunkId, len: u32) {
+        let (epoch, replicas) = self.chunk(inode, chunk);
+        self.apply(Body::CutChunk { chunk, epoch, len, replicas }).unwrap();
     }
 
     /// Sessions are numbered from 1 in the order in which they were opened.
