@@ -44,10 +44,9 @@ const PEERS: [Package; 6] = [
 ];
 
 /// What `torture` makes faults with.
-const FOR_TORTURE: [Package; 5] = [
+const FOR_TORTURE: [Package; 4] = [
     ("faketime", &["/usr/bin/faketime"]),
     ("strace", &["/usr/bin/strace"]),
-    ("xfsprogs", &["/usr/sbin/xfs_io", "/sbin/xfs_io"]),
     ("iproute2", &["/usr/sbin/ip", "/sbin/ip"]),
     ("nftables", &["/usr/sbin/nft", "/sbin/nft"]),
 ];

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::power::{folder, shut_down, unmount};
+use super::power::{Disk, folder, unmount};
 use super::{Fault, tool};
 use crate::local::Cluster;
 
@@ -33,8 +33,7 @@ pub fn fill<'a>(cluster: &'a Cluster, node: &str) -> Result<Fault<'a>> {
 /// The disk of a running node fails: every access is an error from now on. Undone, the node is started again on
 /// what the disk holds.
 pub fn fail<'a>(cluster: &'a Cluster, node: &str) -> Result<Fault<'a>> {
-    let status = shut_down(&folder(cluster, node))?.wait()?;
-    ensure!(status.success(), "xfs_io: {status}");
+    Disk::open(&folder(cluster, node))?.shut_down()?;
     let node = node.to_owned();
     Ok(Fault::new(format!("disk of {node} fails"), move || {
         cluster.kill(&node)?;
