@@ -5,6 +5,7 @@ mod audit;
 mod check;
 mod dice;
 pub mod fault;
+pub mod fixture;
 pub mod hostile;
 mod ledger;
 mod local;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod fixture;
 mod prerequisites;
 mod programs;
 mod run;
@@ -28,6 +29,8 @@ enum Task {
     Programs(programs::Options),
     /// Kills, cuts off, fills and damages a local cluster, and checks that nothing promised is lost
     Torture(torture::Options),
+    /// Keeps a data folder as the program writes it today, which later ones must open
+    Fixture(fixture::Options),
     /// Formats the code and applies the lints' own suggestions
     Fix,
     /// Measures mount and command line beside the raw disk
@@ -40,6 +43,7 @@ fn main() -> Result<()> {
         Task::Test(options) => test::run(&options),
         Task::Programs(options) => programs::run(&options),
         Task::Torture(options) => torture::run(&options),
+        Task::Fixture(options) => fixture::run(&options),
         Task::Fix => test::fix(),
         Task::Bench(options) => bench::run(&options),
     }

@@ -5,6 +5,7 @@ mod bed;
 mod command_line;
 mod disks;
 mod faults;
+mod fixtures;
 mod memory;
 mod mounting;
 mod two_mounts;
