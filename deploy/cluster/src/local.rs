@@ -3,9 +3,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
+
+/// `dfs down` kills what has not stopped after 20 s.
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What `dfs up` is asked for.
 #[derive(Clone, Debug)]
@@ -45,21 +48,24 @@ impl Cluster {
 
     /// `dfs up` on the same folder: starts whatever does not run.
     pub fn start_all(&self) -> Result<()> {
-        let mut command = self.up_command();
+        self.start_all_with(&self.program)
+    }
+
+    /// As `start_all`, with another program: what does not run is started with that one, the rest runs on.
+    pub fn start_all_with(&self, program: &Path) -> Result<()> {
+        let mut command = self.up_command(program);
         let status = command.stdin(Stdio::null()).stdout(Stdio::from(std::io::stderr())).status()?;
-        if !status.success() {
-            bail!("`dfs up` ended with {status}");
-        }
+        ensure!(status.success(), "`{} up` ended with {status}", program.display());
         Ok(())
     }
 
     /// As `start_all`, where it may not succeed: `dfs up` is killed when the deadline passes.
     pub fn start_all_within(&self, deadline: Duration) -> Result<Output> {
-        output_within(&mut self.up_command(), deadline).context("dfs up")
+        output_within(&mut self.up_command(&self.program), deadline).context("dfs up")
     }
 
-    fn up_command(&self) -> Command {
-        let mut command = Command::new(&self.program);
+    fn up_command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         command.arg("up").arg("--dir").arg(&self.dir);
         command.args(["--namenodes", &self.namenodes().len().to_string()]);
         command.args(["--datanodes", &self.layout.datanodes.to_string()]);
@@ -231,6 +237,23 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+
+    /// SIGTERM, and waits until the process has ended, as it does in order. A mount goes with its process.
+    pub fn stop(&self, name: &str) -> Result<()> {
+        self.signal(name, Signal::TERM)?;
+        let end = Instant::now() + STOP_DEADLINE;
+        while self.is_running(name) {
+            ensure!(Instant::now() < end, "{name} was told to stop and runs on after {STOP_DEADLINE:?}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// The program that a node or mount runs.
+    pub fn program_of(&self, name: &str) -> Result<PathBuf> {
+        let link = format!("/proc/{}/exe", self.pid(name)?.as_raw_nonzero());
+        std::fs::read_link(&link).with_context(|| format!("{name}: {link}"))
     }
 
     /// Starts a node again exactly as before, by its `NODE.start`.

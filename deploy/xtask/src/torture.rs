@@ -23,6 +23,9 @@ pub struct Options {
     /// A dfs program that is built already
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
+    /// Another version of it, for M19: nodes change from this one to the one under test and back
+    #[arg(long, value_name = "FILE")]
+    other_program: Option<PathBuf>,
     /// Run only these cells, M4 for example; may be given several times
     #[arg(long, value_name = "CELL")]
     cell: Vec<String>,
@@ -52,7 +55,9 @@ pub fn run(options: &Options) -> Result<()> {
     };
     let program = program(options.program.as_deref())?;
     let seed = options.seed.unwrap_or_else(seed_of_now);
-    let torture = Torture::new(program, options.dir.as_deref(), seed)?;
+    let other =
+        options.other_program.as_ref().map(|path| path.canonicalize().with_context(|| path.display().to_string()));
+    let torture = Torture { other_program: other.transpose()?, ..Torture::new(program, options.dir.as_deref(), seed)? };
     println!("seed {seed}");
     match options.minutes {
         Some(minutes) => torture.at_random(&wanted, Duration::from_secs(60 * minutes)),
@@ -84,6 +89,7 @@ fn seed_of_now() -> u64 {
 
 struct Torture {
     program: PathBuf,
+    other_program: Option<PathBuf>,
     dir: PathBuf,
     seed: u64,
     interrupted: Arc<AtomicBool>,
@@ -100,7 +106,7 @@ impl Torture {
             eprintln!("ending after this round");
             handler.store(true, Ordering::Relaxed);
         })?;
-        Ok(Torture { program, dir, seed, interrupted })
+        Ok(Torture { program, other_program: None, dir, seed, interrupted })
     }
 
     fn in_order<'a>(&self, cells: impl Iterator<Item = (&'a Cell, u64)>) -> Result<()> {
@@ -129,6 +135,7 @@ impl Torture {
         let dir = self.dir.join(format!("{}-{seed}", cell.name));
         let mut run = Run {
             program: self.program.clone(),
+            other_program: self.other_program.clone(),
             dir: dir.clone(),
             seed,
             rounds,

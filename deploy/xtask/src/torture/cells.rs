@@ -12,6 +12,7 @@ mod kills;
 mod network;
 mod power;
 mod space;
+mod versions;
 
 use anyhow::Result;
 
@@ -29,7 +30,7 @@ pub struct Cell {
     pub run: fn(&mut Run) -> Result<()>,
 }
 
-pub const CELLS: [Cell; 21] = [
+pub const CELLS: [Cell; 22] = [
     Cell {
         name: "M1",
         text: "random kills",
@@ -181,6 +182,14 @@ pub const CELLS: [Cell; 21] = [
         rounds_at_random: 1,
         rounds_in_tests: None,
         run: clients::die,
+    },
+    Cell {
+        name: "M19",
+        text: "old data, and nodes that change their version one by one",
+        rounds: 5,
+        rounds_at_random: 1,
+        rounds_in_tests: None,
+        run: versions::mixed,
     },
     Cell {
         name: "M20",

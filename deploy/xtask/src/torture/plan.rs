@@ -76,6 +76,11 @@ pub enum Planned {
         target: Target,
         seconds: u64,
     },
+    /// Each node gets another version of the program in this order, and the first one back in the other.
+    Versions {
+        there: Vec<String>,
+        back: Vec<String>,
+    },
     /// Everybody is sent so many datagrams a second by strangers.
     Strangers {
         per_second: u64,
@@ -175,6 +180,7 @@ pub enum Kind {
     Changes,
     Strangers,
     Clocks,
+    Versions,
 }
 
 /// Seconds of a day.
@@ -262,6 +268,12 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
                 _ => Planned::ClockJump { target: Target::Node("m1".to_owned()), seconds },
             };
             return Turn { after_steps, hold_ms, fault };
+        }
+        Kind::Versions => {
+            let [mut there, mut back] = [shape.nodes(), shape.nodes()];
+            dice.shuffle(&mut there);
+            dice.shuffle(&mut back);
+            Planned::Versions { there, back }
         }
         Kind::FullDisks => Planned::FullDisk(match turn % 4 {
             0 => vec![Target::Node(dice.pick(&shape.datanodes()).clone())],
@@ -368,6 +380,7 @@ impl fmt::Display for Planned {
             },
             Planned::ClockJump { target, seconds } => write!(f, "clock of {target} {seconds:+} s"),
             Planned::ClocksAhead { target, seconds } => write!(f, "monotonic clocks of {target} {seconds} s ahead"),
+            Planned::Versions { there, back } => write!(f, "{}; back {}", there.join(" "), back.join(" ")),
             Planned::Strangers { per_second } => write!(f, "{per_second} hostile datagrams a second"),
             Planned::Change { change, kills } => {
                 match change {
@@ -403,7 +416,7 @@ mod tests {
 
     const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
 
-    const KINDS: [Kind; 17] = [
+    const KINDS: [Kind; 18] = [
         Kind::Kills,
         Kind::LeaderKills,
         Kind::DatanodeKills,
@@ -421,6 +434,7 @@ mod tests {
         Kind::Changes,
         Kind::Strangers,
         Kind::Clocks,
+        Kind::Versions,
     ];
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use dfs_cluster::fixture::Fixture;
 use dfs_cluster::{AtRest, Cluster, Invariant, Ledger, LedgerReport, OnError, Verdict, check_at_rest};
 
 use super::plan::{Shape, Target, Turn};
@@ -27,6 +28,8 @@ const MOUNTS: [&str; 2] = ["m1", "m2"];
 
 pub struct Run {
     pub program: PathBuf,
+    /// Another version of it.
+    pub other_program: Option<PathBuf>,
     /// Empty, and for this cell alone.
     pub dir: PathBuf,
     pub seed: u64,
@@ -61,6 +64,15 @@ impl Run {
     /// As `bed`, with plain folders: for faults that no disk has a part in. It is up sooner.
     pub fn plain_bed(&self, name: &str) -> Result<Bed> {
         self.bed_with(name, &[])
+    }
+
+    /// As `plain_bed`, with what an earlier state of the program has left, served by one version of it.
+    pub fn bed_of(&self, name: &str, fixture: &Fixture, program: &Path) -> Result<Bed> {
+        let dir = self.dir.join(name);
+        fs::create_dir_all(&dir)?;
+        let mounts: Vec<PathBuf> = MOUNTS.iter().map(|mount| dir.join(mount)).collect();
+        let cluster = fixture.open(program, &dir.join("data"), &mounts, &["--quiet"])?;
+        Ok(Bed { cluster, mounts })
     }
 
     fn bed_with(&self, name: &str, extra: &[&str]) -> Result<Bed> {

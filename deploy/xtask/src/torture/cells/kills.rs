@@ -193,7 +193,7 @@ fn write_gap(bed: &Bed, number: u64) -> Result<Duration> {
 }
 
 /// A datanode counts again when it has been heard.
-fn wait_until_live(bed: &Bed, node: &str) -> Result<()> {
+pub fn wait_until_live(bed: &Bed, node: &str) -> Result<()> {
     let heard = wait(&format!("{node} is heard"), DEADLINE, || {
         let Ok(status) = bed.cluster.status() else { return Ok(false) };
         let nodes = status["datanodes"].as_array().cloned().unwrap_or_default();
