@@ -1,5 +1,5 @@
-//! Clocks that are wrong: a node's wall clock jumps while it runs, or its monotonic clocks stand elsewhere than those of
-//! the others.
+//! Clocks that are wrong: a node's wall clock jumps while it runs or runs at another rate, or its monotonic clocks stand
+//! elsewhere than those of the others.
 //!
 //! The kernel has one wall clock for everybody. libfaketime, loaded before the C library of one process, adds an offset
 //! to what that process is told, and reads the offset from a file at every question. What asks the kernel without the C
@@ -96,15 +96,35 @@ impl Clocks {
         Ok(fault)
     }
 
+    /// A process is killed and started with a wall clock that begins with the true time and runs at so many percent of
+    /// its rate. Undone, it is killed again and started with the time of all.
+    pub fn start_at_rate<'a>(&'a self, cluster: &'a Cluster, name: &str, percent: u64) -> Result<Fault<'a>> {
+        cluster.kill(name)?;
+        let back = name.to_owned();
+        // Once libfaketime has read a rate it keeps it for as long as the process lives.
+        let fault = Fault::new(format!("clock of {name} at {percent} %"), move || {
+            cluster.kill(&back)?;
+            self.set(&back, 0)?;
+            self.start(cluster, &back, &[])
+        });
+        self.write(name, &format!("+0 x{}.{:02}\n", percent / 100, percent % 100))?;
+        self.start(cluster, name, &[])?;
+        Ok(fault)
+    }
+
     fn file(&self, name: &str) -> Result<&Path> {
         Ok(self.offsets.get(name).with_context(|| format!("the clock of {name} cannot be set"))?)
     }
 
-    /// Written aside and renamed: half an offset would be another one.
     fn set(&self, name: &str, seconds: i64) -> Result<()> {
+        self.write(name, &format!("{seconds:+}\n"))
+    }
+
+    /// Written aside and renamed: half an offset would be another one.
+    fn write(&self, name: &str, text: &str) -> Result<()> {
         let file = self.file(name)?;
         let new = file.with_extension("new");
-        fs::write(&new, format!("{seconds:+}\n")).and_then(|()| fs::rename(&new, file))?;
+        fs::write(&new, text).and_then(|()| fs::rename(&new, file))?;
         Ok(())
     }
 

@@ -30,7 +30,7 @@ pub struct Cell {
     pub run: fn(&mut Run) -> Result<()>,
 }
 
-pub const CELLS: [Cell; 22] = [
+pub const CELLS: [Cell; 23] = [
     Cell {
         name: "M1",
         text: "random kills",
@@ -150,6 +150,14 @@ pub const CELLS: [Cell; 22] = [
         rounds_at_random: 3,
         rounds_in_tests: None,
         run: clocks::that_jump,
+    },
+    Cell {
+        name: "M14R",
+        text: "clocks that run at another rate",
+        rounds: 12,
+        rounds_at_random: 3,
+        rounds_in_tests: None,
+        run: clocks::at_another_rate,
     },
     Cell {
         name: "M15",

@@ -71,6 +71,11 @@ pub enum Planned {
         target: Target,
         seconds: i64,
     },
+    /// A wall clock that runs at so many percent of the true rate.
+    ClockRate {
+        target: Target,
+        percent: u64,
+    },
     /// Monotonic clocks that stand elsewhere than everybody else's.
     ClocksAhead {
         target: Target,
@@ -180,6 +185,7 @@ pub enum Kind {
     Changes,
     Strangers,
     Clocks,
+    ClockRates,
     Versions,
 }
 
@@ -268,6 +274,17 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
                 _ => Planned::ClockJump { target: Target::Node("m1".to_owned()), seconds },
             };
             return Turn { after_steps, hold_ms, fault };
+        }
+        Kind::ClockRates => {
+            // Slower, faster, and much faster than any clock that is out of order.
+            let percent = *dice.pick(&[50, 150, 1000]);
+            let target = match turn % 3 {
+                0 => Target::Leader,
+                1 => Target::Node(dice.pick(&shape.datanodes()).clone()),
+                _ => Target::Follower(dice.between(0, shape.namenodes as u64 - 2) as usize),
+            };
+            let fault = Planned::ClockRate { target, percent };
+            return Turn { after_steps, hold_ms: dice.between(5000, 15_000), fault };
         }
         Kind::Versions => {
             let [mut there, mut back] = [shape.nodes(), shape.nodes()];
@@ -379,6 +396,7 @@ impl fmt::Display for Planned {
                 Partition::OneByOne(links, _) => write!(f, "{} links one by one", links.len()),
             },
             Planned::ClockJump { target, seconds } => write!(f, "clock of {target} {seconds:+} s"),
+            Planned::ClockRate { target, percent } => write!(f, "clock of {target} at {percent} % of its rate"),
             Planned::ClocksAhead { target, seconds } => write!(f, "monotonic clocks of {target} {seconds} s ahead"),
             Planned::Versions { there, back } => write!(f, "{}; back {}", there.join(" "), back.join(" ")),
             Planned::Strangers { per_second } => write!(f, "{per_second} hostile datagrams a second"),
@@ -416,7 +434,7 @@ mod tests {
 
     const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
 
-    const KINDS: [Kind; 18] = [
+    const KINDS: [Kind; 19] = [
         Kind::Kills,
         Kind::LeaderKills,
         Kind::DatanodeKills,
@@ -434,6 +452,7 @@ mod tests {
         Kind::Changes,
         Kind::Strangers,
         Kind::Clocks,
+        Kind::ClockRates,
         Kind::Versions,
     ];
 

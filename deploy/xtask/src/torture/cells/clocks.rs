@@ -1,6 +1,6 @@
-//! M14: clocks that jump and clocks that stand elsewhere. Nothing is decided by what a wall clock says, and no two nodes
-//! compare what their monotonic ones do: so no application notices, nobody stands for election, and stamps never go
-//! back.
+//! M14: clocks that jump, that stand elsewhere, and that run at another rate. Nothing is decided by what a wall clock
+//! says, and no two nodes compare what their monotonic ones do: so no application notices, nobody stands for election,
+//! and stamps never go back.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -17,14 +17,25 @@ use crate::torture::run::{Bed, DEADLINE, Run, SHAPE, wait};
 /// Elections that a round may have for other reasons: a machine that is shared stops for a second now and then.
 const ELECTIONS_MAX: u64 = 3;
 
+/// A clock that drifts is seen when it is off by so much.
+const DRIFT_SEEN_S: i64 = 2;
+
 pub fn that_jump(run: &mut Run) -> Result<()> {
+    wrong_clocks(run, Kind::Clocks)
+}
+
+pub fn at_another_rate(run: &mut Run) -> Result<()> {
+    wrong_clocks(run, Kind::ClockRates)
+}
+
+fn wrong_clocks(run: &mut Run, kind: Kind) -> Result<()> {
     // Before the cluster, so that it is dropped after it.
     let _leftovers = Leftovers::watch();
     let bed = run.plain_bed("clocks")?;
     let clocks = Clocks::install(&bed.cluster, &bed.all_names(), &run.dir)?;
     bed.start_all()?;
     let (mut elections, mut seen) = (0, 0);
-    for (part, turn) in plan(Kind::Clocks, run.seed, run.rounds, SHAPE).into_iter().enumerate() {
+    for (part, turn) in plan(kind, run.seed, run.rounds, SHAPE).into_iter().enumerate() {
         if !run.goes_on() {
             break;
         }
@@ -32,16 +43,16 @@ pub fn that_jump(run: &mut Run) -> Result<()> {
             work.go_on(turn.after_steps.min(60))?;
             let mut stamps = vec![stamp(&bed, part, "before")?];
             let term = term(&bed)?;
-            let (node, was_seen) = wrong_clock(&bed, &clocks, &turn, || {
+            let WasWrong { node, measured, caused } = wrong_clock(&bed, &clocks, &turn, || {
                 stamps.push(stamp(&bed, part, "during")?);
                 run.verdict.hold(Invariant::CallsEnd, work.go_on(20))
             })?;
-            seen += u64::from(was_seen);
+            seen += u64::from(measured);
             stamps.push(stamp(&bed, part, "after")?);
             run.verdict.hold(Invariant::CallsEnd, work.go_on(20))?;
             let stood = self::term(&bed)? - term;
             elections += stood;
-            run.verdict.hold(Invariant::OneLeader, no_storm(&node, stood))?;
+            run.verdict.hold(Invariant::OneLeader, no_storm(&node, stood.saturating_sub(caused)))?;
             run.verdict.hold(Invariant::Linearizable, only_forward(&stamps))?;
             run.done.rounds += 1;
             let ahead = Duration::from_nanos(stamps[1].abs_diff(stamps[0]) as u64).as_secs();
@@ -49,7 +60,7 @@ pub fn that_jump(run: &mut Run) -> Result<()> {
             Ok(())
         })?;
     }
-    run.done.figures.push(format!("{elections} elections; in {seen} rounds the datanodes' skew showed the jump"));
+    run.done.figures.push(format!("{elections} elections; in {seen} rounds the datanodes' skew showed it"));
     Ok(())
 }
 
@@ -63,13 +74,16 @@ fn only_forward(stamps: &[i128]) -> Result<()> {
     Ok(())
 }
 
-/// Does `meanwhile` with the clock wrong. Whose it was, and whether the cluster has measured it.
-fn wrong_clock(
-    bed: &Bed,
-    clocks: &Clocks,
-    turn: &Turn,
-    meanwhile: impl FnOnce() -> Result<()>,
-) -> Result<(String, bool)> {
+struct WasWrong {
+    node: String,
+    /// The cluster has seen how wrong.
+    measured: bool,
+    /// Elections that were asked for, or that followed when a leader was killed to be started anew.
+    caused: u64,
+}
+
+/// Does `meanwhile` with the clock wrong.
+fn wrong_clock(bed: &Bed, clocks: &Clocks, turn: &Turn, meanwhile: impl FnOnce() -> Result<()>) -> Result<WasWrong> {
     match &turn.fault {
         Planned::ClockJump { target, seconds } => {
             let node = bed.node(target)?;
@@ -83,7 +97,28 @@ fn wrong_clock(
             meanwhile()?;
             std::thread::sleep(Duration::from_millis(turn.hold_ms).saturating_sub(begun.elapsed()));
             wrong.undo()?;
-            Ok((node, measurable))
+            Ok(WasWrong { node, measured: measurable, caused: 0 })
+        }
+        Planned::ClockRate { target, percent } => {
+            let node = bed.node(target)?;
+            let wrong = clocks.start_at_rate(&bed.cluster, &node, *percent)?;
+            let begun = Instant::now();
+            bed.cluster.wait_caught_up(DEADLINE)?;
+            let leads = *target == Target::Leader;
+            if leads && bed.cluster.leader(DEADLINE)? != node {
+                // It was killed for it, and leads no more.
+                bed.cluster.run(["namenode", "transfer-leader", &node])?;
+            }
+            // What can be measured is the difference between a datanode and the leader.
+            let measurable = leads || bed.cluster.datanodes().contains(&node);
+            if measurable {
+                wait(&format!("the clock of {node} is seen to drift"), DEADLINE, || skewed(bed, DRIFT_SEEN_S))?;
+            }
+            meanwhile()?;
+            std::thread::sleep(Duration::from_millis(turn.hold_ms).saturating_sub(begun.elapsed()));
+            wrong.undo()?;
+            bed.cluster.wait_caught_up(DEADLINE)?;
+            Ok(WasWrong { node, measured: measurable, caused: if leads { 3 } else { 0 } })
         }
         Planned::ClocksAhead { target, seconds } => {
             let node = bed.node(target)?;
@@ -94,7 +129,7 @@ fn wrong_clock(
             std::thread::sleep(Duration::from_millis(turn.hold_ms));
             ahead.undo()?;
             bed.cluster.wait_caught_up(DEADLINE)?;
-            Ok((node, false))
+            Ok(WasWrong { node, measured: false, caused: 0 })
         }
         _ => unreachable!("plans of clocks"),
     }
