@@ -7,15 +7,16 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::fs::fstatfs;
+use rustix::io::Errno;
 use rustix::ioctl::{Opcode, Setter, ioctl, opcode};
+use rustix::mount::UnmountFlags;
 use rustix::process::Signal;
 
-use super::{Fault, poll_until, tool};
+use super::{Fault, poll_until};
 use crate::local::Cluster;
 
 /// For a killed process to let go of its files; and for clients, which are on the same machine here and keep chunk files
@@ -26,7 +27,12 @@ const UNMOUNT_DEADLINE: Duration = Duration::from_secs(120);
 pub fn cut<'a>(cluster: &'a Cluster, nodes: &[String]) -> Result<Fault<'a>> {
     let cut = nodes.to_vec();
     let fault = Fault::new(format!("power cut of {}", nodes.join(" ")), move || {
-        cut.iter().try_for_each(|node| restore(cluster, node))
+        // All at once, as the power comes back. One after the other, a start that waits for mounts without a quorum
+        // would keep from starting those that make one.
+        std::thread::scope(|scope| {
+            let starts: Vec<_> = cut.iter().map(|node| scope.spawn(|| restore(cluster, node))).collect();
+            starts.into_iter().try_for_each(|start| start.join().map_err(|_| anyhow!("a start panicked"))?)
+        })
     });
     // All at once: a node that is still powered must not be able to acknowledge for longer than a moment what
     // another has lost. So all are opened before the first is shut down.
@@ -95,16 +101,14 @@ impl Disk {
     }
 }
 
+/// By the kernel's call: `umount` looks at what else is mounted as well.
 pub(super) fn unmount(folder: &Path) -> Result<()> {
-    let mut last = String::new();
-    let done = poll_until(UNMOUNT_DEADLINE, "unmount", || match tool(Command::new("umount").arg(folder)) {
-        Ok(()) => Ok(true),
-        Err(error) => {
-            last = format!("{error:#}");
-            Ok(false)
-        }
-    });
-    done.with_context(|| format!("{}: {last}", folder.display()))
+    let done =
+        poll_until(UNMOUNT_DEADLINE, "unmount", || match rustix::mount::unmount(folder, UnmountFlags::empty()) {
+            Err(Errno::BUSY) => Ok(false),
+            done => Ok(done.map(|()| true)?),
+        });
+    done.with_context(|| folder.display().to_string())
 }
 
 #[cfg(test)]
