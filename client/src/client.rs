@@ -16,6 +16,7 @@ use crate::holding::Holding;
 use crate::leader::{ATTEMPT, CallError, Group};
 use crate::nodes::Nodes;
 use crate::open::Files;
+use crate::private::{Change, Private};
 use crate::read::Reads;
 use crate::session::{Renewed, Session, Sessions, session_lost};
 use crate::watch::Watch;
@@ -37,6 +38,7 @@ pub(crate) struct Client {
     pub writes: Writes,
     pub reads: Reads,
     pub watch: Arc<Watch>,
+    pub private: Arc<Private>,
     /// Cancelled by `shutdown`.
     pub stopped: CancellationToken,
 }
@@ -63,6 +65,8 @@ impl Client {
             writes: Writes::new(&options),
             reads: Reads::new(&options),
             watch: Arc::new(Watch::new()),
+            // Without the stream on which they are told nobody could ask for a directory.
+            private: Private::new(options.write_behind && options.remember),
             config: config.clone(),
             options,
             meta,
@@ -73,6 +77,7 @@ impl Client {
         client.start_committer();
         client.start_writeback_clock();
         client.start_watching();
+        client.start_sending_names();
         client.start_telling();
         client.start_closing_local_files();
         Ok(client)
@@ -98,7 +103,11 @@ impl Client {
 
     /// A change of the namespace, done exactly once. If the session has expired before anything was sent
     /// out it is done in a new one.
-    pub async fn mutate(self: &Arc<Self>, caller: &Caller, op: Op) -> Result<OpReply> {
+    pub async fn mutate(self: &Arc<Self>, caller: &Caller, mut op: Op) -> Result<OpReply> {
+        let _busy = match self.change_privately(caller, &mut op).await? {
+            Change::Done(reply) => return Ok(reply),
+            Change::Ask(busy) => busy,
+        };
         let deadline = self.deadline();
         loop {
             let session = self.session(deadline).await?;
@@ -112,7 +121,10 @@ impl Client {
                     }
                     return Err(failed.error);
                 }
-                Ok(reply) => return Ok(reply),
+                Ok(reply) => {
+                    self.changed_there(&session, &op, &reply);
+                    return Ok(reply);
+                }
             }
         }
     }
@@ -160,6 +172,9 @@ impl Client {
 
     /// A linearizable read.
     pub async fn query(self: &Arc<Self>, caller: &Caller, query: Query) -> Result<Answer> {
+        if let Some(answer) = self.answer_privately(caller, &query).await? {
+            return Ok(answer);
+        }
         let deadline = self.deadline();
         loop {
             let session = self.session(deadline).await?;
@@ -190,6 +205,7 @@ impl Client {
     pub fn session_expired(self: &Arc<Self>, session: SessionId) {
         if self.sessions.forget(session) {
             self.watch.session_over();
+            self.private.session_over(&session_lost());
             self.abandon_writes(&session_lost());
         }
     }

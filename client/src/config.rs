@@ -145,6 +145,9 @@ pub struct Options {
     /// Answer look-ups from memory while the namenode promises to tell of changes. Whoever asks then has to
     /// check by itself that the caller may search the directory, as the kernel does under a mount.
     pub remember: bool,
+    /// Directories that are made are private until somebody else looks at them: what is done in them is answered at once
+    /// and sent a moment later. Only with `remember`. Off.
+    pub write_behind: bool,
     /// Reading sets atime. Off, but for mounts.
     pub atime: bool,
     /// Who this is, for people: host, process, mount point. Cut at 255 bytes.
@@ -159,6 +162,7 @@ impl Default for Options {
             dirty_max_bytes: 256 << 20,
             readahead_max_bytes: 128 << 20,
             remember: false,
+            write_behind: false,
             atime: false,
             description: format!("process {}", std::process::id()),
         }

@@ -36,7 +36,8 @@ impl Dfs {
     /// Flushes every open file, closes the session and the connections. The first error that lost bytes
     /// is returned.
     pub async fn shutdown(self) -> Result<()> {
-        let outcome = self.client.drain_writes().await;
+        let drained = self.client.drain_writes().await;
+        let outcome = drained.and(self.client.told_of_all().await);
         let _ = Deadline::after(CLOSE_SESSION).bound("reads are told", self.client.tell_reads()).await;
         // Chunks that are not sealed by now are sealed with the session, at the same length.
         self.client.stopped.cancel();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dfs_proto::{Attr, Caller, ErrorKind, InodeId, SetAttr};
+use dfs_proto::{Attr, Caller, ErrorKind, InodeId, SetAttr, XattrKinds};
 use tracing::{Instrument, debug_span};
 
 use crate::error::{Error, Result};
@@ -106,6 +106,18 @@ impl File {
     pub async fn flush(&self) -> Result<()> {
         let client = &self.handle.client;
         client.flush(&self.handle.file, client.deadline()).instrument(debug_span!("flush", inode = %self.inode())).await
+    }
+
+    /// What `close` promises. Of a file that nobody else can see yet, an error of earlier bytes is told; the rest go on
+    /// their way with the clock, and whoever is the first to see the file waits for them. Of any other it is a `flush`.
+    pub async fn settle(&self) -> Result<()> {
+        let (client, file) = (&self.handle.client, &self.handle.file);
+        // What others do to such a file's bytes shows in its attributes, once they are there.
+        let plain = |attr: &Attr| !attr.xattrs.contains(XattrKinds::CAPABILITY);
+        if !client.private.attr(file.inode).is_some_and(|attr| plain(&attr)) {
+            return self.flush().await;
+        }
+        file.inner.lock().error.take().map_or(Ok(()), Err)
     }
 
     /// As `flush`, and the bytes are synced to disk on `min_copies` datanodes.

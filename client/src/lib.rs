@@ -17,6 +17,7 @@ mod namespace;
 mod nodes;
 mod open;
 mod paths;
+mod private;
 mod ranges;
 mod read;
 mod session;

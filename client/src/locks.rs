@@ -109,6 +109,9 @@ impl Dfs {
             return Err(lost());
         };
         let deadline = self.client.deadline();
+        if let Op::Lock { inode, .. } | Op::Unlock { inode, .. } = &op {
+            self.client.told_of(*inode).await?;
+        }
         match self.client.mutate_in(&current, &Caller::ROOT, op, deadline).await {
             Ok(_) => Ok(()),
             Err(failed) => Err(self.lock_error(session, failed.error)),

@@ -1,7 +1,7 @@
 //! Names and attributes.
 
 use dfs_proto::msg::meta::{Answer, DirPage, NewNode, Op, OpReply, Query, RenameMode, StatFs};
-use dfs_proto::{Attr, Caller, InodeId, Name, SetAttr, XattrMode, XattrName, XattrValue};
+use dfs_proto::{Attr, Caller, InodeId, Name, SetAttr, XattrKinds, XattrMode, XattrName, XattrValue};
 
 use crate::dfs::Dfs;
 use crate::error::{Result, unexpected_answer};
@@ -29,17 +29,20 @@ pub struct Made {
 
 impl Dfs {
     pub async fn lookup(&self, caller: &Caller, parent: InodeId, name: &Name) -> Result<Attr> {
-        Ok(self.client.files.merge(self.client.lookup(caller, parent, name).await?))
+        Ok(self.client.merged(self.client.lookup(caller, parent, name).await?))
     }
 
     pub async fn getattr(&self, caller: &Caller, inode: InodeId) -> Result<Attr> {
-        Ok(self.client.files.merge(self.client.getattr(caller, inode).await?))
+        Ok(self.client.merged(self.client.getattr(caller, inode).await?))
     }
 
     /// Changes attributes. `handle` is the open file through which the caller asks, which carries the
     /// permission to change the size.
     pub async fn setattr(&self, caller: &Caller, inode: InodeId, set: SetAttr, handle: Option<&File>) -> Result<Attr> {
         let touches_bytes = set.size_bytes.is_some() || set.mtime.is_some();
+        if set.size_bytes.is_none() && self.client.private.holds(inode) {
+            return self.set_private_attr(caller, inode, set).await;
+        }
         if let Some(file) = self.client.files.get(inode).filter(|_| touches_bytes) {
             // Bytes written before must not undo it by being committed after it.
             let through_handle = set.size_bytes.is_some() && handle.is_some_and(|handle| handle.mode().write);
@@ -48,7 +51,7 @@ impl Dfs {
         loop {
             match self.client.mutate(caller, Op::SetAttr { inode, set: set.clone(), grant: None }).await? {
                 OpReply::Attr(attr) if is_part(&set, &attr) => {}
-                OpReply::Attr(attr) => return Ok(self.client.files.merge(attr)),
+                OpReply::Attr(attr) => return Ok(self.client.merged(attr)),
                 _ => return Err(unexpected_answer("SetAttr")),
             }
         }
@@ -78,16 +81,21 @@ impl Dfs {
             exclusive: options.exclusive,
             open: options.open.map(|open| (open.read, open.write)),
             replication: options.replication,
+            private: false,
         };
         let OpReply::Made { attr, created, grant } = self.client.mutate(caller, op).await? else {
             return Err(unexpected_answer("Make"));
         };
         let file = match (options.open, grant) {
             (Some(mode), Some(grant)) => Some(File::new(self.client.opened(caller, &attr, &grant, mode))),
-            (Some(_), None) => return Err(unexpected_answer("Make")),
+            // The namenode has not heard of it yet; or it has by now, and may be asked.
+            (Some(mode), None) => match self.client.opened_privately(caller, &attr, mode) {
+                Some(handle) => Some(File::new(handle)),
+                None => Some(File::new(self.client.open(caller, attr.inode, mode).await?)),
+            },
             (None, _) => None,
         };
-        Ok(Made { attr: self.client.files.merge(attr), created, file })
+        Ok(Made { attr: self.client.merged(attr), created, file })
     }
 
     /// Sets an extended attribute; an ACL in the kernel's binary form.
@@ -99,6 +107,12 @@ impl Dfs {
         value: XattrValue,
         mode: XattrMode,
     ) -> Result<Attr> {
+        if name.kind() == XattrKinds::CAPABILITY
+            && let Some(file) = self.client.files.get(inode).filter(|file| !file.inner.lock().writes.is_empty())
+        {
+            // Bytes take it away, and these were written before.
+            self.client.flush(&file, self.client.deadline()).await?;
+        }
         self.attr_reply(caller, Op::SetXattr { inode, name: name.clone(), value, mode }).await
     }
 
@@ -170,7 +184,7 @@ impl Dfs {
             return Err(unexpected_answer("ReadDir"));
         };
         for entry in &mut page.entries {
-            entry.attr = entry.attr.take().map(|attr| self.client.files.merge(attr));
+            entry.attr = entry.attr.take().map(|attr| self.client.merged(attr));
         }
         Ok(page)
     }
@@ -186,7 +200,28 @@ impl Dfs {
         }
     }
 
+    /// Of a file in a private directory. Bytes that are still to be committed do not change the time of its last change
+    /// any more, if that is set.
+    async fn set_private_attr(&self, caller: &Caller, inode: InodeId, set: SetAttr) -> Result<Attr> {
+        let file = self.client.files.get(inode).filter(|_| set.mtime.is_some());
+        let written = file.as_ref().and_then(|file| file.inner.lock().writes.replace_mtime(None));
+        let changed = self.attr_reply(caller, Op::SetAttr { inode, set, grant: None }).await;
+        if let (Err(_), Some(file), Some(written)) = (&changed, file, written) {
+            let mut inner = file.inner.lock();
+            let later = inner.writes.mtime();
+            inner.writes.replace_mtime(later.or(Some(written)));
+        }
+        changed
+    }
+
+    /// Everything that was done to names is stored, as after `fsync` of a directory.
+    pub async fn sync_names(&self) -> Result<()> {
+        self.client.told_of_all().await
+    }
+
     async fn removed(&self, caller: &Caller, op: Op) -> Result<Option<Attr>> {
+        // What a rename replaces may yet be opened by whoever has just looked it up.
+        let unlinks = matches!(op, Op::Unlink { .. });
         let OpReply::Removed { inode } = self.client.mutate(caller, op).await? else {
             return Err(unexpected_answer("the removal of a name"));
         };
@@ -195,20 +230,25 @@ impl Dfs {
             && self.client.files.is_open(attr.inode)
         {
             self.client.lost_its_name(attr.inode).await;
+        } else if let Some(attr) = inode.as_ref().filter(|attr| attr.nlink == 0 && unlinks)
+            && let Some(file) = self.client.files.get(attr.inode)
+        {
+            // Closed before its bytes were stored.
+            self.client.discard(&file);
         }
-        Ok(inode.map(|attr| self.client.files.merge(attr)))
+        Ok(inode.map(|attr| self.client.merged(attr)))
     }
 
     async fn attr_answer(&self, caller: &Caller, query: Query) -> Result<Attr> {
         match self.client.query(caller, query).await? {
-            Answer::Attr(attr) => Ok(self.client.files.merge(attr)),
+            Answer::Attr(attr) => Ok(self.client.merged(attr)),
             _ => Err(unexpected_answer("a question about attributes")),
         }
     }
 
     async fn attr_reply(&self, caller: &Caller, op: Op) -> Result<Attr> {
         match self.client.mutate(caller, op).await? {
-            OpReply::Attr(attr) => Ok(self.client.files.merge(attr)),
+            OpReply::Attr(attr) => Ok(self.client.merged(attr)),
             _ => Err(unexpected_answer("a change of attributes")),
         }
     }

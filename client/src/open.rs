@@ -72,6 +72,8 @@ pub(crate) struct Inner {
 struct Permit {
     caller: Option<Caller>,
     grant: Option<Grant>,
+    /// A proof of an open that the namenode has not heard of is on its way.
+    asked: bool,
 }
 
 impl Inner {
@@ -140,10 +142,39 @@ impl Inner {
         self.write.grant = None;
     }
 
+    /// Takes a grant that came later than the open which it proves.
+    pub fn prove(&mut self, grant: Grant) {
+        for (allowed, write) in [(grant.read, false), (grant.write, true)] {
+            let permit = self.permit(write);
+            if allowed && permit.caller.is_some() {
+                permit.grant = Some(grant.clone());
+            }
+        }
+    }
+
+    /// In whose names it is open without a grant, which has not been asked for: for reading, for writing.
+    pub fn take_unproven(&mut self) -> Vec<(Caller, bool, bool)> {
+        let mut unproven = Vec::new();
+        if self.handles > 0 {
+            for (permit, read, write) in [(&mut self.read, true, false), (&mut self.write, false, true)] {
+                if let Some(caller) = permit.caller.clone().filter(|_| permit.grant.is_none() && !permit.asked) {
+                    permit.asked = true;
+                    unproven.push((caller, read, write));
+                }
+            }
+        }
+        unproven
+    }
+
+    /// Whether a handle was opened for writing, proven or not.
+    fn is_writable(&self) -> bool {
+        self.write.caller.is_some()
+    }
+
     fn take_grant(&mut self, caller: &Caller, grant: &Grant) {
         for (allowed, write) in [(grant.read, false), (grant.write, true)] {
             if allowed {
-                *self.permit(write) = Permit { caller: Some(caller.clone()), grant: Some(grant.clone()) };
+                *self.permit(write) = Permit { caller: Some(caller.clone()), grant: Some(grant.clone()), asked: false };
             }
         }
     }
@@ -189,12 +220,27 @@ impl Files {
         }
     }
 
+    /// A handle on a file of which the namenode may not know yet: the grant comes when it does.
+    fn attach_unproven(&self, attr: &Attr, caller: &Caller, mode: OpenMode) -> Arc<FileState> {
+        self.attach_with(attr, |inner| {
+            for (wanted, write) in [(mode.read, false), (mode.write, true)] {
+                if wanted {
+                    inner.permit(write).caller.get_or_insert_with(|| caller.clone());
+                }
+            }
+        })
+    }
+
     fn attach(&self, attr: &Attr, caller: &Caller, grant: &Grant) -> Arc<FileState> {
+        self.attach_with(attr, |inner| inner.take_grant(caller, grant))
+    }
+
+    fn attach_with(&self, attr: &Attr, permit: impl FnOnce(&mut Inner)) -> Arc<FileState> {
         let mut table = self.table.lock();
         let file = table.entry(attr.inode).or_insert_with(|| Arc::new(FileState::new(attr.clone()))).clone();
         let mut inner = file.inner.lock();
         inner.observe(attr);
-        inner.take_grant(caller, grant);
+        permit(&mut inner);
         inner.handles += 1;
         drop(inner);
         self.open.fetch_add(1, Ordering::Relaxed);
@@ -292,6 +338,14 @@ impl Drop for Handle {
 impl Client {
     /// Opens a regular file.
     pub async fn open(self: &Arc<Self>, caller: &Caller, inode: InodeId, mode: OpenMode) -> Result<Handle> {
+        if self.private.holds(inode) {
+            let mask = 4 * u8::from(mode.read) + 2 * u8::from(mode.write);
+            if let Answer::Attr(attr) = self.query(caller, Query::Access { inode, mask }).await?
+                && let Some(handle) = self.opened_privately(caller, &attr, mode)
+            {
+                return Ok(handle);
+            }
+        }
         let query = Query::Open { inode, read: mode.read, write: mode.write };
         let _opening = self.opening(inode).await;
         match self.query(caller, query).await? {
@@ -302,16 +356,37 @@ impl Client {
 
     /// A handle on a file that the namenode has just opened for us.
     pub fn opened(self: &Arc<Self>, caller: &Caller, attr: &Attr, grant: &Grant, mode: OpenMode) -> Handle {
-        Handle {
-            client: self.clone(),
-            file: self.files.attach(attr, caller, grant),
-            mode,
-            sequential: Mutex::default(),
+        self.handle(self.files.attach(attr, caller, grant), mode)
+    }
+
+    /// A handle on a file in a private directory, which the caller may open. `None` if it is private no longer.
+    pub fn opened_privately(self: &Arc<Self>, caller: &Caller, attr: &Attr, mode: OpenMode) -> Option<Handle> {
+        let handle = self.handle(self.files.attach_unproven(attr, caller, mode), mode);
+        // Whoever shares its directory from here on says that it is open.
+        self.private.holds(attr.inode).then_some(handle)
+    }
+
+    fn handle(self: &Arc<Self>, file: Arc<FileState>, mode: OpenMode) -> Handle {
+        Handle { client: self.clone(), file, mode, sequential: Mutex::default() }
+    }
+
+    /// Whether the file may be written: it is proven by a grant, if only when its bytes are committed.
+    pub async fn require_writable(self: &Arc<Self>, file: &FileState) -> Result<()> {
+        if file.inner.lock().is_writable() && self.private.holds(file.inode) {
+            return Ok(());
         }
+        self.grant(file, true).await.map(|_| ())
     }
 
     /// A grant of the current session; after a session has expired the file is opened again for it.
     pub async fn grant(self: &Arc<Self>, file: &FileState, write: bool) -> Result<Grant> {
+        if let Some(session) = self.sessions.current()
+            && let Some(grant) = file.inner.lock().grant(write, session.id())
+        {
+            return Ok(grant);
+        }
+        // It may come with the answer to what is still to be sent.
+        self.told_of(file.inode).await?;
         if let Some(session) = self.sessions.current()
             && let Some(grant) = file.inner.lock().grant(write, session.id())
         {
@@ -334,6 +409,11 @@ impl Client {
         }
     }
 
+    /// The attributes as this client's applications see them: with what it has changed and the namenode does not know.
+    pub fn merged(&self, attr: Attr) -> Attr {
+        self.files.merge(self.private.current(attr))
+    }
+
     /// The inode has lost its last name while open here.
     pub async fn lost_its_name(self: &Arc<Self>, inode: InodeId) {
         let Some(file) = self.files.get(inode) else { return };
@@ -354,7 +434,9 @@ impl Client {
             self.release(file).await;
         } else {
             file.inner.lock().writes.handle_stream_closed();
-            self.start_writeback(file);
+            if !self.private.holds(file.inode) {
+                self.start_writeback(file);
+            }
             file.stream.close_when_uploaded(file).await;
         }
     }

@@ -78,6 +78,11 @@ impl Watch {
         self.memory.lock().clear();
     }
 
+    /// What the namenode says of the inode is not the latest any more.
+    pub fn forget(&self, inode: InodeId) {
+        self.memory.lock().forget(&[inode]);
+    }
+
     /// The session has ended, and nobody tells it anything any more.
     pub fn session_over(&self) {
         self.over();
@@ -143,6 +148,11 @@ fn named_in(op: &Op) -> Concerned {
         | Op::AllocateChunks { .. }
         | Op::CloseSession
         | Op::NoteReads { .. }
+        // Nobody but this session knew what these change, and it has not learned it from answers.
+        | Op::Open { .. }
+        | Op::Reserve { .. }
+        | Op::Sequence { .. }
+        | Op::Share { .. }
         | Op::Lock { .. }
         | Op::Unlock { .. } => (Vec::new(), Vec::new()),
     };
@@ -152,18 +162,22 @@ fn named_in(op: &Op) -> Concerned {
 impl Client {
     /// What a name leads to.
     pub async fn lookup(self: &Arc<Self>, caller: &Caller, parent: InodeId, name: &Name) -> Result<Attr> {
+        let query = Query::Lookup { parent, name: name.clone() };
+        if let Some(answer) = self.answer_privately(caller, &query).await? {
+            return attr_in(Ok(answer));
+        }
         if let Some(known) = self.watch.memory.lock().name(parent, name, Moment::now()) {
             return known.cloned().ok_or_else(|| Error::new(ErrorKind::NotFound, "there is nothing of this name"));
         }
         if !self.options.remember {
-            return attr_in(self.query(caller, Query::Lookup { parent, name: name.clone() }).await);
+            return attr_in(self.query(caller, query).await);
         }
         if self.list_ahead(caller, parent).await
             && let Some(Some(attr)) = self.watch.memory.lock().name(parent, name, Moment::now())
         {
             return Ok(attr.clone());
         }
-        let attr = attr_in(self.watched(caller, Query::Lookup { parent, name: name.clone() }).await)?;
+        let attr = attr_in(self.watched(caller, query).await)?;
         self.watch.memory.lock().ahead.missed(parent);
         Ok(attr)
     }
@@ -182,6 +196,9 @@ impl Client {
     }
 
     pub async fn getattr(self: &Arc<Self>, caller: &Caller, inode: InodeId) -> Result<Attr> {
+        if let Some(answer) = self.answer_privately(caller, &Query::GetAttr { inode }).await? {
+            return attr_in(Ok(answer));
+        }
         if let Some(known) = self.watch.memory.lock().attr(inode, Moment::now()) {
             return Ok(known.clone());
         }
@@ -192,6 +209,9 @@ impl Client {
     pub async fn watched(self: &Arc<Self>, caller: &Caller, query: Query) -> Result<Answer> {
         if !self.options.remember {
             return self.query(caller, query).await;
+        }
+        if let Some(answer) = self.answer_privately(caller, &query).await? {
+            return Ok(answer);
         }
         let deadline = self.deadline();
         loop {
@@ -267,7 +287,7 @@ async fn keep_watching(client: Weak<Client>, group: Arc<Group>, watch: Arc<Watch
         if let Some(session) = session {
             let ended = tokio::select! {
                 () = stopped.cancelled() => return,
-                ended = watch_once(&group, &watch, session.id()) => ended,
+                ended = watch_once(&client, &group, &watch, session.id()) => ended,
             };
             debug!(session = %session.id(), ?ended, "not told of changes any more");
             watch.over();
@@ -280,7 +300,12 @@ async fn keep_watching(client: Weak<Client>, group: Arc<Group>, watch: Arc<Watch
 }
 
 /// Hears what to forget until the stream ends for whatever reason.
-async fn watch_once(group: &Group, watch: &Watch, session: SessionId) -> std::result::Result<(), RpcError> {
+async fn watch_once(
+    client: &Weak<Client>,
+    group: &Group,
+    watch: &Watch,
+    session: SessionId,
+) -> std::result::Result<(), RpcError> {
     let (leader, connection) = group.leader_connection().await?;
     let (mut send, mut recv) = connection.open().await?;
     send.send(&MetaRequest::Watch { session }).await?;
@@ -291,7 +316,7 @@ async fn watch_once(group: &Group, watch: &Watch, session: SessionId) -> std::re
     };
     *watch.life.lock() = Some(Life { session, number: life });
     tokio::select! {
-        ended = hear(watch, &mut send, &mut recv) => ended,
+        ended = hear(client, watch, session, &mut send, &mut recv) => ended,
         // A dead leader's stream says nothing, not even that it has ended.
         next = group.other_leader(leader) => {
             debug!(next, "another namenode leads");
@@ -301,9 +326,18 @@ async fn watch_once(group: &Group, watch: &Watch, session: SessionId) -> std::re
     }
 }
 
-async fn hear(watch: &Watch, send: &mut SendStream, recv: &mut RecvStream) -> std::result::Result<(), RpcError> {
-    while let Some(Revocation { number, inodes }) = recv.recv_optional().await? {
+async fn hear(
+    client: &Weak<Client>,
+    watch: &Watch,
+    session: SessionId,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+) -> std::result::Result<(), RpcError> {
+    while let Some(Revocation { number, inodes, recalled }) = recv.recv_optional().await? {
         watch.memory.lock().forget(&inodes);
+        if let Some(client) = client.upgrade().filter(|_| !recalled.is_empty()) {
+            client.share_directories(session, recalled);
+        }
         send.send(&RevocationDone { number }).await?;
     }
     Ok(())

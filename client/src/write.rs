@@ -61,7 +61,7 @@ impl Writes {
         }
     }
 
-    fn dirty_files(&self) -> Vec<Arc<FileState>> {
+    pub fn dirty_files(&self) -> Vec<Arc<FileState>> {
         self.dirty.lock().values().cloned().collect()
     }
 

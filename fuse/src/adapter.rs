@@ -458,9 +458,9 @@ impl Filesystem for Adapter {
         self.release_handle(span!("releasedir", request, ino), handle_in(fh), reply);
     }
 
-    /// Namespace operations are synced on a majority of namenodes before they are answered.
-    fn fsyncdir(&self, _: &Request, _: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsyncdir(&self, request: &Request, ino: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let span = span!("fsyncdir", request, ino);
+        self.spawn(span, |fs| async move { fs.sync_names().await }, empty(reply));
     }
 
     fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {

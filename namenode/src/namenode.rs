@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use crate::config::Config;
 use crate::fail_stop::FailStop;
 use crate::group::Changes;
-use crate::leader::{Board, LockWaits, Nodes, Opens, Orders, Reign, Reports, Sessions, Watches};
+use crate::leader::{Board, LockWaits, Nodes, Opens, Orders, Recalls, Reign, Reports, Sessions, Watches};
 use crate::raft::{Consensus, Kept};
 use crate::store::state::StateStore;
 
@@ -35,6 +35,7 @@ pub struct Namenode {
     pub reports: Reports,
     pub board: Board,
     pub lock_waits: LockWaits,
+    pub recalls: Recalls,
     pub opens: Arc<Opens>,
     pub changes: Changes,
     /// Something may need a copy or a drop: look now rather than at the next tick.
@@ -68,6 +69,7 @@ impl Namenode {
             reports: Reports::default(),
             board: Board::default(),
             lock_waits: LockWaits::default(),
+            recalls: Recalls::default(),
             opens: Arc::default(),
             changes: Changes::default(),
             repair_wanted: Notify::new(),

@@ -214,12 +214,19 @@ fn inode_of_op(op: &Op) -> Option<u64> {
         | Op::SetAttr { inode, .. }
         | Op::Fallocate { inode, .. }
         | Op::CloneRange { inode, .. }
+        | Op::Open { inode, .. }
         | Op::Lock { inode, .. }
         | Op::Unlock { inode, .. }
         | Op::SetXattr { inode, .. }
         | Op::RemoveXattr { inode, .. } => Some(inode.0),
         Op::Commit { files, .. } => files.first().map(|file| file.inode.0),
-        Op::Release { .. } | Op::AllocateChunks { .. } | Op::CloseSession | Op::NoteReads { .. } => None,
+        Op::Share { inodes } => inodes.first().map(|inode| inode.0),
+        Op::Release { .. }
+        | Op::AllocateChunks { .. }
+        | Op::CloseSession
+        | Op::NoteReads { .. }
+        | Op::Reserve { .. }
+        | Op::Sequence { .. } => None,
     }
 }
 

@@ -65,6 +65,9 @@ pub enum ErrorKind {
     NoAttribute,
     /// A value beyond its limit (E2BIG).
     TooBig,
+
+    /// A directory is private to another session. Heard by the leader alone, which has it shared and tries again.
+    Private,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, thiserror::Error)]

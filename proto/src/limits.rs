@@ -114,3 +114,9 @@ pub const NAMENODES_MAX: usize = 9;
 
 /// A node's name, in bytes: it is shown in tables and becomes part of file names.
 pub const NODE_NAME_MAX: usize = 64;
+
+/// Numbers of inodes that a session may reserve at a time, and have in reserve altogether.
+pub const RESERVE_MAX: u32 = 8192;
+
+/// Changes in one `Op::Sequence`, and directories in one `Op::Share`.
+pub const SEQUENCE_MAX: usize = 1024;

@@ -10,7 +10,9 @@
 /// 3: the table of datanodes' duties, and the numbers of namenodes. Rows of 2 are rows of 3; a program of before cannot
 /// apply the commands.
 /// 4: the table of chunks whose end was cut off. Rows of 3 are rows of 4; a program of before cannot apply the command.
-pub const STATE_VERSION: u32 = 4;
+/// 5: directories that are private to a session, and the table of numbers that sessions have reserved. Rows of 4 are rows
+/// of 5.
+pub const STATE_VERSION: u32 = 5;
 
 /// Version of a chunk file, in its header; drawn in `datanode/FORMAT.md`.
 ///

@@ -53,6 +53,7 @@ impl Exit {
             | ErrorKind::StaleEpoch
             | ErrorKind::CapabilityExpired
             | ErrorKind::BadReplica
+            | ErrorKind::Private
             | ErrorKind::WouldBlock => Exit::Temporary,
             ErrorKind::Corrupt => Exit::Corrupt,
             ErrorKind::Exists
@@ -107,6 +108,7 @@ fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::Corrupt => "corrupt",
         ErrorKind::Malformed => "malformed",
         ErrorKind::Internal => "internal",
+        ErrorKind::Private => "private",
         ErrorKind::WouldBlock => "would_block",
         ErrorKind::Deadlock => "deadlock",
         ErrorKind::NoLocks => "no_locks",

@@ -17,7 +17,8 @@ use tracing::{Instrument, debug, info_span, warn};
 use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result, unexpected_answer};
-use crate::open::FileState;
+use crate::open::{FileState, Inner};
+use crate::private::Busy;
 use crate::session::{Session, session_lost};
 use crate::write::upload::ON_BEHALF_OF_GRANTS;
 use crate::write::writer::{ChunkWriter, Stored};
@@ -72,6 +73,7 @@ struct Entry {
     commit: FileCommit,
     /// `None` for what the file's write state has under way.
     append: Option<Append>,
+    _busy: Option<Busy>,
 }
 
 impl Batch {
@@ -136,6 +138,11 @@ impl Client {
                 }
             }
         });
+    }
+
+    /// Something that commits waited for has happened.
+    pub(crate) fn commit_soon(&self) {
+        self.writes.committer.kick();
     }
 
     /// Commits what there is. `false` if there was nothing.
@@ -203,7 +210,7 @@ impl Client {
             mtime: Some(append.mtime),
             append: true,
         };
-        batch.entries.push(Entry { file: append.file.clone(), commit, append: Some(append) });
+        batch.entries.push(Entry { file: append.file.clone(), commit, append: Some(append), _busy: None });
     }
 
     fn add_file(
@@ -217,10 +224,16 @@ impl Client {
         if room == 0 {
             return;
         }
+        let wanted =
+            |inner: &Inner| inner.wants_commit() || ended.iter().any(|writer| inner.writes.waits_on(writer.chunk()));
+        if !wanted(&file.inner.lock()) {
+            return;
+        }
+        // Tried again when the namenode knows the file as it is known here.
+        let Some(busy) = self.private.committing(file.inode) else { return };
         let (grant, extents, mtime) = {
             let mut inner = file.inner.lock();
-            let wanted = inner.wants_commit() || ended.iter().any(|writer| inner.writes.waits_on(writer.chunk()));
-            if !wanted {
+            if !wanted(&inner) {
                 return;
             }
             match inner.grant(true, session.id()) {
@@ -254,7 +267,7 @@ impl Client {
             return;
         }
         let commit = FileCommit { inode: file.inode, grant, extents, mtime, append: false };
-        batch.entries.push(Entry { file: file.clone(), commit, append: None });
+        batch.entries.push(Entry { file: file.clone(), commit, append: None, _busy: Some(busy) });
     }
 
     async fn send(&self, session: &Arc<Session>, batch: &Batch) -> Result<Vec<Attr>> {
@@ -287,6 +300,7 @@ impl Client {
                 Some(append) => {
                     let placed = placed_at_end(&append.extents, &attr);
                     entry.file.inner.lock().observe_own(&attr, &placed);
+                    self.observe_privately(&entry.file, &attr);
                     let _ = append.reply.send(vanished(&attr).map_or(Ok(attr), Err));
                 }
                 None => self.file_committed(&entry.file, &attr),
@@ -313,6 +327,9 @@ impl Client {
             self.unlist_if_clean(file, &mut inner);
             (freed, inner.wants_commit())
         };
+        if vanished(attr).is_none() {
+            self.observe_privately(file, attr);
+        }
         self.free(freed);
         match vanished(attr) {
             // Removed by somebody else. Only whoever still has it open can notice.
@@ -322,6 +339,13 @@ impl Client {
         }
         if again {
             self.writes.committer.kick();
+        }
+    }
+
+    /// What the namenode knows of a file since a commit goes together with what only this session knows.
+    fn observe_privately(&self, file: &FileState, attr: &Attr) {
+        if let Some(attr) = self.private.observe(attr) {
+            file.inner.lock().observe(&attr);
         }
     }
 

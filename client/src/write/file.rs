@@ -37,7 +37,7 @@ impl Client {
         mut bytes: Bytes,
         deadline: Deadline,
     ) -> Result<()> {
-        self.grant(file, true).await?;
+        self.require_writable(file).await?;
         while !bytes.is_empty() {
             let part = bytes.split_to(bytes.len().min(UPLOAD_MAX as usize));
             let len = part.len();
@@ -104,7 +104,8 @@ impl Client {
             }
             self.flush(file, deadline).await?;
             if failed.is_empty() {
-                return Ok(());
+                // And its name.
+                return self.told_of_all().await;
             }
             // Committed, but nobody can say whether synced: the bytes are written once more.
             for chunk in failed {

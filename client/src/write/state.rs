@@ -192,6 +192,11 @@ impl WriteState {
         self.segments.last_key_value().map_or(0, |(start, segment)| start + segment.len())
     }
 
+    /// Sets the time that the next commit gives the file, `None` to leave it alone. What it would have given.
+    pub fn replace_mtime(&mut self, mtime: Option<Timestamp>) -> Option<Timestamp> {
+        std::mem::replace(&mut self.mtime, mtime)
+    }
+
     /// When the last uncommitted byte was written.
     pub fn mtime(&self) -> Option<Timestamp> {
         self.mtime.filter(|_| !self.segments.is_empty())

@@ -54,7 +54,8 @@ pub fn fix() -> Result<()> {
     must(&mut cargo(["fmt", "--all"]))
 }
 
-/// The promises of `fuse/SEMANTICS.md`, checked on two mounts of a real cluster.
+/// The promises of `fuse/SEMANTICS.md`, checked on two mounts of a real cluster; and again where the first writes names
+/// behind.
 fn mount_tests(program: &Path) -> Result<()> {
     let dir = std::env::temp_dir().join(format!("dfs-mount-tests-{}", std::process::id()));
     std::fs::create_dir_all(&dir)?;
@@ -62,10 +63,14 @@ fn mount_tests(program: &Path) -> Result<()> {
     let result = Cluster::up(program, &dir.join("data"), Layout { mounts, ..Layout::default() })
         .context("start the cluster")
         .and_then(|cluster| {
-            // Of the whole workspace, as they were built.
-            let mut tests = cargo(["test", "--release", "--workspace", "--test", "mount"]);
-            tests.env("DFS_TEST_MOUNT", cluster.mount(0)).env("DFS_TEST_MOUNT2", cluster.mount(1));
-            must(&mut tests)
+            mount_tests_on(cluster.mount(0), cluster.mount(1))?;
+            let behind = dir.join("writebehind");
+            std::fs::create_dir(&behind)?;
+            let on = behind.to_str().context("a folder with a name in UTF-8")?;
+            cluster.run(["mount", "-o", "writebehind", on])?;
+            let tested = mount_tests_on(&behind, cluster.mount(1));
+            let unmounted = cluster.run(["umount", on]);
+            tested.and(unmounted.map(|_| ()))
         });
     // With the cluster stopped; on a failure its logs stay for whoever looks.
     match &result {
@@ -73,6 +78,12 @@ fn mount_tests(program: &Path) -> Result<()> {
         Err(_) => eprintln!("the cluster's logs are in {}", dir.display()),
     }
     result
+}
+
+fn mount_tests_on(first: &Path, second: &Path) -> Result<()> {
+    // Of the whole workspace, as they were built.
+    let mut tests = cargo(["test", "--release", "--workspace", "--test", "mount"]);
+    must(tests.env("DFS_TEST_MOUNT", first).env("DFS_TEST_MOUNT2", second))
 }
 
 #[derive(Default)]

@@ -50,7 +50,7 @@ impl From<ErrorKind> for Errno {
             ErrorKind::TooBig => libc::E2BIG,
 
             // The client has retried these until its deadline.
-            ErrorKind::NotLeader | ErrorKind::Unavailable | ErrorKind::Timeout => libc::ETIMEDOUT,
+            ErrorKind::NotLeader | ErrorKind::Unavailable | ErrorKind::Timeout | ErrorKind::Private => libc::ETIMEDOUT,
 
             // The client renews or replaces what these name; one that still gets here could not be mended.
             ErrorKind::SessionExpired | ErrorKind::StaleEpoch | ErrorKind::CapabilityExpired => libc::EIO,

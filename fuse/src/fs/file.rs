@@ -205,10 +205,10 @@ impl OpenFile {
 
     pub(super) async fn flush(&self) -> Result<(), Errno> {
         if let Some(positioned) = self.positioned.get() {
-            positioned.flush().await?;
+            positioned.settle().await?;
         }
         if self.file.mode().write {
-            self.file.flush().await?;
+            self.file.settle().await?;
         }
         Ok(())
     }

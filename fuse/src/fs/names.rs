@@ -111,6 +111,11 @@ impl Fs {
         Ok(self.dfs.link(&who.caller(), inode, parent, &parse(name)?).await?)
     }
 
+    /// What was done to names is synced on a majority of namenodes, if it is not already.
+    pub async fn sync_names(&self) -> Result<(), Errno> {
+        Ok(self.dfs.sync_names().await?)
+    }
+
     pub async fn unlink(&self, who: Requester, parent: InodeId, name: &OsStr) -> Result<(), Errno> {
         let (caller, name) = (who.caller(), parse(name)?);
         self.dfs.unlink(&caller, parent, &name).await?;

@@ -12,6 +12,7 @@ mod locks;
 mod model;
 mod names;
 mod permissions;
+mod private;
 mod ranges;
 mod two_mounts;
 mod xattrs;

@@ -1,16 +1,17 @@
 //! Dispatches commands. What each does is in its own file under `ops`.
 
 use dfs_proto::msg::meta::{Op, OpReply};
-use dfs_proto::{Caller, InodeId, NodeId, RequestId, SessionId, Timestamp, WireError};
+use dfs_proto::{Caller, ErrorKind, InodeId, NodeId, RequestId, SessionId, Timestamp, WireError};
 
 use crate::command::{Applied, Body, Command, Outcome, Reply};
 use crate::dedup::{self, Request};
 use crate::ops::make::Make;
 use crate::ops::rename::Rename;
 use crate::ops::{
-    allocate, clone, commit, datanode, fallocate, genesis, link, lock, namenode, note_reads, reclaim, release, replica,
-    rmdir, session, set_attr, unlink, xattr,
+    allocate, clone, commit, datanode, fallocate, genesis, link, lock, namenode, note_reads, open, reclaim, release,
+    replica, reserve, rmdir, sequence, session, set_attr, share, unlink, xattr,
 };
+use crate::private::{self, Touched};
 use crate::tx::{Failure, Tx};
 use crate::view::{Fault, View};
 
@@ -20,6 +21,8 @@ pub(crate) struct Client<'a> {
     pub caller: &'a Caller,
     pub now: Timestamp,
     pub knowledge: Option<Knowledge<'a>>,
+    /// The number that the session has chosen for what this makes, out of those it has reserved.
+    pub chosen: Option<InodeId>,
 }
 
 /// What the leader knew of who has a file open whose name is to be removed.
@@ -48,13 +51,13 @@ fn apply_one(tx: &mut Tx<'_>, command: &Command) -> Result<Outcome, Fault> {
     let now = command.now;
     match &command.body {
         Body::Client { id, acked_below, caller, op, placement } => {
-            let client = Client { session: id.session, caller, now, knowledge: None };
+            let client = Client { session: id.session, caller, now, knowledge: None, chosen: None };
             let outcome = once(tx, *id, *acked_below, |tx| operate(tx, &client, op, placement))?;
             Ok(outcome.map(Reply::Op))
         }
         Body::Removal { id, acked_below, caller, op, expected, holders, undecided } => {
             let knowledge = Some(Knowledge { expected: *expected, holders, undecided: *undecided });
-            let client = Client { session: id.session, caller, now, knowledge };
+            let client = Client { session: id.session, caller, now, knowledge, chosen: None };
             let outcome = once(tx, *id, *acked_below, |tx| operate(tx, &client, op, &[]))?;
             Ok(outcome.map(Reply::Op))
         }
@@ -73,13 +76,29 @@ fn once<'v>(
         Request::Answered(outcome) => Ok(outcome),
         Request::New => {
             let outcome = tx.attempt(operate)?;
-            dedup::remember(tx, id, &outcome)?;
+            // The leader has the directory shared and asks again, under the same number.
+            if !matches!(&outcome, Err(error) if error.kind == ErrorKind::Private) {
+                dedup::remember(tx, id, &outcome)?;
+            }
             Ok(outcome)
         }
     }
 }
 
+/// `perform`, unless another session has one of the directories that it touches for itself.
 fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeId>]) -> Result<OpReply, Failure> {
+    match private::in_the_way(tx.view(), client.session, &Touched::by_op(op))?.first() {
+        Some((inode, session)) => Err(private::refusal(*inode, *session)),
+        None => perform(tx, client, op, placement),
+    }
+}
+
+pub(crate) fn perform(
+    tx: &mut Tx<'_>,
+    client: &Client<'_>,
+    op: &Op,
+    placement: &[Vec<NodeId>],
+) -> Result<OpReply, Failure> {
     match op {
         Op::Make { parent, name, node, mode, exclusive, open, replication } => Make {
             parent: *parent,
@@ -90,6 +109,7 @@ fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeI
             exclusive: *exclusive,
             open: *open,
             replication: *replication,
+            private: false,
         }
         .apply(tx, client),
         Op::Link { inode, parent, name } => link::apply(tx, client, *inode, *parent, name),
@@ -116,7 +136,7 @@ fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeI
         Op::NoteReads { reads } => note_reads::apply(tx, reads),
         Op::Lock { inode, claim } => lock::lock(tx, client, *inode, claim),
         Op::Unlock { inode, owner, range } => lock::unlock(tx, client, *inode, *owner, *range),
-        Op::MakeMasked { parent, name, node, mode, umask, exclusive, open, replication } => Make {
+        Op::MakeMasked { parent, name, node, mode, umask, exclusive, open, replication, private } => Make {
             parent: *parent,
             name,
             node,
@@ -125,10 +145,15 @@ fn operate(tx: &mut Tx<'_>, client: &Client<'_>, op: &Op, placement: &[Vec<NodeI
             exclusive: *exclusive,
             open: *open,
             replication: *replication,
+            private: *private,
         }
         .apply(tx, client),
         Op::SetXattr { inode, name, value, mode } => xattr::set(tx, client, *inode, name, value, *mode),
         Op::RemoveXattr { inode, name } => xattr::remove(tx, client, *inode, name),
+        Op::Open { inode, read, write } => open::apply(tx, client, *inode, *read, *write),
+        Op::Reserve { count } => reserve::apply(tx, client, *count),
+        Op::Sequence { steps } => sequence::apply(tx, client, steps),
+        Op::Share { inodes } => share::apply(tx, client, inodes),
     }
 }
 

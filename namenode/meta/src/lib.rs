@@ -10,6 +10,7 @@ pub mod duty;
 pub mod fsck;
 pub mod locks;
 pub mod placement;
+pub mod private;
 pub mod query;
 pub mod reconcile;
 pub mod repair;
@@ -21,6 +22,7 @@ mod apply;
 mod chunks;
 mod dedup;
 mod extents;
+mod local;
 #[cfg(test)]
 mod model;
 mod ops;
@@ -34,4 +36,5 @@ mod xattrs;
 
 pub use apply::apply;
 pub use command::{Applied, Body, Command, Event, HolderChange, Outcome, Reply};
+pub use local::{LocalTree, Routed};
 pub use view::{Change, Fault, MemoryView, Table, View};

@@ -166,7 +166,7 @@ mod tests {
 
     fn row(mode: u16, uid: u32, gid: u32, directory: bool) -> InodeRow {
         let content = match directory {
-            true => Content::Directory { parent: InodeId::ROOT, next_cookie: 3 },
+            true => Content::Directory { parent: InodeId::ROOT, next_cookie: 3, private: None },
             false => Content::File { size_bytes: 0, mapped_bytes: 0, replication: 3 },
         };
         let at = Timestamp::default();

@@ -13,6 +13,7 @@ use dfs_proto::{Caller, ErrorKind, Grant, InodeId, Name, NodeId, Refusal, Sessio
 use crate::locks;
 use crate::permission::{self, EXECUTE, READ, WRITE};
 use crate::placement::NodeView;
+use crate::private::{self, Touched};
 use crate::rows::{self, Content, UNDECIDED};
 use crate::tree;
 use crate::tx::{Failure, refuse};
@@ -29,6 +30,21 @@ pub struct Asker<'a> {
     pub holder: NodeId,
     /// The leader's clock: capabilities run from here.
     pub now: Timestamp,
+}
+
+/// Whether another session has a directory for itself that the query or its answer would show: `answer` must not be
+/// given before those are shared.
+pub fn private_in_answer(
+    view: &dyn View,
+    session: SessionId,
+    query: &Query,
+    answer: &Result<Answer, WireError>,
+) -> Result<Vec<(InodeId, SessionId)>, Fault> {
+    let mut found = private::in_the_way(view, session, &Touched::by_query(query))?;
+    if let Ok(answer) = answer {
+        found.extend(private::shown(view, session, answer)?);
+    }
+    Ok(found)
 }
 
 /// Answers a client's query. Capabilities are good for 10 minutes; replicas on live nodes come first.

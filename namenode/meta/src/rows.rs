@@ -23,6 +23,7 @@
 //! | `Counters` | `config`, `keys`, `totals`, `namenodes` | [`Config`], [`CapabilityKeys`], [`Totals`], [`NamenodeIds`] |
 //! | `Xattrs` | inode, name bytes | [`XattrRow`]: an extended attribute |
 //! | `Duties` | node | [`DutyRow`]: of datanodes that do not simply serve; a removed one's stays for ever |
+//! | `SessionInodes` | session, first inode | [`SessionInodesRow`]: numbers that the session may give to what it makes |
 //! | `LostEnds` | chunk | [`LostEndRow`]: committed bytes behind the chunk's end, which was cut off |
 //!
 //! Extents are keyed by their end because the first extent that reaches past an offset is then found
@@ -60,8 +61,8 @@ pub use files::{
 };
 pub use locks::{ALL_INODES, LockRow, SessionLocksRow, locked_inodes, locks, session_locks};
 pub use sessions::{
-    HolderRow, OrphanRow, RECLAIM_QUEUE, ReplyRow, SessionChunkRow, SessionRow, UNDECIDED, holders, orphans,
-    replies_below, session, session_chunks, sessions,
+    HolderRow, OrphanRow, RECLAIM_QUEUE, ReplyRow, SessionChunkRow, SessionInodesRow, SessionRow, UNDECIDED, holders,
+    orphans, replies_below, session, session_chunks, session_inodes, sessions,
 };
 pub(crate) use xattrs::xattr_key;
 pub use xattrs::{XattrRow, xattr, xattrs};

@@ -170,11 +170,11 @@ fn change_directory(
     change: impl FnOnce(&mut InodeRow, &mut u64),
 ) -> Result<(), Fault> {
     let mut row = existing(tx.view(), directory)?;
-    let Content::Directory { parent, mut next_cookie } = row.content else {
+    let Content::Directory { parent, mut next_cookie, private } = row.content else {
         return Err(Fault(format!("inode {directory} has entries and is not a directory")));
     };
     change(&mut row, &mut next_cookie);
-    row.content = Content::Directory { parent, next_cookie };
+    row.content = Content::Directory { parent, next_cookie, private };
     row.mtime = now;
     row.ctime = now;
     row.version += 1;

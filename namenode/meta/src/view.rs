@@ -36,10 +36,11 @@ pub enum Table {
     Xattrs,
     Duties,
     LostEnds,
+    SessionInodes,
 }
 
 impl Table {
-    pub const ALL: [Table; 22] = [
+    pub const ALL: [Table; 23] = [
         Table::Meta,
         Table::Inodes,
         Table::Dentries,
@@ -62,6 +63,7 @@ impl Table {
         Table::Xattrs,
         Table::Duties,
         Table::LostEnds,
+        Table::SessionInodes,
     ];
 
     /// The name on disk. Never changes for a table that exists.
@@ -89,6 +91,7 @@ impl Table {
             Table::Xattrs => "xattrs",
             Table::Duties => "duties",
             Table::LostEnds => "lost_ends",
+            Table::SessionInodes => "session_inodes",
         }
     }
 }
@@ -149,6 +152,14 @@ impl MemoryView {
                 None => self.rows.remove(&(table, key)),
             };
         }
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
     }
 
     /// Every row, by table and key.

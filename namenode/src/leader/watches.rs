@@ -273,11 +273,24 @@ impl Watches {
             let Some(stream) = &life.revocations else { continue };
             while let Some(piece) = pieces.pop_front() {
                 let number = if pieces.is_empty() { number } else { number - 1 };
-                let revocation = Revocation { number, inodes: piece.to_vec() };
+                let revocation = Revocation { number, inodes: piece.to_vec(), recalled: Vec::new() };
                 ready.push((stream.clone(), session, life.number, revocation));
             }
         }
         Notices(ready)
+    }
+
+    /// Asks a session to share directories that it has for itself, if it can be reached now.
+    pub fn recall(&self, session: SessionId, inodes: &[InodeId]) {
+        let table = self.table.lock();
+        let Some(life) = table.lives.get(&session) else { return };
+        let Some(stream) = &life.revocations else { return };
+        for piece in inodes.chunks(REVOKED_MAX) {
+            // It answers to all that it was sent before, which is what it has done by then. One that does not keep up
+            // is asked again.
+            let revocation = Revocation { number: life.sent, inodes: Vec::new(), recalled: piece.to_vec() };
+            let _ = stream.try_send(revocation);
+        }
     }
 
     /// The rows are written. Tells the sessions; one whose queue is full loses its stream.
@@ -362,7 +375,7 @@ mod tests {
         assert_eq!(watches.watch(B, life_b, &[DIR], LEASE, now), Some(LEASE));
         change(&watches, request(A), now);
         assert!(to_a.try_recv().is_err());
-        assert_eq!(to_b.try_recv().unwrap(), Revocation { number: 1, inodes: vec![DIR] });
+        assert_eq!(to_b.try_recv().unwrap(), Revocation { number: 1, inodes: vec![DIR], recalled: Vec::new() });
         assert!(!is_settled(&watches, now));
         assert_eq!(watches.table.lock().by_request[&request(A)].own, [DIR]);
         watches.done(B, life_b, 1);
@@ -372,7 +385,7 @@ mod tests {
         assert!(to_b.try_recv().is_err());
         // A still watches what it changed itself.
         change(&watches, request(B), now);
-        assert_eq!(to_a.try_recv().unwrap(), Revocation { number: 1, inodes: vec![DIR] });
+        assert_eq!(to_a.try_recv().unwrap(), Revocation { number: 1, inodes: vec![DIR], recalled: Vec::new() });
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dfs_meta::locks::Holder;
+use dfs_meta::private::{self, Touched};
 use dfs_meta::query::{self, Asker};
 use dfs_meta::{Body, Reply, placement, rows};
 use dfs_proto::limits::{ALLOCATE_MAX, GROUPS_MAX, REPLICATION_MAX};
@@ -16,7 +17,7 @@ use dfs_proto::{
 use dfs_rpc::{Moment, RecvStream, RpcError, SendStream};
 use tracing::{debug, info};
 
-use crate::leader::Knowledge;
+use crate::leader::{Knowledge, Recall};
 use crate::namenode::Namenode;
 use crate::raft::Kept;
 use crate::server::opens;
@@ -52,9 +53,36 @@ pub fn renew(namenode: &Namenode, holder: NodeId, session: SessionId) -> Result<
     })
 }
 
-/// Carries out a mutation exactly once: checks who asks, completes the command, replicates it, and signs
-/// what the reply promises. A session that names the `life` of its watch stream is told more than the reply.
+/// Carries out a mutation exactly once, when every directory that it touches and another session has for itself is
+/// shared. A session that names the `life` of its watch stream is told more than the reply.
 pub async fn mutate(
+    namenode: &Arc<Namenode>,
+    holder: NodeId,
+    id: RequestId,
+    acked_below: u64,
+    caller: Caller,
+    op: Op,
+    life: Option<u64>,
+) -> Result<MetaReply, WireError> {
+    if Touched::by_op(&op) == Touched::default() {
+        return mutate_once(namenode, holder, id, acked_below, caller, op, life).await;
+    }
+    let mut recall = Recall::new(namenode);
+    loop {
+        let in_the_way = |view: &dyn dfs_meta::View| private::in_the_way(view, id.session, &Touched::by_op(&op));
+        if recall.shared(in_the_way).await? {
+            match mutate_once(namenode, holder, id, acked_below, caller.clone(), op.clone(), life).await {
+                // Made by another session in between.
+                Err(error) if error.kind == ErrorKind::Private => {}
+                outcome => return outcome,
+            }
+        }
+    }
+}
+
+/// One attempt at a mutation: checks who asks, completes the command, replicates it, and signs
+/// what the reply promises.
+async fn mutate_once(
     namenode: &Arc<Namenode>,
     holder: NodeId,
     id: RequestId,
@@ -80,6 +108,7 @@ pub async fn mutate(
         .inspect_err(refused)?;
     let placement = place(namenode, &op).inspect_err(refused)?;
     let closes = matches!(op, Op::CloseSession);
+    let shares = matches!(op, Op::Share { .. });
     let locks = match &op {
         Op::Lock { inode, claim } => Some((*inode, *claim)),
         _ => None,
@@ -108,9 +137,13 @@ pub async fn mutate(
         opens::opened(namenode, id.session, attr.inode).await.inspect_err(refused)?;
     }
     drop(making);
+    if shares {
+        namenode.recalls.shared();
+    }
     if closes {
         namenode.sessions.closed(id.session);
         namenode.opens.ended(id.session);
+        namenode.recalls.shared();
     }
     if let Some((inode, claim)) = locks {
         namenode.lock_waits.leave(inode, Holder { session: id.session, owner: claim.owner }, &claim);
@@ -380,14 +413,23 @@ async fn read(
             let answer = query::answer(view, &asker, &query, &|node| me.liveness(node))?;
             if let (Query::StatFs, Ok(_)) = (&query, &answer) {
                 let nodes = me.nodes.for_placement(&me.datanodes(view)?, &rows::duties(view)?, Instant::now());
-                return Ok(Ok(Answer::StatFs(query::stat_fs(view, &nodes)?)));
+                return Ok((Ok(Answer::StatFs(query::stat_fs(view, &nodes)?)), Vec::new()));
             }
-            Ok(answer)
+            let private = query::private_in_answer(view, session, &query, &answer)?;
+            Ok((answer, private))
         }
     };
-    match long {
-        true => namenode.read_long(answer).await,
-        false => namenode.read(answer),
+    let mut recall = Recall::new(namenode);
+    loop {
+        let (answer, private) = match long {
+            true => namenode.read_long(answer.clone()).await?,
+            false => namenode.read(&answer)?,
+        };
+        if recall.shared(|_| Ok(private)).await? {
+            return Ok(answer);
+        }
+        // What is read next is read under a lease of its own.
+        namenode.read_barrier().await?;
     }
 }
 
@@ -478,5 +520,9 @@ pub fn op_name(op: &Op) -> &'static str {
         Op::MakeMasked { .. } => "make",
         Op::SetXattr { .. } => "set extended attribute",
         Op::RemoveXattr { .. } => "remove extended attribute",
+        Op::Open { .. } => "open",
+        Op::Reserve { .. } => "reserve inodes",
+        Op::Sequence { .. } => "sequence",
+        Op::Share { .. } => "share directories",
     }
 }

@@ -63,6 +63,7 @@ async fn expire(namenode: &Namenode) {
                 namenode.sessions.closed(session);
                 namenode.opens.ended(session);
             }
+            namenode.recalls.shared();
         }
         Err(error) => warn!(%error, "sessions not expired yet"),
     }

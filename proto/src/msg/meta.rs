@@ -152,6 +152,9 @@ pub struct Revocation {
     pub number: u64,
     /// At most `limits::REVOKED_MAX`.
     pub inodes: Vec<InodeId>,
+    /// Directories that are private to this session and that somebody else wants to see: to be shared, with everything
+    /// that was done in them. Said again until it is so. At most `limits::REVOKED_MAX`.
+    pub recalled: Vec<InodeId>,
 }
 
 /// Client to leader: everything up to this revocation is forgotten.
@@ -271,11 +274,36 @@ pub enum Op {
         exclusive: bool,
         open: Option<(bool, bool)>,
         replication: Option<u8>,
+        /// A new directory is private to this session: from now on the session changes it without asking, and says so
+        /// in a `Sequence`, until it shares it.
+        private: bool,
     },
     /// Reply: `Attr`.
     SetXattr { inode: InodeId, name: XattrName, value: XattrValue, mode: XattrMode },
     /// Reply: `Attr`.
     RemoveXattr { inode: InodeId, name: XattrName },
+    /// Numbers for inodes that this session will make in a `Sequence`, at most `limits::RESERVE_MAX`. Reply: `Reserved`.
+    Reserve { count: u32 },
+    /// What the session has done in its private directories, in order, at most `limits::SEQUENCE_MAX` steps. All of it
+    /// or nothing. Reply: `Sequence`.
+    Sequence { steps: Vec<Step> },
+    /// Proves that a file was opened when this was done. Reply: `Opened`.
+    Open { inode: InodeId, read: bool, write: bool },
+    /// These directories are no longer private. Those that are not this session's are passed over. At most
+    /// `limits::SEQUENCE_MAX`. Reply: `Done`.
+    Share { inodes: Vec<InodeId> },
+}
+
+/// A change that a session has made in a directory of its own, and has answered to its programs already.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Step {
+    /// When: the cluster's time as the session knows it.
+    pub at: Timestamp,
+    pub caller: Caller,
+    /// The number of what it makes, one of those that the session has reserved.
+    pub inode: Option<InodeId>,
+    /// `MakeMasked`, `Open`, `Link`, `Unlink`, `Rmdir`, `Rename`, `SetAttr` without a size, `SetXattr` or `RemoveXattr`.
+    pub op: Op,
 }
 
 /// That a file was read.
@@ -409,6 +437,17 @@ pub enum OpReply {
     Ranged {
         attr: Attr,
         done_bytes: u64,
+    },
+    /// The first of the reserved numbers, which follow each other.
+    Reserved {
+        first: InodeId,
+    },
+    Opened {
+        grant: Grant,
+    },
+    /// Of each file that was opened, in order.
+    Sequence {
+        grants: Vec<Grant>,
     },
 }
 

@@ -29,7 +29,8 @@ pub struct Args {
     #[arg(short = 'f', long)]
     foreground: bool,
     /// ro, cluster=FILE, subdir=DIR, allow_other, root_squash, all_squash, anonuid=N, anongid=N, hard, soft,
-    /// noatime, deadline=TIME, suid, dev, noexec, fsname=NAME, threads=N, remount; those of fstab are accepted
+    /// noatime, writebehind, deadline=TIME, suid, dev, noexec, fsname=NAME, threads=N, remount; those of fstab are
+    /// accepted
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     options: Vec<String>,
     /// Where to write the number of the process that serves the mount
@@ -76,6 +77,7 @@ pub async fn run(context: &Context, mut args: Args) -> Result {
         op_deadline: wishes.deadline.unwrap_or(Options::default().op_deadline),
         hard: wishes.hard,
         remember: wishes.remember(),
+        write_behind: wishes.write_behind(),
         atime: wishes.atime(),
         description: format!("mount {} of process {}", args.dir.display(), std::process::id()),
         ..Options::default()

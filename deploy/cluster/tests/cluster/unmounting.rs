@@ -14,9 +14,13 @@ use crate::mounting::{Mount, expect_errno, must};
 
 /// Mounts, and returns the process that serves it.
 fn mount(bed: &Bed, on: &Mount) -> Pid {
+    mount_with(bed, on, "rw")
+}
+
+fn mount_with(bed: &Bed, on: &Mount, options: &str) -> Pid {
     let pid_file = on.0.with_extension("pid");
     let (file, dir) = (pid_file.to_str().unwrap(), on.0.to_str().unwrap());
-    must(bed.cluster.output(["mount", "--pid-file", file, dir]).unwrap());
+    must(bed.cluster.output(["mount", "-o", options, "--pid-file", file, dir]).unwrap());
     Pid::from_raw(fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap()).unwrap()
 }
 
@@ -114,4 +118,63 @@ fn sigkill_ends_every_call_and_the_folder_can_be_mounted_again_at_once() {
 fn expect_cut_off(error: &io::Error) {
     let errnos = [Errno::NOTCONN, Errno::CONNABORTED].map(|errno| Some(errno.raw_os_error()));
     assert!(errnos.contains(&error.raw_os_error()), "{error}");
+}
+
+#[test]
+fn a_mount_that_dies_leaves_what_it_has_synced_and_its_directories_to_everybody() {
+    promised("`fsync` of any file or directory stores all names and attributes that were changed before");
+    let bed = Bed::start(3, 3, &[]);
+    let mounted = Mount::point(&bed, "dies");
+    let pid = mount_with(&bed, &mounted, "writebehind");
+    let (top, there) = (mounted.path("top"), bed.mount().join("top"));
+    fs::create_dir(&top).unwrap();
+    for number in 0..200 {
+        fs::create_dir_all(top.join(format!("d{number}/deep"))).unwrap();
+        fs::rename(top.join(format!("d{number}/deep")), top.join(format!("d{number}/renamed"))).unwrap();
+    }
+    fs::write(top.join("d7/file"), b"synced").unwrap();
+    File::open(top.join("d7/file")).unwrap().sync_all().unwrap();
+    // The next leader has only the rows to tell it whose the directories are.
+    let leader = bed.cluster.leader(DEADLINE).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    bed.cluster.kill(&leader).unwrap();
+    wait_for_end(pid);
+    // Waits until the lease of the dead mount is over.
+    assert_eq!(fs::read_dir(&there).unwrap().count(), 200);
+    for number in 0..200 {
+        assert!(there.join(format!("d{number}/renamed")).is_dir(), "d{number}");
+    }
+    assert_eq!(fs::read(there.join("d7/file")).unwrap(), b"synced");
+    fs::remove_dir_all(&there).unwrap();
+    umount(&["-l"], &mounted.0);
+    bed.cluster.start(&leader).unwrap();
+    must(bed.cluster.output(["fsck"]).unwrap());
+}
+
+#[test]
+fn private_directories_outlive_the_leader_and_are_seen_whole_after_it() {
+    promised("Before another client sees anything in a private directory, all of it is committed");
+    let bed = Bed::start(3, 3, &[]);
+    let mounted = Mount::point(&bed, "private");
+    mount_with(&bed, &mounted, "writebehind");
+    let (here, there) = (mounted.path("top"), bed.mount().join("top"));
+    fs::create_dir(&here).unwrap();
+    for round in 0..3 {
+        let dir = |top: &Path| top.join(format!("r{round}"));
+        fs::create_dir(dir(&here)).unwrap();
+        for number in 0..300 {
+            fs::write(dir(&here).join(format!("f{number}")), format!("{number}")).unwrap();
+        }
+        let leader = bed.cluster.leader(DEADLINE).unwrap();
+        bed.cluster.kill(&leader).unwrap();
+        fs::write(dir(&here).join("last"), b"while nobody leads").unwrap();
+        assert_eq!(fs::read_dir(dir(&there)).unwrap().count(), 301);
+        for number in 0..300 {
+            assert_eq!(fs::read_to_string(dir(&there).join(format!("f{number}"))).unwrap(), number.to_string());
+        }
+        assert_eq!(fs::read(dir(&there).join("last")).unwrap(), b"while nobody leads");
+        bed.cluster.start(&leader).unwrap();
+    }
+    umount(&[], &mounted.0);
+    must(bed.cluster.output(["fsck"]).unwrap());
 }

@@ -8,7 +8,8 @@ use super::Findings;
 use super::storage::Storage;
 use super::tree::{Tree, number_at};
 use crate::rows::{
-    self, ChunkState, HolderRow, OrphanRow, RECLAIM_QUEUE, ReplyRow, SessionChunkRow, SessionRow, UNDECIDED,
+    self, ChunkState, HolderRow, OrphanRow, RECLAIM_QUEUE, ReplyRow, SessionChunkRow, SessionInodesRow, SessionRow,
+    UNDECIDED,
 };
 use crate::view::{Fault, View};
 
@@ -21,6 +22,7 @@ pub(super) fn check(view: &dyn View, tree: &Tree, storage: &Storage, found: &mut
     for session in sessions.keys().filter(|session| **session >= next_session || **session == RECLAIM_QUEUE) {
         found.broken(format!("session {session} has a number that was not given out"));
     }
+    check_reserved(view, &sessions, found)?;
     rows::scan_all::<ReplyRow>(view, &mut |key, _| {
         let Some((session, number)) = number_at(key, 0).map(SessionId).zip(number_at(key, 8)) else {
             return found.broken(format!("reply key {key:02x?} is too short"));
@@ -33,6 +35,31 @@ pub(super) fn check(view: &dyn View, tree: &Tree, storage: &Storage, found: &mut
             Some(_) => {}
         }
     })
+}
+
+/// Reserved numbers belong to a session that lives, were given out once, and no inode has them.
+fn check_reserved(
+    view: &dyn View,
+    sessions: &BTreeMap<SessionId, SessionRow>,
+    found: &mut Findings,
+) -> Result<(), Fault> {
+    let next_inode = rows::totals(view)?.next_inode;
+    let mut rows = Vec::new();
+    rows::scan_all::<SessionInodesRow>(view, &mut |key, row| match number_at(key, 0).map(SessionId) {
+        Some(session) if sessions.contains_key(&session) => rows.push(row),
+        _ => found.broken(format!("numbers are reserved for a session that has ended: {key:02x?}")),
+    })?;
+    for SessionInodesRow { next, end } in rows {
+        if next >= end || end > next_inode {
+            found.broken(format!("numbers {next} to {end} are reserved, and {next_inode} is the next"));
+        }
+        for number in next.0..end.0.min(next_inode.0) {
+            if rows::inode(view, InodeId(number))?.is_some() {
+                found.broken_inode(InodeId(number), format!("inode {number} exists, and its number is reserved"));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn check_open_chunks(

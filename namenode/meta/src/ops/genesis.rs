@@ -46,7 +46,7 @@ pub(crate) fn apply(
         ctime: now,
         crtime: now,
         version: 1,
-        content: Content::Directory { parent: InodeId::ROOT, next_cookie: FIRST_COOKIE },
+        content: Content::Directory { parent: InodeId::ROOT, next_cookie: FIRST_COOKIE, private: None },
         orphan: None,
         xattrs: dfs_proto::XattrKinds::NONE,
     };

@@ -7,6 +7,7 @@ use dfs_proto::{ErrorKind, FileKind, Grant, InodeId, Name, XattrKinds};
 
 use crate::acl::{self, Which};
 use crate::apply::Client;
+use crate::ops::reserve;
 use crate::permission::{self, EXECUTE, READ, WRITE};
 use crate::rows::{self, Content, DentryRow, FIRST_COOKIE, InodeRow};
 use crate::tx::{Failure, Tx, refuse};
@@ -24,6 +25,8 @@ pub(crate) struct Make<'a> {
     /// Open it, too: for reading, for writing.
     pub open: Option<(bool, bool)>,
     pub replication: Option<u8>,
+    /// A new directory is seen by this session alone until it shares it.
+    pub private: bool,
 }
 
 impl Make<'_> {
@@ -79,8 +82,14 @@ impl Make<'_> {
             xattrs: XattrKinds::NONE,
         };
 
-        let inode = tx.totals.next_inode;
-        tx.totals.next_inode = InodeId(inode.0 + 1);
+        let inode = match client.chosen {
+            Some(chosen) => reserve::take(tx, client.session, chosen)?,
+            None => {
+                let next = tx.totals.next_inode;
+                tx.totals.next_inode = InodeId(next.0 + 1);
+                next
+            }
+        };
         let counts = &mut tx.totals.counts;
         match kind {
             FileKind::File => counts.files += 1,
@@ -132,7 +141,11 @@ impl Make<'_> {
                 }
                 Content::File { size_bytes: 0, mapped_bytes: 0, replication }
             }
-            NewNode::Directory => Content::Directory { parent: self.parent, next_cookie: FIRST_COOKIE },
+            NewNode::Directory => Content::Directory {
+                parent: self.parent,
+                next_cookie: FIRST_COOKIE,
+                private: self.private.then_some(client.session),
+            },
             NewNode::Symlink(target) if target.is_empty() => {
                 return Err(refuse(ErrorKind::NotFound, "a symlink must lead somewhere"));
             }

@@ -6,7 +6,7 @@ use dfs_proto::{ErrorKind, NodeId, SessionId, Timestamp};
 use crate::chunks;
 use crate::command::Reply;
 use crate::ops::{lock, reclaim};
-use crate::rows::{self, ReplyRow, SessionRow};
+use crate::rows::{self, ReplyRow, SessionInodesRow, SessionRow};
 use crate::tx::{Failure, Tx, refuse};
 use crate::usage::shifted;
 use crate::view::Fault;
@@ -63,6 +63,9 @@ fn end(tx: &mut Tx<'_>, session: SessionId) -> Result<(), Fault> {
     lock::forget_session(tx, session)?;
     for number in rows::replies_below(tx.view(), session, 0, u64::MAX)? {
         tx.delete(ReplyRow::key(session, number));
+    }
+    for (first, _) in rows::session_inodes(tx.view(), session)? {
+        tx.delete(SessionInodesRow::key(session, first));
     }
     tx.delete(SessionRow::key(session));
     tx.totals.counts.sessions = shifted(tx.totals.counts.sessions, -1, "sessions")?;

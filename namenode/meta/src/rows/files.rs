@@ -56,6 +56,7 @@ impl<'de> Deserialize<'de> for InodeRow {
 
 /// What only inodes of one kind have.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+#[serde(from = "Stored", into = "Stored")]
 pub enum Content {
     File {
         size_bytes: u64,
@@ -69,6 +70,8 @@ pub enum Content {
         parent: InodeId,
         /// Given to the next entry; counts up only, so a cookie never means two entries.
         next_cookie: u64,
+        /// While this session lives nobody else may see the directory: it changes it without asking (see `private`).
+        private: Option<SessionId>,
     },
     Symlink {
         target: Vec<u8>,
@@ -77,6 +80,49 @@ pub enum Content {
         kind: FileKind,
         rdev: u32,
     },
+}
+
+/// `Content` as it is in a row: a private directory is a kind of its own, so that rows from before there were any are
+/// read as they are.
+#[derive(Serialize, Deserialize)]
+enum Stored {
+    File { size_bytes: u64, mapped_bytes: u64, replication: u8 },
+    Directory { parent: InodeId, next_cookie: u64 },
+    Symlink { target: Vec<u8> },
+    Special { kind: FileKind, rdev: u32 },
+    PrivateDirectory { parent: InodeId, next_cookie: u64, session: SessionId },
+}
+
+impl From<Stored> for Content {
+    fn from(stored: Stored) -> Content {
+        match stored {
+            Stored::File { size_bytes, mapped_bytes, replication } => {
+                Content::File { size_bytes, mapped_bytes, replication }
+            }
+            Stored::Directory { parent, next_cookie } => Content::Directory { parent, next_cookie, private: None },
+            Stored::Symlink { target } => Content::Symlink { target },
+            Stored::Special { kind, rdev } => Content::Special { kind, rdev },
+            Stored::PrivateDirectory { parent, next_cookie, session } => {
+                Content::Directory { parent, next_cookie, private: Some(session) }
+            }
+        }
+    }
+}
+
+impl From<Content> for Stored {
+    fn from(content: Content) -> Stored {
+        match content {
+            Content::File { size_bytes, mapped_bytes, replication } => {
+                Stored::File { size_bytes, mapped_bytes, replication }
+            }
+            Content::Directory { parent, next_cookie, private: None } => Stored::Directory { parent, next_cookie },
+            Content::Directory { parent, next_cookie, private: Some(session) } => {
+                Stored::PrivateDirectory { parent, next_cookie, session }
+            }
+            Content::Symlink { target } => Stored::Symlink { target },
+            Content::Special { kind, rdev } => Stored::Special { kind, rdev },
+        }
+    }
 }
 
 impl Content {
@@ -110,6 +156,14 @@ impl InodeRow {
 
     pub fn is_directory(&self) -> bool {
         matches!(self.content, Content::Directory { .. })
+    }
+
+    /// The session that alone may see the directory, if it lives.
+    pub fn private(&self) -> Option<SessionId> {
+        match self.content {
+            Content::Directory { private, .. } => private,
+            _ => None,
+        }
     }
 
     pub fn attr(&self, inode: InodeId) -> Attr {

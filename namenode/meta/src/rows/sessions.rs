@@ -49,6 +49,33 @@ impl SessionChunkRow {
     }
 }
 
+/// Numbers of inodes, reserved for the session: `next` up to `end`, which is not among them, are not given out yet.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct SessionInodesRow {
+    pub next: InodeId,
+    pub end: InodeId,
+}
+
+impl Row for SessionInodesRow {
+    const TABLE: Table = Table::SessionInodes;
+}
+
+impl SessionInodesRow {
+    pub fn key(session: SessionId, first: InodeId) -> Key<SessionInodesRow> {
+        Key::new(pair(session.0, first.0))
+    }
+}
+
+/// The session's reserved numbers, by their first.
+pub fn session_inodes(view: &dyn View, session: SessionId) -> Result<Vec<(InodeId, SessionInodesRow)>, Fault> {
+    let mut found = Vec::new();
+    scan_prefix::<SessionInodesRow>(view, &session.0.to_be_bytes(), &mut |key, row| {
+        found.push(number_at(Table::SessionInodes, key, 8).map(|first| (InodeId(first), row)));
+        true
+    })?;
+    found.into_iter().collect()
+}
+
 /// What a request was answered, refusals too.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct ReplyRow {

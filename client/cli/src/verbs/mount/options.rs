@@ -14,6 +14,8 @@ pub struct MountWishes {
     pub hard: bool,
     pub deadline: Option<Duration>,
     no_atime: bool,
+    /// Directories that this mount makes are private to it at first.
+    writebehind: bool,
     /// The cluster file, in place of `--cluster`.
     pub cluster: Option<PathBuf>,
     /// Change the options of what is mounted there.
@@ -75,8 +77,8 @@ const REMOUNT: [(&str, &str, MountFlags); 4] = [
     ("noexec", "exec", MountFlags::NOEXEC),
 ];
 
-const KNOWN: &str = "ro, rw, cluster=FILE, subdir=DIR, allow_other, noallow_other, noatime, root_squash, all_squash, anonuid=N, \
-    anongid=N, hard, soft, deadline=TIME, suid, dev, noexec, fsname=NAME, threads=N, remount, and those of fstab that \
+const KNOWN: &str = "ro, rw, cluster=FILE, subdir=DIR, allow_other, noallow_other, noatime, writebehind, dirsync, \
+    root_squash, all_squash, anonuid=N, anongid=N, hard, soft, deadline=TIME, suid, dev, noexec, fsname=NAME, threads=N, remount, and those of fstab that \
     are for others";
 
 impl MountWishes {
@@ -114,6 +116,8 @@ impl MountWishes {
             ("noexec", None) => self.noexec = true,
             ("hard", None) => self.hard = true,
             ("soft", None) => self.hard = false,
+            ("writebehind", None) => self.writebehind = true,
+            ("nowritebehind" | "dirsync" | "sync", None) => self.writebehind = false,
             ("noatime", None) => self.no_atime = true,
             ("atime" | "relatime", None) => self.no_atime = false,
             ("root_squash", None) => self.squash = Some(Squashed::Root),
@@ -143,6 +147,11 @@ impl MountWishes {
     /// cannot where users are others to the cluster than to it.
     pub fn remember(&self) -> bool {
         self.squash.is_none()
+    }
+
+    /// Whether new directories are private at first, and what is done in them is sent a moment later.
+    pub fn write_behind(&self) -> bool {
+        self.remember() && self.writebehind && !self.read_only
     }
 
     /// Whether reading sets atime.

@@ -20,7 +20,7 @@ fn capability() -> Vec<u8> {
 
 fn make(rig: &mut Rig, parent: InodeId, text: &str, node: NewNode, mode: u16, umask: u16) -> Attr {
     let (name, exclusive, open, replication) = (name(text), true, None, None);
-    match rig.op(Op::MakeMasked { parent, name, node, mode, umask, exclusive, open, replication }) {
+    match rig.op(Op::MakeMasked { parent, name, node, mode, umask, exclusive, open, replication, private: false }) {
         Ok(OpReply::Made { attr, .. }) => attr,
         other => panic!("{other:?}"),
     }
