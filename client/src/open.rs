@@ -372,7 +372,9 @@ impl Client {
 
     /// Whether the file may be written: it is proven by a grant, if only when its bytes are committed.
     pub async fn require_writable(self: &Arc<Self>, file: &FileState) -> Result<()> {
-        if file.inner.lock().is_writable() && self.private.holds(file.inode) {
+        // One after the other: whoever decides about private directories looks at open files.
+        let writable = file.inner.lock().is_writable();
+        if writable && self.private.holds(file.inode) {
             return Ok(());
         }
         self.grant(file, true).await.map(|_| ())

@@ -27,7 +27,10 @@ use state::{Answered, Decided, Opens, State};
 pub(crate) struct Private {
     /// Whether new directories are made private.
     wanted: bool,
+    /// Lock order: this, then the table of open files.
     state: Mutex<State>,
+    /// Held while numbers are being reserved, so that one of those who need them does it.
+    reserving: tokio::sync::Mutex<()>,
     /// Directories that are being shared.
     sharing: Mutex<HashSet<InodeId>>,
     /// There is something to send that somebody waits for.
@@ -69,6 +72,7 @@ impl Private {
         Arc::new(Private {
             wanted,
             state: Mutex::default(),
+            reserving: tokio::sync::Mutex::default(),
             sharing: Mutex::default(),
             work: Notify::new(),
             progress: Notify::new(),
@@ -97,23 +101,17 @@ impl Private {
         state.attr(attr.inode)
     }
 
-    /// Whether the namenode has yet to be told something about the inode. It is told soon if so.
-    fn is_pending(&self, inode: InodeId) -> bool {
-        let pending = self.state.lock().is_pending(inode);
-        if pending {
-            self.work.notify_one();
-        }
-        pending
-    }
-
     /// To be held while bytes of the file are committed. `None` if the namenode must be told something of it first,
-    /// after which commits are tried again.
+    /// which is done soon, and after which commits are tried again.
     pub fn committing(self: &Arc<Self>, inode: InodeId) -> Option<Busy> {
-        if self.is_pending(inode) {
-            return None;
+        let occupied = self.state.lock().occupy(inode);
+        match occupied {
+            Some(inodes) => Some(Busy { private: self.clone(), inodes }),
+            None => {
+                self.work.notify_one();
+                None
+            }
         }
-        let inodes = self.state.lock().occupy(inode);
-        Some(Busy { private: self.clone(), inodes })
     }
 
     /// The session has ended. What the namenode was not told is lost.
@@ -244,6 +242,10 @@ impl Client {
     }
 
     async fn reserve_numbers(self: &Arc<Self>, deadline: Deadline) -> Result<()> {
+        let _reserving = deadline.bound("numbers are being reserved", self.private.reserving.lock()).await?;
+        if self.private.state.lock().has_numbers() {
+            return Ok(());
+        }
         // What is still to be sent uses up the last numbers.
         let last = self.private.state.lock().last();
         self.sent(last, deadline).await?;

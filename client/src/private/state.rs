@@ -167,8 +167,9 @@ impl State {
         self.tree.as_ref().filter(|tree| !tree.is_empty()).map(LocalTree::session)
     }
 
-    pub fn is_pending(&self, inode: InodeId) -> bool {
-        self.touched.contains_key(&inode)
+    /// Whether something can be made without reserving numbers first.
+    pub fn has_numbers(&self) -> bool {
+        self.tree.as_ref().is_none_or(|tree| tree.numbers_left() > 0)
     }
 
     /// Up to where everything must be sent before the namenode can be asked about this.
@@ -182,13 +183,16 @@ impl State {
             .unwrap_or(0)
     }
 
-    /// Marks a file, if it is one of ours. What to give to `free`.
-    pub fn occupy(&mut self, inode: InodeId) -> Vec<InodeId> {
+    /// Marks a file, if it is one of ours: what to give to `free`. `None` if something of it has not been sent.
+    pub fn occupy(&mut self, inode: InodeId) -> Option<Vec<InodeId>> {
+        if self.touched.contains_key(&inode) {
+            return None;
+        }
         if !self.holds(inode) {
-            return Vec::new();
+            return Some(Vec::new());
         }
         *self.busy.entry(inode).or_default() += 1;
-        vec![inode]
+        Some(vec![inode])
     }
 
     pub fn free(&mut self, inodes: &[InodeId]) {
@@ -248,7 +252,6 @@ impl State {
             _ => {}
         }
         let at = self.clock.read();
-
         let reply = match tree.apply(caller, at, op)? {
             Ok(reply) => reply,
             Err(error) => return Ok(Decided::Refused(error)),

@@ -6,7 +6,7 @@ use dfs_proto::limits::{GROUPS_MAX, SEQUENCE_MAX};
 use dfs_proto::msg::meta::{Op, OpReply, Step};
 
 use crate::apply::{Client, perform};
-use crate::private::Touched;
+use crate::private::{self, Touched};
 use crate::rows;
 use crate::tx::{Failure, Tx, refuse};
 
@@ -19,8 +19,12 @@ pub(crate) fn apply(tx: &mut Tx<'_>, client: &Client<'_>, steps: &[Step]) -> Res
         if !may_be_step(&step.op) || step.caller.groups.len() > GROUPS_MAX {
             return Err(refuse(ErrorKind::Malformed, "this may not be part of a sequence"));
         }
-        for (parent, _) in Touched::by_op(&step.op).names {
-            if rows::inode(tx.view(), parent)?.and_then(|row| row.private()) != Some(client.session) {
+        let touched = Touched::by_op(&step.op);
+        if let Some((inode, other)) = private::in_the_way(tx.view(), client.session, &touched)?.first() {
+            return Err(refuse(ErrorKind::Forbidden, format!("directory {inode} is private to session {other}")));
+        }
+        for (parent, _) in &touched.names {
+            if rows::inode(tx.view(), *parent)?.and_then(|row| row.private()) != Some(client.session) {
                 let message = format!("directory {parent} is not private to session {}", client.session);
                 return Err(refuse(ErrorKind::Forbidden, message));
             }
