@@ -177,7 +177,7 @@ fn span_of(request: &MetaRequest) -> Span {
         }
         MetaRequest::Query { session, query, .. } | MetaRequest::WatchedQuery { session, query, .. } => {
             span.record("session", session.0);
-            if let Some(inode) = client::inode_of_query(query) {
+            if let Some(inode) = query.inode() {
                 span.record("inode", inode.0);
             }
             "query"

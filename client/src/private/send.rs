@@ -16,7 +16,7 @@ use crate::leader::ATTEMPT;
 /// What nobody waits for is sent after so long.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// Pause before something that failed for now is tried again.
+/// Pause before what was refused or not answered is tried again.
 const PAUSE: Duration = Duration::from_millis(300);
 
 impl Client {
@@ -58,7 +58,7 @@ impl Client {
             match self.send_sequence(steps).await {
                 Ok(()) => self.private.state.lock().done(sending),
                 Err(failed) if failed.kind == ErrorKind::SessionExpired => {}
-                // Refused for now, and wholly: a namenode without room, say.
+                // Refused as a whole by a namenode that may take it later: one without room, say.
                 Err(failed) if failed.kind == ErrorKind::NoSpace || failed.kind.retryable() => {
                     debug!(error = %failed, "changes of names not sent");
                     tokio::time::sleep(PAUSE).await;

@@ -63,17 +63,7 @@ impl<'a> Touched<'a> {
     pub fn by_query(query: &'a Query) -> Touched<'a> {
         match query {
             Query::Lookup { parent, name } => Touched::name(*parent, name),
-            Query::GetAttr { inode }
-            | Query::ReadLink { inode }
-            | Query::ReadDir { inode, .. }
-            | Query::Open { inode, .. }
-            | Query::Locate { inode, .. }
-            | Query::LocateChunks { inode, .. }
-            | Query::Access { inode, .. }
-            | Query::TestLock { inode, .. }
-            | Query::GetXattr { inode, .. }
-            | Query::ListXattrs { inode } => Touched::inode(*inode),
-            Query::StatFs => Touched::default(),
+            query => query.inode().map_or_else(Touched::default, Touched::inode),
         }
     }
 }

@@ -353,31 +353,13 @@ fn remembered(query: &Query, answer: &Result<Answer, WireError>) -> Option<Vec<I
 
 /// Waits until nobody believes anything older than this answer.
 async fn settled(namenode: &Namenode, query: &Query, answer: &Result<Answer, WireError>) {
-    let mut inodes: Vec<InodeId> = inode_of_query(query).into_iter().collect();
+    let mut inodes: Vec<InodeId> = query.inode().into_iter().collect();
     match answer {
         Ok(Answer::Attr(attr)) => inodes.push(attr.inode),
         Ok(Answer::Page(page)) => inodes.extend(page.entries.iter().map(|entry| entry.inode)),
         _ => {}
     }
     namenode.watches.settled(&inodes).await;
-}
-
-/// The inode that a query names.
-pub fn inode_of_query(query: &Query) -> Option<InodeId> {
-    match query {
-        Query::Lookup { parent, .. } => Some(*parent),
-        Query::GetAttr { inode }
-        | Query::ReadLink { inode }
-        | Query::ReadDir { inode, .. }
-        | Query::Open { inode, .. }
-        | Query::Locate { inode, .. }
-        | Query::LocateChunks { inode, .. }
-        | Query::Access { inode, .. }
-        | Query::TestLock { inode, .. }
-        | Query::GetXattr { inode, .. }
-        | Query::ListXattrs { inode } => Some(*inode),
-        Query::StatFs => None,
-    }
 }
 
 /// Whether the session may ask, and everything committed so far is in the rows.

@@ -481,6 +481,26 @@ pub enum Query {
     ListXattrs { inode: InodeId },
 }
 
+impl Query {
+    /// The inode that the query names: of a look-up the directory.
+    pub fn inode(&self) -> Option<InodeId> {
+        match self {
+            Query::Lookup { parent, .. } => Some(*parent),
+            Query::GetAttr { inode }
+            | Query::ReadLink { inode }
+            | Query::ReadDir { inode, .. }
+            | Query::Open { inode, .. }
+            | Query::Locate { inode, .. }
+            | Query::LocateChunks { inode, .. }
+            | Query::Access { inode, .. }
+            | Query::TestLock { inode, .. }
+            | Query::GetXattr { inode, .. }
+            | Query::ListXattrs { inode } => Some(*inode),
+            Query::StatFs => None,
+        }
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub enum Answer {
     Attr(Attr),

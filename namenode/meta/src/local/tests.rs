@@ -322,3 +322,35 @@ fn bytes_that_the_namenode_has_committed_are_seen_with_what_was_changed_here() {
     pair.send();
     assert_eq!(pair.rig.totals().counts.mapped_bytes, 0);
 }
+
+#[test]
+fn no_step_touches_what_is_private_to_another_session() {
+    let mut pair = Pair::new();
+    let (owner, top) = (pair.rig.session, pair.top);
+    pair.rig.open_session();
+    let set = SetAttr { mode: Some(0o700), ..SetAttr::default() };
+    let op = Op::SetAttr { inode: top, set, grant: None };
+    let steps = vec![Step { at: Timestamp::default(), caller: Caller::ROOT, inode: None, op }];
+    assert_eq!(kind_of(pair.rig.op(Op::Sequence { steps: steps.clone() })), Some(ErrorKind::Forbidden));
+    assert_eq!(pair.rig.attr(top).mode, 0o755);
+    pair.rig.session = owner;
+    assert_eq!(kind_of(pair.rig.op(Op::Sequence { steps })), None);
+    assert_eq!(pair.rig.attr(top).mode, 0o700);
+}
+
+#[test]
+fn numbers_are_reserved_within_a_limit_and_go_with_their_session() {
+    let mut pair = Pair::new();
+    assert_eq!(kind_of(pair.rig.op(Op::Reserve { count: 0 })), Some(ErrorKind::InvalidArgument));
+    assert_eq!(kind_of(pair.rig.op(Op::Reserve { count: 4097 })), Some(ErrorKind::InvalidArgument));
+    let next = pair.rig.totals().next_inode;
+    let reserved = pair.rig.op(Op::Reserve { count: 4096 });
+    assert!(matches!(reserved, Ok(OpReply::Reserved { first }) if first == next), "{reserved:?}");
+    assert_eq!(kind_of(pair.rig.op(Op::Reserve { count: 1 })), Some(ErrorKind::InvalidArgument));
+    let session = pair.rig.session;
+    pair.rig.apply(Body::ExpireSessions { sessions: vec![session] }).unwrap();
+    assert!(rows::session_inodes(&pair.rig.state, session).unwrap().is_empty());
+    // Used or not, they are never given out again.
+    pair.rig.open_session();
+    assert_eq!(pair.rig.mkdir(InodeId::ROOT, "later").inode, InodeId(next.0 + 4096));
+}
