@@ -121,8 +121,8 @@ pub fn file_info(
     nodes: &dyn Fn(NodeId) -> Liveness,
 ) -> Result<Result<FileInfo, WireError>, Fault> {
     let info = || -> Result<FileInfo, Failure> {
-        tree::live_inode(view, inode)?;
-        let extents = rows::extents_touching(view, inode, 0, u64::MAX)?;
+        let file = tree::live_inode(view, inode)?.span(inode);
+        let extents = rows::extents_touching(view, file, 0, u64::MAX)?;
         let ids: BTreeSet<_> = extents.iter().map(|extent| extent.chunk).collect();
         let mut chunks = Vec::new();
         for chunk in ids {

@@ -56,7 +56,7 @@ pub use cluster::{
 };
 pub use duties::{DutyRow, duties, duty};
 pub use files::{
-    Content, DentryRow, DirIndexRow, ExtentRow, FIRST_COOKIE, InodeRow, dentry, extents_back, extents_past,
+    Content, DentryRow, DirIndexRow, ExtentRow, FIRST_COOKIE, FileSpan, InodeRow, dentry, extents_back, extents_past,
     extents_touching, has_entries, inode, inodes, list_dir,
 };
 pub use locks::{ALL_INODES, LockRow, SessionLocksRow, locked_inodes, locks, session_locks};

@@ -302,7 +302,9 @@ impl Rig {
     }
 
     pub fn extents(&self, inode: InodeId) -> Vec<Extent> {
-        rows::extents_touching(&self.state, inode, 0, u64::MAX).unwrap()
+        // Behind the end as well, where none may be.
+        let file = rows::FileSpan { inode, size_bytes: u64::MAX - 1 };
+        rows::extents_touching(&self.state, file, 0, u64::MAX).unwrap()
     }
 
     /// Nothing in the state may contradict anything else, whatever was done.

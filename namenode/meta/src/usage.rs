@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use dfs_proto::limits::RANGE_EXTENTS_MAX;
 use dfs_proto::{ChunkId, Extent, InodeId};
 
-use crate::rows::{self, ChunkFileRow, ChunkRow, ExtentRow};
+use crate::rows::{self, ChunkFileRow, ChunkRow, ExtentRow, FileSpan};
 use crate::tx::Tx;
 use crate::view::{Fault, View};
 use crate::{chunks, extents};
@@ -33,25 +33,25 @@ impl Usage {
     pub fn write(
         &mut self,
         tx: &mut Tx<'_>,
-        inode: InodeId,
+        file: FileSpan,
         replication: u8,
         new: &Extent,
         empty: bool,
     ) -> Result<i64, Fault> {
         let touching = match empty {
             true => Vec::new(),
-            false => rows::extents_touching(tx.view(), inode, new.file_offset, new.file_end())?,
+            false => rows::extents_touching(tx.view(), file, new.file_offset, new.file_end())?,
         };
         let after = extents::replace(&touching, new);
-        self.rewrite(tx, inode, replication, &touching, &after)
+        self.rewrite(tx, file.inode, replication, &touching, &after)
     }
 
     /// Cuts the file's extents from its end down to `size_bytes`, a piece of them if there are many. Answers by
     /// how many bytes the mapped part grew (0 or less), and above which offset nothing is left.
-    pub fn cut(&mut self, tx: &mut Tx<'_>, inode: InodeId, size_bytes: u64) -> Result<(i64, u64), Fault> {
+    pub fn cut(&mut self, tx: &mut Tx<'_>, file: FileSpan, size_bytes: u64) -> Result<(i64, u64), Fault> {
         let mut behind = Vec::new();
         let mut end = size_bytes;
-        rows::extents_back(tx.view(), inode, size_bytes, &mut |extent| {
+        rows::extents_back(tx.view(), file, size_bytes, &mut |extent| {
             if behind.len() == PIECE_EXTENTS_MAX {
                 end = extent.file_end();
                 return false;
@@ -61,27 +61,27 @@ impl Usage {
         })?;
         behind.reverse();
         let after = extents::punch(&behind, end, u64::MAX);
-        Ok((self.rewrite(tx, inode, 0, &behind, &after)?, end))
+        Ok((self.rewrite(tx, file.inode, 0, &behind, &after)?, end))
     }
 
     /// Takes the range's bytes out of the file's map, a piece of them if they are in many extents. Answers by how
     /// many bytes the mapped part grew (0 or less), and up to where the range is empty.
-    pub fn punch(&mut self, tx: &mut Tx<'_>, inode: InodeId, start: u64, end: u64) -> Result<(i64, u64), Fault> {
-        let (found, done_to) = in_range(tx.view(), inode, start, end)?;
+    pub fn punch(&mut self, tx: &mut Tx<'_>, file: FileSpan, start: u64, end: u64) -> Result<(i64, u64), Fault> {
+        let (found, done_to) = in_range(tx.view(), file, start, end)?;
         let after = extents::punch(&found, start, done_to);
-        Ok((self.rewrite(tx, inode, 0, &found, &after)?, done_to))
+        Ok((self.rewrite(tx, file.inode, 0, &found, &after)?, done_to))
     }
 
     /// Takes away the first extents of the file, at most `limit`. Answers how many, and how many bytes they mapped.
-    pub fn take(&mut self, tx: &mut Tx<'_>, inode: InodeId, limit: usize) -> Result<(usize, u64), Fault> {
+    pub fn take(&mut self, tx: &mut Tx<'_>, file: FileSpan, limit: usize) -> Result<(usize, u64), Fault> {
         let mut found = Vec::new();
         if limit > 0 {
-            rows::extents_past(tx.view(), inode, 0, &mut |extent| {
+            rows::extents_past(tx.view(), file, 0, &mut |extent| {
                 found.push(extent);
                 found.len() < limit
             })?;
         }
-        self.rewrite(tx, inode, 0, &found, &[])?;
+        self.rewrite(tx, file.inode, 0, &found, &[])?;
         Ok((found.len(), extents::mapped_bytes(&found)))
     }
 
@@ -143,11 +143,11 @@ impl Usage {
 
 /// The extents that overlap `[start, end)`, whole, a piece of them if there are many; and up to where these
 /// are all.
-pub(crate) fn in_range(view: &dyn View, inode: InodeId, start: u64, end: u64) -> Result<(Vec<Extent>, u64), Fault> {
+pub(crate) fn in_range(view: &dyn View, file: FileSpan, start: u64, end: u64) -> Result<(Vec<Extent>, u64), Fault> {
     let mut found = Vec::new();
     let mut complete_to = end;
     if start < end {
-        rows::extents_past(view, inode, start, &mut |extent| {
+        rows::extents_past(view, file, start, &mut |extent| {
             if extent.file_offset >= end {
                 return false;
             }

@@ -7,7 +7,7 @@ use dfs_proto::{ChunkId, ErrorKind, Extent, InodeId, SessionId};
 
 use super::fallocate::{range_end, touched};
 use crate::apply::Client;
-use crate::rows::{self, ChunkState, Content, InodeRow};
+use crate::rows::{self, ChunkState, Content, FileSpan, InodeRow};
 use crate::tree;
 use crate::tx::{Failure, Tx, refuse};
 use crate::usage::{Usage, in_range, shifted};
@@ -42,15 +42,17 @@ pub(crate) fn apply(
         return Err(refuse(ErrorKind::InvalidArgument, "the ranges overlap"));
     }
 
-    let (shared, shared_to) = shareable(tx.view(), client.session, source, source.offset + len)?;
+    let source_file = FileSpan { inode: source.inode, size_bytes: source_size };
+    let (shared, shared_to) = shareable(tx.view(), client.session, source_file, source.offset, source.offset + len)?;
     let mut done_bytes = shared_to - source.offset;
     if done_bytes > 0 {
-        let mut usage = Usage::default();
-        let (mut grown, emptied_to) = usage.punch(tx, to.inode, to.offset, to.offset + done_bytes)?;
+        let (mut usage, mut file) = (Usage::default(), FileSpan { inode: to.inode, size_bytes: *size_bytes });
+        let (mut grown, emptied_to) = usage.punch(tx, file, to.offset, to.offset + done_bytes)?;
         done_bytes = emptied_to - to.offset;
         for extent in shared.iter().filter_map(|extent| extent.clip(source.offset, source.offset + done_bytes)) {
             let moved = Extent { file_offset: extent.file_offset - source.offset + to.offset, ..extent };
-            grown += usage.write(tx, to.inode, *replication, &moved, false)?;
+            grown += usage.write(tx, file, *replication, &moved, false)?;
+            file.size_bytes = file.size_bytes.max(moved.file_end());
         }
         usage.settle(tx)?;
         *mapped_bytes = shifted(*mapped_bytes, grown, "mapped bytes of a file")?;
@@ -62,9 +64,15 @@ pub(crate) fn apply(
     Ok(OpReply::Ranged { attr: row.attr(to.inode), done_bytes })
 }
 
-/// The source's extents from its offset on that may be shared, and up to where these are all.
-fn shareable(view: &dyn View, session: SessionId, source: Place, end: u64) -> Result<(Vec<Extent>, u64), Fault> {
-    let (mut extents, complete_to) = in_range(view, source.inode, source.offset, end)?;
+/// The source's extents in the range that may be shared, and up to where these are all.
+fn shareable(
+    view: &dyn View,
+    session: SessionId,
+    source: FileSpan,
+    start: u64,
+    end: u64,
+) -> Result<(Vec<Extent>, u64), Fault> {
+    let (mut extents, complete_to) = in_range(view, source, start, end)?;
     let mut chunks: BTreeMap<ChunkId, bool> = BTreeMap::new();
     for (number, extent) in extents.iter().enumerate() {
         let may = match chunks.get(&extent.chunk) {
@@ -79,7 +87,7 @@ fn shareable(view: &dyn View, session: SessionId, source: Place, end: u64) -> Re
             }
         };
         if !may {
-            let reached = extent.file_offset.max(source.offset);
+            let reached = extent.file_offset.max(start);
             extents.truncate(number);
             return Ok((extents, reached));
         }

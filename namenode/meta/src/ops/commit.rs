@@ -10,7 +10,7 @@ use dfs_proto::{Attr, ChunkId, ErrorKind, Extent, FileKind, InodeId, SessionId, 
 
 use crate::apply::Client;
 use crate::permission::without_set_id;
-use crate::rows::{self, ChunkRow, ChunkState, Content, InodeRow, NodeChunkRow, RECLAIM_QUEUE};
+use crate::rows::{self, ChunkRow, ChunkState, Content, FileSpan, InodeRow, NodeChunkRow, RECLAIM_QUEUE};
 use crate::tx::{Failure, Tx, refuse};
 use crate::usage::{Usage, shifted};
 use crate::view::Fault;
@@ -108,7 +108,7 @@ fn change_file(tx: &mut Tx<'_>, client: &Client<'_>, commit: &FileCommit, usage:
     };
 
     for extent in placed(tx, client.session, commit, size_bytes)? {
-        let grown = usage.write(tx, inode, replication, &extent, mapped_bytes == 0)?;
+        let grown = usage.write(tx, FileSpan { inode, size_bytes }, replication, &extent, mapped_bytes == 0)?;
         mapped_bytes = shifted(mapped_bytes, grown, "mapped bytes of a file")?;
         size_bytes = size_bytes.max(extent.file_end());
     }

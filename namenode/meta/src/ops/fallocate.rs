@@ -6,7 +6,7 @@ use dfs_proto::{ErrorKind, InodeId};
 
 use crate::apply::Client;
 use crate::permission::without_set_id;
-use crate::rows::{Content, InodeRow};
+use crate::rows::{Content, FileSpan, InodeRow};
 use crate::tree;
 use crate::tx::{Failure, Tx, refuse};
 use crate::usage::{Usage, shifted};
@@ -31,8 +31,8 @@ pub(crate) fn apply(
     let mut done_to = end;
     let mut grown = 0;
     if zero {
-        let mut usage = Usage::default();
-        (grown, done_to) = usage.punch(tx, inode, offset, end)?;
+        let (mut usage, file) = (Usage::default(), FileSpan { inode, size_bytes: *size_bytes });
+        (grown, done_to) = usage.punch(tx, file, offset, end)?;
         usage.settle(tx)?;
         *mapped_bytes = shifted(*mapped_bytes, grown, "mapped bytes of a file")?;
     }
@@ -70,7 +70,6 @@ mod tests {
     use dfs_proto::{Attr, SetAttr, WireError};
 
     use super::*;
-    use crate::rows;
     use crate::testing::{Rig, kind_of};
     use crate::usage::PIECE_EXTENTS_MAX;
 
@@ -176,6 +175,6 @@ mod tests {
         assert_eq!(at(&mut rig, InodeId::ROOT, (0, 1)), Some(ErrorKind::InvalidArgument));
         assert_eq!(at(&mut rig, InodeId(99), (0, 1)), Some(ErrorKind::Stale));
         assert_eq!(fallocate(&mut rig, file, (FILE_MAX - 1, 1), false, false).unwrap().0.size_bytes, FILE_MAX);
-        assert!(rows::extents_touching(&rig.state, file, 0, u64::MAX).unwrap().is_empty());
+        assert!(rig.extents(file).is_empty());
     }
 }

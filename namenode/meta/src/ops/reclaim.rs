@@ -68,7 +68,7 @@ pub(crate) fn leave(tx: &mut Tx<'_>, inode: InodeId, session: SessionId, at_once
 pub(crate) fn let_go(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow) -> Result<(), Fault> {
     lock::forget_inode(tx, inode)?;
     let mut extents = 0;
-    rows::extents_past(tx.view(), inode, 0, &mut |_| {
+    rows::extents_past(tx.view(), row.span(inode), 0, &mut |_| {
         extents += 1;
         extents <= AT_ONCE_MAX
     })?;
@@ -92,7 +92,7 @@ pub(crate) fn queue(tx: &mut Tx<'_>, inode: InodeId, row: InodeRow) -> Result<()
 /// of them. Answers how many it took.
 fn take_apart(tx: &mut Tx<'_>, inode: InodeId, mut row: InodeRow, limit: usize) -> Result<usize, Fault> {
     let mut usage = Usage::default();
-    let (extents, bytes) = usage.take(tx, inode, limit)?;
+    let (extents, bytes) = usage.take(tx, row.span(inode), limit)?;
     usage.settle(tx)?;
     let taken = extents + xattrs::take(tx, inode, &row, limit - extents)?;
     // Fewer than could have been taken: there are no more.

@@ -8,7 +8,7 @@ use dfs_proto::{ChunkId, ErrorKind, InodeId, SetAttr, SetTime};
 
 use crate::apply::Client;
 use crate::permission::{self, MODE_MASK, SET_GID, WRITE, without_set_id};
-use crate::rows::{self, ChunkRow, Content, InodeRow};
+use crate::rows::{self, ChunkRow, Content, FileSpan, InodeRow};
 use crate::tx::{Failure, Tx, refuse};
 use crate::usage::{Usage, shifted};
 use crate::{chunks, tree, xattrs};
@@ -143,8 +143,8 @@ fn change_size(
         return Err(refuse(ErrorKind::FileTooLarge, format!("a file has at most {FILE_MAX} bytes")));
     }
     if new_size_bytes < *size_bytes {
-        let mut usage = Usage::default();
-        let (grown, end) = usage.cut(tx, inode, new_size_bytes)?;
+        let (mut usage, file) = (Usage::default(), FileSpan { inode, size_bytes: *size_bytes });
+        let (grown, end) = usage.cut(tx, file, new_size_bytes)?;
         usage.settle(tx)?;
         *mapped_bytes = shifted(*mapped_bytes, grown, "mapped bytes of a file")?;
         if end > new_size_bytes {
@@ -204,7 +204,7 @@ fn change_replication(
     tx.put(InodeRow::key(inode), row)?;
 
     let mut used = BTreeSet::new();
-    rows::extents_past(tx.view(), inode, 0, &mut |extent| {
+    rows::extents_past(tx.view(), row.span(inode), 0, &mut |extent| {
         used.insert(extent.chunk);
         true
     })?;

@@ -62,7 +62,7 @@ pub(super) fn locate(
     let end = offset.saturating_add(len);
     let mut extents: Vec<Extent> = Vec::new();
     let mut complete_to = end;
-    rows::extents_past(view, inode, offset, &mut |extent| {
+    rows::extents_past(view, row.span(inode), offset, &mut |extent| {
         if extent.file_offset >= end {
             return false;
         }

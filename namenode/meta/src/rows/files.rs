@@ -166,6 +166,12 @@ impl InodeRow {
         }
     }
 
+    /// Where its extents are; nowhere, if it is no regular file.
+    pub fn span(&self, inode: InodeId) -> FileSpan {
+        let size_bytes = if let Content::File { size_bytes, .. } = self.content { size_bytes } else { 0 };
+        FileSpan { inode, size_bytes }
+    }
+
     pub fn attr(&self, inode: InodeId) -> Attr {
         let (size_bytes, mapped_bytes, replication, rdev) = match &self.content {
             Content::File { size_bytes, mapped_bytes, replication } => (*size_bytes, *mapped_bytes, *replication, 0),
@@ -302,40 +308,52 @@ pub fn has_entries(view: &dyn View, parent: InodeId) -> Result<bool, Fault> {
     Ok(!list_dir(view, parent, 0, 1)?.is_empty())
 }
 
+/// Where the extents of an inode can be: none ends behind the file's size. What was there once is not looked at, because
+/// rows that were deleted take as long as others until the database has tidied up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileSpan {
+    pub inode: InodeId,
+    pub size_bytes: u64,
+}
+
+impl FileSpan {
+    /// The keys of extents that end behind `offset`; `None` if there can be none.
+    fn keys_past(self, offset: u64) -> Option<(Vec<u8>, Vec<u8>)> {
+        let (start, end) = (offset.checked_add(1)?, self.size_bytes.saturating_add(1));
+        (start < end).then(|| (pair(self.inode.0, start), pair(self.inode.0, end)))
+    }
+}
+
 /// Extents of a file that end behind `offset`, in order, until `visit` says false.
 pub fn extents_past(
     view: &dyn View,
-    inode: InodeId,
+    file: FileSpan,
     offset: u64,
     visit: &mut dyn FnMut(Extent) -> bool,
 ) -> Result<(), Fault> {
-    let Some(start) = offset.checked_add(1) else { return Ok(()) };
+    let Some((start, end)) = file.keys_past(offset) else { return Ok(()) };
     let mut fault = None;
-    scan::<ExtentRow>(
-        view,
-        &pair(inode.0, start),
-        &prefix_end(&inode.0.to_be_bytes()),
-        &mut |key, row| match number_at(Table::Extents, key, 8).and_then(|end| row.extent(end)) {
+    scan::<ExtentRow>(view, &start, &end, &mut |key, row| {
+        match number_at(Table::Extents, key, 8).and_then(|end| row.extent(end)) {
             Ok(extent) => visit(extent),
             Err(damage) => {
                 fault = Some(damage);
                 false
             }
-        },
-    )?;
+        }
+    })?;
     fault.map_or(Ok(()), Err)
 }
 
 /// Extents of a file that end behind `offset`, from the last to the first, until `visit` says false.
 pub fn extents_back(
     view: &dyn View,
-    inode: InodeId,
+    file: FileSpan,
     offset: u64,
     visit: &mut dyn FnMut(Extent) -> bool,
 ) -> Result<(), Fault> {
-    let Some(start) = offset.checked_add(1) else { return Ok(()) };
+    let Some((start, end)) = file.keys_past(offset) else { return Ok(()) };
     let mut fault = None;
-    let (start, end) = (pair(inode.0, start), prefix_end(&inode.0.to_be_bytes()));
     view.scan_back(Table::Extents, &start, &end, &mut |key, bytes| {
         let row = decode::<ExtentRow>(key, bytes);
         match row.and_then(|row| row.extent(number_at(Table::Extents, key, 8)?)) {
@@ -350,10 +368,10 @@ pub fn extents_back(
 }
 
 /// Extents of a file that overlap or touch the range `[start, end]`, in order.
-pub fn extents_touching(view: &dyn View, inode: InodeId, start: u64, end: u64) -> Result<Vec<Extent>, Fault> {
+pub fn extents_touching(view: &dyn View, file: FileSpan, start: u64, end: u64) -> Result<Vec<Extent>, Fault> {
     let mut found = Vec::new();
     // One byte earlier, so that the extent that ends exactly at `start` is among them.
-    extents_past(view, inode, start.saturating_sub(1), &mut |extent| {
+    extents_past(view, file, start.saturating_sub(1), &mut |extent| {
         let touches = extent.file_offset <= end;
         if touches {
             found.push(extent);
@@ -361,4 +379,74 @@ pub fn extents_touching(view: &dyn View, inode: InodeId, start: u64, end: u64) -
         touches
     })?;
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+    use crate::testing::Rig;
+    use crate::view::MemoryView;
+
+    /// Notes where scans end.
+    struct Watched<'a> {
+        state: &'a MemoryView,
+        ends: RefCell<Vec<Vec<u8>>>,
+    }
+
+    impl View for Watched<'_> {
+        fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+            self.state.get(table, key)
+        }
+
+        fn scan(
+            &self,
+            table: Table,
+            start: &[u8],
+            end: &[u8],
+            visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+        ) -> Result<(), Fault> {
+            self.ends.borrow_mut().push(end.to_vec());
+            self.state.scan(table, start, end, visit)
+        }
+
+        fn scan_back(
+            &self,
+            table: Table,
+            start: &[u8],
+            end: &[u8],
+            visit: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+        ) -> Result<(), Fault> {
+            self.ends.borrow_mut().push(end.to_vec());
+            self.state.scan_back(table, start, end, visit)
+        }
+    }
+
+    #[test]
+    fn extents_are_looked_for_up_to_the_end_of_the_file_and_no_further() {
+        let mut rig = Rig::new();
+        let inode = rig.write_scattered(InodeId::ROOT, "f", 10);
+        let file = span_of(&rig, inode);
+        assert_eq!(file.size_bytes, 100);
+        let view = Watched { state: &rig.state, ends: RefCell::default() };
+        let mut found = 0;
+        let mut count = |_| {
+            found += 1;
+            true
+        };
+        extents_past(&view, file, 25, &mut count).unwrap();
+        extents_back(&view, file, 25, &mut count).unwrap();
+        assert_eq!(extents_touching(&view, file, 95, u64::MAX).unwrap().len(), 1);
+        assert_eq!(found, 16);
+        assert_eq!(*view.ends.borrow(), vec![pair(inode.0, 101); 3]);
+        // Where nothing can be, nothing is looked for.
+        extents_past(&view, file, 100, &mut |_| panic!("behind the end")).unwrap();
+        extents_back(&view, span_of(&rig, InodeId::ROOT), 0, &mut |_| panic!("in a directory")).unwrap();
+        assert_eq!(view.ends.borrow().len(), 3);
+    }
+
+    fn span_of(rig: &Rig, inode: InodeId) -> FileSpan {
+        super::inode(&rig.state, inode).unwrap().unwrap().span(inode)
+    }
 }
