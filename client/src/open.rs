@@ -349,7 +349,11 @@ impl Client {
         let query = Query::Open { inode, read: mode.read, write: mode.write };
         let _opening = self.opening(inode).await;
         match self.query(caller, query).await? {
-            Answer::Opened { attr, grant } => Ok(self.opened(caller, &attr, &grant, mode)),
+            Answer::Opened { attr, grant, front } => {
+                let handle = self.opened(caller, &attr, &grant, mode);
+                self.learn_front(&handle.file, front);
+                Ok(handle)
+            }
             _ => Err(unexpected_answer("Open")),
         }
     }
@@ -401,10 +405,12 @@ impl Client {
         })?;
         debug!(inode = %file.inode, "opening a file again for a new session");
         match self.query(&caller, Query::Open { inode: file.inode, read: !write, write }).await? {
-            Answer::Opened { attr, grant } => {
+            Answer::Opened { attr, grant, front } => {
                 let mut inner = file.inner.lock();
                 inner.observe(&attr);
                 inner.take_grant(&caller, &grant);
+                drop(inner);
+                self.learn_front(file, front);
                 Ok(grant)
             }
             _ => Err(unexpected_answer("Open")),

@@ -43,6 +43,10 @@ pub const READDIR_PAGE_MAX: u32 = 1024;
 /// Extents in one answer to `Locate`.
 pub const LOCATE_EXTENTS_MAX: u32 = 2048;
 
+/// Extents that come with the answer to an open for reading: all of a small file, so that it is read without a further
+/// question, and little enough to be sent to those who do not read it.
+pub const OPENED_EXTENTS_MAX: u32 = 8;
+
 /// Extents of one file that one command takes away or shares; what is left is done by the next. All other
 /// commands wait while one is applied.
 pub const RANGE_EXTENTS_MAX: usize = 2048;

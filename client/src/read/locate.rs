@@ -81,6 +81,13 @@ impl Client {
         }
     }
 
+    /// What came with an open: where the file's front is.
+    pub fn learn_front(&self, file: &FileState, front: Option<FileMap>) {
+        if let Some(front) = front {
+            self.learn(file, 0, u64::MAX, front);
+        }
+    }
+
     pub(super) fn learn(&self, file: &FileState, start: u64, end: u64, map: FileMap) {
         let mut inner = file.inner.lock();
         // Asked before, and answered after, a commit of our own: ask again.

@@ -60,7 +60,7 @@ pub fn answer(
         Query::GetAttr { inode } => Ok(Answer::Attr(tree::live_inode(view, *inode)?.attr(*inode))),
         Query::ReadLink { inode } => read_link(view, *inode),
         Query::ReadDir { inode, after, limit, attrs } => read_dir(view, asker, *inode, *after, *limit, *attrs),
-        Query::Open { inode, read, write } => open(view, asker, *inode, *read, *write),
+        Query::Open { inode, read, write } => open(view, asker, nodes, *inode, *read, *write),
         Query::Locate { inode, grant, offset, len } => locate::locate(view, asker, nodes, *inode, grant, *offset, *len),
         Query::LocateChunks { inode, grant, chunks } => {
             locate::locate_chunks(view, asker, nodes, *inode, grant, chunks)
@@ -198,7 +198,14 @@ fn read_dir(
     Ok(Answer::Page(DirPage { parent, entries, end }))
 }
 
-fn open(view: &dyn View, asker: &Asker<'_>, inode: InodeId, read: bool, write: bool) -> Result<Answer, Failure> {
+fn open(
+    view: &dyn View,
+    asker: &Asker<'_>,
+    nodes: &dyn Fn(NodeId) -> Liveness,
+    inode: InodeId,
+    read: bool,
+    write: bool,
+) -> Result<Answer, Failure> {
     let row = tree::live_inode(view, inode)?;
     if write && row.is_directory() {
         return Err(refuse(ErrorKind::IsADirectory, "a directory is not opened for writing"));
@@ -209,7 +216,8 @@ fn open(view: &dyn View, asker: &Asker<'_>, inode: InodeId, read: bool, write: b
     }
     let keys = rows::capability_keys(view)?;
     let grant = Grant::sign(keys.newest()?, inode, asker.session, read, write);
-    Ok(Answer::Opened { attr: row.attr(inode), grant })
+    let front = if read { locate::front(view, asker, nodes, inode, &row)? } else { None };
+    Ok(Answer::Opened { attr: row.attr(inode), grant, front })
 }
 
 /// Whether a session that the leader has noted to have an inode open keeps it: it has a name, or is held. Whoever does

@@ -509,6 +509,9 @@ pub enum Answer {
     Opened {
         attr: Attr,
         grant: Grant,
+        /// Of a regular file that was opened to be read: the map from its start on, of at most
+        /// `limits::OPENED_EXTENTS_MAX` extents.
+        front: Option<FileMap>,
     },
     Map(FileMap),
     Chunks(Vec<ChunkLocation>),
@@ -549,7 +552,7 @@ pub struct FileMap {
     pub extents: Vec<Extent>,
     /// Every chunk that the extents name, by id.
     pub chunks: Vec<ChunkLocation>,
-    /// The map is whole up to this file offset (`limits::LOCATE_EXTENTS_MAX` cuts it).
+    /// The map is whole up to this file offset (a limit of extents cuts it).
     pub complete_to: u64,
 }
 

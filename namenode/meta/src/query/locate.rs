@@ -1,8 +1,9 @@
 //! Where bytes are, with the capabilities to reach them.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
-use dfs_proto::limits::LOCATE_EXTENTS_MAX;
+use dfs_proto::limits::{LOCATE_EXTENTS_MAX, OPENED_EXTENTS_MAX};
 use dfs_proto::msg::admin::Liveness;
 use dfs_proto::msg::meta::{Answer, ChunkLocation, FileMap, OpReply, ReplicaAt};
 use dfs_proto::{
@@ -10,7 +11,7 @@ use dfs_proto::{
 };
 
 use super::{Asker, forbidden_grant};
-use crate::rows::{self, ChunkFileRow, ChunkRow, ChunkState, Content};
+use crate::rows::{self, ChunkFileRow, ChunkRow, ChunkState, Content, InodeRow};
 use crate::tree;
 use crate::tx::{Failure, refuse};
 use crate::view::{Fault, View};
@@ -55,18 +56,42 @@ pub(super) fn locate(
     let keys = rows::capability_keys(view)?;
     grant.check(&keys.0, inode, asker.session, false).map_err(|refusal| forbidden_grant(inode, refusal))?;
     let row = tree::live_inode(view, inode)?;
-    let Content::File { size_bytes, .. } = row.content else {
-        return Err(refuse(ErrorKind::InvalidArgument, "only a regular file has a map"));
-    };
+    let range = offset..offset.saturating_add(len);
+    let map = map_of(view, asker, nodes, inode, &row, range, LOCATE_EXTENTS_MAX)?;
+    map.map(Answer::Map).ok_or_else(|| refuse(ErrorKind::InvalidArgument, "only a regular file has a map"))
+}
 
-    let end = offset.saturating_add(len);
+/// What whoever has just opened the file to read it would ask next: where its front is, and of a small file all of it.
+/// `None` of what is no regular file.
+pub(super) fn front(
+    view: &dyn View,
+    asker: &Asker<'_>,
+    nodes: &dyn Fn(NodeId) -> Liveness,
+    inode: InodeId,
+    row: &InodeRow,
+) -> Result<Option<FileMap>, Failure> {
+    map_of(view, asker, nodes, inode, row, 0..u64::MAX, OPENED_EXTENTS_MAX)
+}
+
+/// The extents that overlap `range`, `limit` of them at most. The caller may read the file.
+fn map_of(
+    view: &dyn View,
+    asker: &Asker<'_>,
+    nodes: &dyn Fn(NodeId) -> Liveness,
+    inode: InodeId,
+    row: &InodeRow,
+    range: Range<u64>,
+    limit: u32,
+) -> Result<Option<FileMap>, Failure> {
+    let Content::File { size_bytes, .. } = row.content else { return Ok(None) };
+    let keys = rows::capability_keys(view)?;
     let mut extents: Vec<Extent> = Vec::new();
-    let mut complete_to = end;
-    rows::extents_past(view, row.span(inode), offset, &mut |extent| {
-        if extent.file_offset >= end {
+    let mut complete_to = range.end;
+    rows::extents_past(view, row.span(inode), range.start, &mut |extent| {
+        if extent.file_offset >= range.end {
             return false;
         }
-        if extents.len() == LOCATE_EXTENTS_MAX as usize {
+        if extents.len() == limit as usize {
             complete_to = extent.file_offset;
             return false;
         }
@@ -82,7 +107,7 @@ pub(super) fn locate(
         let capability = sign(keys.newest()?, asker, chunk, access_to(asker, &found));
         chunks.push(location(view, nodes, chunk, &found, capability)?);
     }
-    Ok(Answer::Map(FileMap { version: row.version, size_bytes, extents, chunks, complete_to }))
+    Ok(Some(FileMap { version: row.version, size_bytes, extents, chunks, complete_to }))
 }
 
 /// Chunks by id, for a client that knows them from an earlier answer. It gets only those that it may

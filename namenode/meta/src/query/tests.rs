@@ -1,4 +1,4 @@
-use dfs_proto::limits::LOCATE_EXTENTS_MAX;
+use dfs_proto::limits::{LOCATE_EXTENTS_MAX, OPENED_EXTENTS_MAX};
 use dfs_proto::msg::meta::NewNode;
 use dfs_proto::{Access, Capability, ChunkId, SetAttr};
 
@@ -98,6 +98,23 @@ fn a_long_map_says_how_far_it_goes() {
     assert_eq!(part.complete_to, u64::from(LOCATE_EXTENTS_MAX) * 10);
     let rest = map(&rig, file, part.complete_to, u64::MAX);
     assert_eq!((rest.extents.len(), rest.complete_to), (5, u64::MAX));
+}
+
+#[test]
+fn an_open_for_reading_says_where_the_front_of_the_file_is() {
+    let mut rig = Rig::new();
+    let opened = |rig: &Rig, inode, read, write| match rig.query(Query::Open { inode, read, write }) {
+        Ok(Answer::Opened { front, .. }) => front,
+        other => panic!("{other:?}"),
+    };
+    let small = rig.write_new(ROOT, "small", 10);
+    assert_eq!(opened(&rig, small, true, false), Some(map(&rig, small, 0, u64::MAX)));
+    assert_eq!(opened(&rig, small, false, true), None);
+    assert_eq!(opened(&rig, ROOT, true, false), None);
+    let many = rig.write_scattered(ROOT, "many", OPENED_EXTENTS_MAX + 1);
+    let front = opened(&rig, many, true, true).unwrap();
+    assert_eq!(front.extents.len(), OPENED_EXTENTS_MAX as usize);
+    assert_eq!(front.complete_to, u64::from(OPENED_EXTENTS_MAX) * 10);
 }
 
 #[test]
