@@ -84,13 +84,14 @@ impl File {
     }
 
     /// Takes the bytes; waits only while too many are not yet stored. On an append handle they go to
-    /// the end of the file whatever `offset` says, and are committed. Also reports, once, that bytes
-    /// written earlier were lost.
+    /// the end of the file whatever `offset` says, and are committed. Also reports, once
+    /// through each handle, that bytes written earlier were lost.
     pub async fn write(&self, offset: u64, bytes: Bytes) -> Result<()> {
         if self.handle.mode.append {
             return self.append(bytes).await.map(|_| ());
         }
         self.require(self.handle.mode.write, "writing")?;
+        self.handle.tell()?;
         let span = debug_span!("write", inode = %self.inode(), offset, len = bytes.len());
         self.handle.client.write(&self.handle.file, offset, bytes).instrument(span).await
     }
@@ -98,6 +99,7 @@ impl File {
     /// Appends, committed when it returns; the file offset that the bytes got.
     pub async fn append(&self, bytes: Bytes) -> Result<u64> {
         self.require(self.handle.mode.write, "writing")?;
+        self.handle.tell()?;
         let span = debug_span!("append", inode = %self.inode(), len = bytes.len());
         self.handle.client.append(&self.handle.file, bytes).instrument(span).await
     }
@@ -105,7 +107,16 @@ impl File {
     /// Everything written before is on `min_copies` datanodes and committed.
     pub async fn flush(&self) -> Result<()> {
         let client = &self.handle.client;
-        client.flush(&self.handle.file, client.deadline()).instrument(debug_span!("flush", inode = %self.inode())).await
+        let flushed = client.flush(&self.handle.file, client.deadline());
+        self.unless_failed(flushed.instrument(debug_span!("flush", inode = %self.inode()))).await
+    }
+
+    /// `work`, unless bytes were lost that this handle has not been told of, before it or meanwhile.
+    async fn unless_failed(&self, work: impl Future<Output = Result<()>>) -> Result<()> {
+        self.handle.tell()?;
+        let done = work.await;
+        self.handle.tell()?;
+        done
     }
 
     /// What `close` promises. Of a file that nobody else can see yet, an error of earlier bytes is told; the rest go on
@@ -117,12 +128,13 @@ impl File {
         if !client.private.attr(file.inode).is_some_and(|attr| plain(&attr)) {
             return self.flush().await;
         }
-        file.inner.lock().error.take().map_or(Ok(()), Err)
+        self.handle.tell()
     }
 
     /// As `flush`, and the bytes are synced to disk on `min_copies` datanodes.
     pub async fn sync(&self) -> Result<()> {
-        self.handle.client.sync(&self.handle.file).instrument(debug_span!("sync", inode = %self.inode())).await
+        let synced = self.handle.client.sync(&self.handle.file);
+        self.unless_failed(synced.instrument(debug_span!("sync", inode = %self.inode()))).await
     }
 
     /// Cuts or extends the file.

@@ -9,6 +9,7 @@ mod config;
 mod deadline;
 mod dfs;
 mod error;
+mod failures;
 mod file;
 mod holding;
 mod leader;

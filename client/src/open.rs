@@ -12,6 +12,7 @@ use tracing::debug;
 
 use crate::client::Client;
 use crate::error::{Error, Result, unexpected_answer};
+use crate::failures::{Failures, Heard};
 use crate::file::OpenMode;
 use crate::read::atime::ReadNote;
 use crate::read::blocks::{Blocks, Sequential};
@@ -43,8 +44,8 @@ pub(crate) struct Inner {
     pub map: ExtentMap,
     pub blocks: Blocks,
     pub writes: WriteState,
-    /// What the next write, flush or sync reports, once: bytes were lost.
-    pub error: Option<Error>,
+    /// Bytes that were lost.
+    pub failures: Failures,
     pub handles: usize,
     /// How often a version was seen that this client has not made, or not alone.
     pub foreign_changes: u64,
@@ -290,7 +291,7 @@ impl FileState {
                 blocks: Blocks::default(),
                 attr,
                 writes: WriteState::default(),
-                error: None,
+                failures: Failures::default(),
                 handles: 0,
                 foreign_changes: 0,
                 nameless: false,
@@ -319,6 +320,16 @@ pub(crate) struct Handle {
     pub mode: OpenMode,
     /// Where this handle has been reading.
     pub sequential: Mutex<Sequential>,
+    /// Lock order: the file's `inner`, then this.
+    heard: Mutex<Heard>,
+}
+
+impl Handle {
+    /// That bytes of the file were lost, if this handle has not been told yet.
+    pub fn tell(&self) -> Result<()> {
+        let mut inner = self.file.inner.lock();
+        inner.failures.tell(&mut self.heard.lock()).map_or(Ok(()), Err)
+    }
 }
 
 impl Drop for Handle {
@@ -371,7 +382,8 @@ impl Client {
     }
 
     fn handle(self: &Arc<Self>, file: Arc<FileState>, mode: OpenMode) -> Handle {
-        Handle { client: self.clone(), file, mode, sequential: Mutex::default() }
+        let heard = Mutex::new(file.inner.lock().failures.heard());
+        Handle { client: self.clone(), file, mode, sequential: Mutex::default(), heard }
     }
 
     /// Whether the file may be written: it is proven by a grant, if only when its bytes are committed.

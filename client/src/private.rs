@@ -16,6 +16,7 @@ use dfs_proto::{Attr, Caller, Grant, InodeId};
 use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tracing::debug;
 
 use crate::client::Client;
 use crate::deadline::Deadline;
@@ -224,11 +225,11 @@ impl Client {
         self.store_files(dirty, deadline).await;
     }
 
-    /// As `store_all_of`. Whoever writes a file is told if it fails; what is not stored nobody else can see.
+    /// As `store_all_of`. Whoever writes a file is told if bytes of it are lost; what is not stored nobody else can see.
     async fn store_files(self: &Arc<Self>, dirty: Vec<Arc<FileState>>, deadline: Deadline) {
         let stored = stream::iter(dirty).map(|file| async move {
             if let Err(error) = self.flush(&file, deadline).await {
-                file.inner.lock().error.get_or_insert(error);
+                debug!(inode = %file.inode, %error, "not stored before others see the file");
             }
         });
         stored.buffer_unordered(STORED_AT_ONCE).collect::<Vec<()>>().await;

@@ -42,24 +42,13 @@ impl Client {
             let part = bytes.split_to(bytes.len().min(UPLOAD_MAX as usize));
             let len = part.len();
             self.reserve(len, deadline).await?;
-            let taken = {
+            let replaced = {
                 let mut inner = file.inner.lock();
-                match inner.error.take() {
-                    Some(error) => Err(error),
-                    None => {
-                        let replaced = inner.writes.write(offset, part, now());
-                        self.list_dirty(file, &mut inner);
-                        Ok(replaced)
-                    }
-                }
+                let replaced = inner.writes.write(offset, part, now());
+                self.list_dirty(file, &mut inner);
+                replaced
             };
-            match taken {
-                Ok(replaced) => self.free(replaced),
-                Err(error) => {
-                    self.free(len as u64);
-                    return Err(error);
-                }
-            }
+            self.free(replaced);
             offset += len as u64;
             if self.writes.budget.available_permits() < self.writes.budget_max / 2 {
                 self.start_writeback(file);
@@ -73,8 +62,9 @@ impl Client {
     /// Everything written so far is on enough datanodes and committed.
     pub async fn flush(self: &Arc<Self>, file: &Arc<FileState>, deadline: Deadline) -> Result<()> {
         let _flushing = Flushing::start(file);
-        let mark = self.force(file);
-        self.wait(file, deadline, "the file's bytes are being stored", |inner| inner.writes.is_done(mark)).await
+        let (mark, failures) = self.force(file);
+        let stored = |inner: &Inner| inner.writes.is_done(mark);
+        self.wait(file, failures, deadline, "the file's bytes are being stored", stored).await
     }
 
     /// As `flush`, and synced to disk on enough datanodes. Chunks are synced before what lies in them is
@@ -82,9 +72,9 @@ impl Client {
     pub async fn sync(self: &Arc<Self>, file: &Arc<FileState>) -> Result<()> {
         let deadline = self.deadline();
         for _ in 0..SYNC_ROUNDS {
-            let mark = self.force(file);
+            let (mark, failures) = self.force(file);
             let uploaded = |inner: &Inner| inner.writes.is_uploaded(mark);
-            self.wait(file, deadline, "the file's bytes are being sent", uploaded).await?;
+            self.wait(file, failures, deadline, "the file's bytes are being sent", uploaded).await?;
             let unsynced: Vec<_> = file.inner.lock().unsynced.values().cloned().collect();
             let syncs = unsynced.iter().map(|(writer, end)| writer.sync(*end));
             let synced = deadline.bound("datanodes sync to disk", join_all(syncs)).await?;
@@ -128,9 +118,6 @@ impl Client {
         // What this client wrote before has to be in front of it.
         if !file.inner.lock().writes.is_empty() {
             self.flush(file, deadline).await?;
-        }
-        if let Some(error) = file.inner.lock().error.take() {
-            return Err(error);
         }
         let len = bytes.len() as u64;
         loop {
@@ -185,16 +172,21 @@ impl Client {
         }
     }
 
-    fn force(self: &Arc<Self>, file: &Arc<FileState>) -> Mark {
-        let mark = file.inner.lock().writes.force();
+    /// Has everything sent that was written so far; and how often bytes were lost before that.
+    fn force(self: &Arc<Self>, file: &Arc<FileState>) -> (Mark, u64) {
+        let (mark, failures) = {
+            let mut inner = file.inner.lock();
+            (inner.writes.force(), inner.failures.count())
+        };
         self.kick_uploader(file);
-        mark
+        (mark, failures)
     }
 
-    /// Waits until `done`, or reports that bytes were lost.
+    /// Waits until `done`, or until more bytes were lost than those `failures`.
     async fn wait(
         self: &Arc<Self>,
         file: &Arc<FileState>,
+        failures: u64,
         deadline: Deadline,
         what: &str,
         done: impl Fn(&Inner) -> bool,
@@ -204,8 +196,8 @@ impl Client {
             tokio::pin!(progress);
             progress.as_mut().enable();
             let commit = {
-                let mut inner = file.inner.lock();
-                if let Some(error) = inner.error.take() {
+                let inner = file.inner.lock();
+                if let Some(error) = inner.failures.since(failures) {
                     return Err(error);
                 }
                 if done(&inner) {

@@ -82,10 +82,10 @@ impl Client {
         file.progress.notify_waiters();
     }
 
-    /// Drops what the file has not committed, and says so at its next write, flush or sync.
+    /// Drops what the file has not committed, which every descriptor is told by its next write, flush or sync.
     pub(super) fn fail_file(&self, file: &Arc<FileState>, error: &Error) {
         warn!(inode = %file.inode, %error, "bytes lost");
-        file.inner.lock().error = Some(error.clone());
+        file.inner.lock().failures.note(error.clone());
         self.discard(file);
     }
 

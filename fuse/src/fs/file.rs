@@ -159,10 +159,12 @@ impl Fs {
     pub async fn fsync(&self, handle: HandleId) -> Result<(), Errno> {
         let open = self.handles.file(handle)?;
         self.check_locks(handle, open.file.inode()).await?;
-        if let Some(positioned) = open.positioned.get() {
-            positioned.sync().await?;
-        }
-        Ok(open.file.sync().await?)
+        let synced = match open.positioned.get() {
+            Some(positioned) => positioned.sync().await,
+            None => Ok(()),
+        };
+        // Both: one descriptor is told once of bytes that were lost.
+        Ok(synced.and(open.file.sync().await)?)
     }
 
     /// The last descriptor is gone. Pages of a shared mapping may have come after the last flush. Nobody is told of an
@@ -204,13 +206,13 @@ impl OpenFile {
     }
 
     pub(super) async fn flush(&self) -> Result<(), Errno> {
-        if let Some(positioned) = self.positioned.get() {
-            positioned.settle().await?;
-        }
-        if self.file.mode().write {
-            self.file.settle().await?;
-        }
-        Ok(())
+        let positioned = match self.positioned.get() {
+            Some(positioned) => positioned.settle().await,
+            None => Ok(()),
+        };
+        // Both: one descriptor is told once of bytes that were lost.
+        let settled = if self.file.mode().write { self.file.settle().await } else { Ok(()) };
+        Ok(positioned.and(settled)?)
     }
 }
 

@@ -93,7 +93,13 @@ fn a_mount_that_stood_still_beyond_its_lease_says_what_it_has_lost() {
         "reads, writes, `fsync` and `close` through a descriptor whose lock was lost fail with `EIO`, locking and \
          unlocking with `ENOLCK`, until the lock is given up or the descriptor closed.",
     );
-    promised("For each file that has lost bytes the next `write`, `fsync` or `close` fails with `EIO`, once");
+    promised(
+        "Through each descriptor of a file that has lost bytes the next `write`, `fsync` or `close` fails with `EIO`, once",
+    );
+    promised(
+        "A write that fails after the system call has returned is reported to every descriptor that the file was open by \
+         then: by its next `write`, `fsync` or `close`, once each.",
+    );
     promised("All other descriptors go on, and so does whatever is opened from then on.");
     promised(
         "A mount that was cut off for longer than its lease loses such files: its descriptors then fail with `ESTALE`.",
@@ -106,6 +112,7 @@ fn a_mount_that_stood_still_beyond_its_lease_says_what_it_has_lost() {
     };
     let [whole, range, clean] = ["whole", "range", "clean"].map(before);
     let [written, synced, closed] = ["written", "synced", "closed"].map(before);
+    let [not_written, late] = ["synced", "closed"].map(|name| open(&here.join(name)));
     let nameless = before("nameless");
     fs::remove_file(there.join("nameless")).unwrap();
     flock(&whole, FlockOperation::LockExclusive).unwrap();
@@ -144,6 +151,11 @@ fn a_mount_that_stood_still_beyond_its_lease_says_what_it_has_lost() {
     expect_errno(written.write_all_at(b"again", 20).and_then(|()| written.sync_all()), Errno::IO);
     expect_errno(synced.sync_all(), Errno::IO);
     assert_eq!(nix::unistd::close(closed.into_raw_fd()), Err(nix::errno::Errno::EIO));
+    // Whoever else had them open.
+    expect_errno(not_written.sync_all(), Errno::IO);
+    not_written.sync_all().unwrap();
+    assert_eq!(nix::unistd::close(late.into_raw_fd()), Err(nix::errno::Errno::EIO));
+    open(&here.join("closed")).sync_all().unwrap();
     expect_errno(nameless.read_exact_at(&mut bytes, 0), rustix::io::Errno::STALE);
     for file in [written, synced] {
         file.sync_all().unwrap();
