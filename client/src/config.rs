@@ -38,6 +38,9 @@ pub struct NodeAddr {
 pub struct MountDir {
     pub name: String,
     pub dir: PathBuf,
+    /// As `dfs mount -o` takes them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
 }
 
 /// The file as it is written.

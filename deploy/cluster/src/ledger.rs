@@ -16,12 +16,15 @@ use rustix::fs::{Advice, OFlags, fadvise};
 
 use crate::dice::Dice;
 use crate::verdict::{Invariant, Verdict};
+pub use book::Names;
 use book::{Book, Finding, State, Step};
 
 /// Writers that create, append, sync, rename and remove files in folders of their own, one step after the other,
 /// and write down each only after it has been acknowledged.
 pub struct Ledger {
     dir: PathBuf,
+    /// Open from the beginning: a sync of it that succeeds has stored all that was done on this mount.
+    folder: File,
     shared: Arc<Shared>,
     writers: Vec<JoinHandle<Outcome>>,
 }
@@ -43,7 +46,6 @@ struct Shared {
 }
 
 /// What one writer has done.
-#[derive(Default)]
 struct Outcome {
     book: Book,
     calls: Vec<Duration>,
@@ -77,21 +79,22 @@ impl Ledger {
     /// Starts `writers` threads that end at the first error, each in a folder of its own below `dir`. Bytes come
     /// from `seed`.
     pub fn start(dir: &Path, writers: usize, seed: u64) -> Result<Ledger> {
-        Ledger::start_with(dir, writers, seed, OnError::Stop)
+        Ledger::start_with(dir, writers, seed, OnError::Stop, Names::Committed)
     }
 
-    pub fn start_with(dir: &Path, writers: usize, seed: u64, on_error: OnError) -> Result<Ledger> {
+    pub fn start_with(dir: &Path, writers: usize, seed: u64, on_error: OnError, names: Names) -> Result<Ledger> {
+        let folders = (0..writers).map(|writer| dir.join(folder_of(writer)));
+        folders.clone().try_for_each(fs::create_dir_all)?;
+        let folder = File::open(dir)?;
+        folder.sync_all()?;
         let shared = Arc::new(Shared { stop: AtomicBool::new(false), acknowledged: AtomicU64::new(0), on_error });
-        let writers = (0..writers)
-            .map(|writer| {
-                let folder = dir.join(folder_of(writer));
-                fs::create_dir_all(&folder)?;
-                let shared = shared.clone();
-                let writer = Writer::new(folder, Dice::apart(seed, &folder_of(writer)));
-                Ok(std::thread::spawn(move || writer.run(&shared)))
-            })
-            .collect::<Result<_>>()?;
-        Ok(Ledger { dir: dir.to_owned(), shared, writers })
+        let writers = folders.enumerate().map(|(number, folder)| {
+            let shared = shared.clone();
+            let writer = Writer::new(folder, Dice::apart(seed, &folder_of(number)), names);
+            std::thread::spawn(move || writer.run(&shared))
+        });
+        let writers = writers.collect();
+        Ok(Ledger { dir: dir.to_owned(), folder, shared, writers })
     }
 
     /// Whether a writer has ended, which it does by itself only on an error.
@@ -144,6 +147,10 @@ impl Ledger {
             report.errors.extend(outcome.errors);
             report.books.push((folder_of(number), outcome.book));
         }
+        // Fails on a mount that is dead, or that has lost something.
+        if self.folder.sync_all().is_ok() {
+            report.books.iter_mut().for_each(|(_, book)| book.synced());
+        }
         report.calls.sort_unstable();
         Ok(report)
     }
@@ -183,14 +190,16 @@ impl LedgerReport {
     }
 
     /// Reads everything back below `dir`, which shows the same files as the folder they were written in, on
-    /// another mount perhaps. The kernel's pages are not believed.
-    pub fn check(&self, dir: &Path, verdict: &mut Verdict) {
+    /// another mount perhaps. The kernel's pages are not believed. How many steps that nobody was promised are lost.
+    pub fn check(&self, dir: &Path, verdict: &mut Verdict) -> usize {
+        let mut lost = 0;
         for (folder, book) in &self.books {
             let folder = dir.join(folder);
-            let findings = book.check(|name, least| found(&folder.join(name), least));
+            let checked = book.check(|name, least| found(&folder.join(name), least));
+            lost += checked.lost;
             verdict.fine(Invariant::AcknowledgedSurvives, book.names().count() as u64);
             verdict.fine(Invariant::OnlyRightBytes, book.present().count() as u64);
-            for finding in findings {
+            for finding in checked.findings {
                 let (invariant, text) = match finding {
                     Finding::Lost(text) | Finding::Back(text) => (Invariant::AcknowledgedSurvives, text),
                     Finding::Wrong(text) => (Invariant::OnlyRightBytes, text),
@@ -201,6 +210,7 @@ impl LedgerReport {
                 verdict.broken(Invariant::NamespaceSound, format!("{} was never made", folder.join(name).display()));
             }
         }
+        lost
     }
 }
 
@@ -268,8 +278,9 @@ struct Writer {
 struct Ended;
 
 impl Writer {
-    fn new(folder: PathBuf, dice: Dice) -> Writer {
-        Writer { folder, dice, outcome: Outcome::default() }
+    fn new(folder: PathBuf, dice: Dice, names: Names) -> Writer {
+        let (calls, errors) = (Vec::new(), Vec::new());
+        Writer { folder, dice, outcome: Outcome { book: Book::new(names), calls, steps: 0, errors } }
     }
 
     fn run(mut self, shared: &Shared) -> Outcome {

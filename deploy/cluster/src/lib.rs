@@ -21,7 +21,7 @@ pub use audit::{DiskReplica, audit_replicas, replicas_of};
 pub use check::{AtRest, check_at_rest, check_fsck, fsck};
 pub use dice::Dice;
 pub use fault::Fault;
-pub use ledger::{CallError, Ledger, LedgerReport, OnError};
+pub use ledger::{CallError, Ledger, LedgerReport, Names, OnError};
 pub use local::{Cluster, Layout, output_within};
 pub use mount_helper::MountHelper;
 pub use registers::{Registers, RegistersReport};

@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
+use crate::ledger::Names;
+
 /// `dfs down` kills what has not stopped after 20 s.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -18,13 +20,22 @@ pub struct Layout {
     pub replication: usize,
     /// Mount points, made if absent.
     pub mounts: Vec<PathBuf>,
+    /// Of the mounts, as `dfs mount -o` takes them.
+    pub mount_options: Vec<String>,
     /// Further arguments of `dfs up`.
     pub extra: Vec<String>,
 }
 
 impl Default for Layout {
     fn default() -> Self {
-        Layout { namenodes: 3, datanodes: 4, replication: 3, mounts: Vec::new(), extra: Vec::new() }
+        Layout {
+            namenodes: 3,
+            datanodes: 4,
+            replication: 3,
+            mounts: Vec::new(),
+            mount_options: Vec::new(),
+            extra: Vec::new(),
+        }
     }
 }
 
@@ -73,6 +84,7 @@ impl Cluster {
         for mount in &self.layout.mounts {
             command.arg("--mount").arg(mount);
         }
+        command.args(self.layout.mount_options.iter().flat_map(|option| ["-o", option]));
         command.args(&self.layout.extra);
         command
     }
@@ -87,6 +99,14 @@ impl Cluster {
 
     pub fn mount(&self, index: usize) -> &Path {
         &self.layout.mounts[index]
+    }
+
+    /// What its mounts promise about names.
+    pub fn names(&self) -> Names {
+        match self.layout.mount_options.iter().any(|option| option == "writebehind") {
+            true => Names::WrittenBehind,
+            false => Names::Committed,
+        }
     }
 
     pub fn mounts(&self) -> &[PathBuf] {

@@ -13,6 +13,7 @@ use anyhow::{Result, anyhow};
 use rustix::io::Errno;
 
 use crate::dice::Dice;
+use crate::ledger::Names;
 use crate::verdict::{Invariant, Verdict};
 
 /// Files of up to so many bytes: several share a chunk, and most have several frames.
@@ -35,6 +36,7 @@ pub struct Unsynced {
 pub struct UnsyncedReport {
     dir: PathBuf,
     seed: u64,
+    names: Names,
     /// The first one that was not removed, and the first one that may not be complete.
     kept_from: u64,
     closed_to: u64,
@@ -49,18 +51,20 @@ pub struct UnsyncedFound {
     pub bytes: u64,
     /// Of them: those that are gone, each with an error.
     pub lost: u64,
+    /// Files that were closed and are not there, because their names were written behind.
+    pub absent: u64,
     /// The longest read.
     pub longest: Duration,
 }
 
 impl Unsynced {
     /// Below `dir`, with bytes that come from `seed`.
-    pub fn start(dir: &Path, seed: u64) -> Result<Unsynced> {
+    pub fn start(dir: &Path, seed: u64, names: Names) -> Result<Unsynced> {
         fs::create_dir_all(dir)?;
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, dir) = (stop.clone(), dir.to_owned());
         let writer = std::thread::spawn(move || {
-            let mut report = UnsyncedReport { dir, seed, kept_from: 0, closed_to: 0, next: 0 };
+            let mut report = UnsyncedReport { dir, seed, names, kept_from: 0, closed_to: 0, next: 0 };
             while !stopped.load(Ordering::Relaxed) && report.write_next().is_ok() {}
             report
         });
@@ -108,8 +112,18 @@ impl UnsyncedReport {
             let (path, bytes) = (dir.join(number.to_string()), content(self.seed, number));
             let closed = number < self.closed_to;
             match File::open(&path) {
-                Ok(file) => check_file(&path, &file, &bytes, closed, &mut found, verdict),
+                Ok(_) if found.absent > 0 => {
+                    let text = format!("{} is there, and one that was made before it is not", path.display());
+                    verdict.broken(Invariant::NamespaceSound, text);
+                }
+                Ok(file) => {
+                    let whole = closed && self.names == Names::Committed;
+                    check_file(&path, &file, &bytes, whole, &mut found, verdict);
+                }
                 Err(error) if error.kind() == ErrorKind::NotFound && !closed => {}
+                Err(error) if error.kind() == ErrorKind::NotFound && self.names == Names::WrittenBehind => {
+                    found.absent += 1;
+                }
                 Err(error) => {
                     verdict.broken(Invariant::AcknowledgedSurvives, format!("{} was closed: {error}", path.display()))
                 }
@@ -119,13 +133,14 @@ impl UnsyncedReport {
     }
 }
 
-fn check_file(path: &Path, file: &File, bytes: &[u8], closed: bool, found: &mut UnsyncedFound, verdict: &mut Verdict) {
+/// Of a file that must be there as a `whole`, or of which any front part may be there.
+fn check_file(path: &Path, file: &File, bytes: &[u8], whole: bool, found: &mut UnsyncedFound, verdict: &mut Verdict) {
     let len = match file.metadata() {
         Ok(meta) => meta.len(),
         Err(error) => return verdict.broken(Invariant::CallsEnd, format!("stat {}: {error}", path.display())),
     };
-    if closed && len != bytes.len() as u64 || len > bytes.len() as u64 {
-        let text = format!("{} has {len} bytes, and was closed with {}", path.display(), bytes.len());
+    if whole && len != bytes.len() as u64 || len > bytes.len() as u64 {
+        let text = format!("{} has {len} bytes, and {} were written", path.display(), bytes.len());
         return verdict.broken(Invariant::AcknowledgedSurvives, text);
     }
     found.bytes += len;
@@ -160,8 +175,13 @@ mod tests {
     use super::*;
 
     fn checked(change: impl FnOnce(&Path)) -> (UnsyncedFound, bool) {
+        checked_where(Names::Committed, change)
+    }
+
+    fn checked_where(names: Names, change: impl FnOnce(&Path)) -> (UnsyncedFound, bool) {
         let dir = tempfile::tempdir().unwrap();
-        let mut report = UnsyncedReport { dir: dir.path().to_owned(), seed: 7, kept_from: 0, closed_to: 0, next: 0 };
+        let dir_path = dir.path().to_owned();
+        let mut report = UnsyncedReport { dir: dir_path, seed: 7, names, kept_from: 0, closed_to: 0, next: 0 };
         (0..FILES_KEPT + 5).for_each(|_| report.write_next().unwrap());
         change(dir.path());
         let mut verdict = Verdict::default();
@@ -175,6 +195,13 @@ mod tests {
         let last = (FILES_KEPT + 3).to_string();
         assert!(!checked(|dir| fs::remove_file(dir.join(&last)).unwrap()).1);
         assert!(!checked(|dir| fs::write(dir.join(&last), b"").unwrap()).1);
+        let remove = |numbers: &[u64], dir: &Path| {
+            numbers.iter().for_each(|number| fs::remove_file(dir.join(number.to_string())).unwrap());
+        };
+        let (end, behind) = (FILES_KEPT + 5, Names::WrittenBehind);
+        let (found, clean) = checked_where(behind, |dir| remove(&[end - 3, end - 2, end - 1], dir));
+        assert!(clean && found.absent == 2, "the last was not closed: {found:?}");
+        assert!(!checked_where(behind, |dir| remove(&[end - 3], dir)).1, "out of order");
         let zeros = |dir: &Path| {
             let len = fs::metadata(dir.join(&last)).unwrap().len();
             fs::write(dir.join(&last), vec![0; len as usize]).unwrap();

@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: the same work on the mount, by the command line, and on the disk below. `bench peers` compares
-//! with another file system.
+//! with another file system, `bench heal` after a death, `bench group` asks the namenodes alone.
 
+mod group;
+mod heal;
 mod moosefs;
 mod peers;
 mod rows;
@@ -29,6 +31,10 @@ pub struct Options {
 enum With {
     /// Compares with MooseFS (Debian's packages, goal 3) and with the disk, row by row
     Peers(peers::Options),
+    /// Kills one of four data servers here and in MooseFS, and waits for the copies
+    Heal(heal::Options),
+    /// Measures one group of namenodes: creates, stats, memory for each file, restart
+    Group(group::Options),
 }
 
 #[derive(clap::Args)]
@@ -36,6 +42,9 @@ struct OwnOptions {
     /// A dfs program that is built already
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
+    /// Options of the mount
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    mount_options: Vec<String>,
     /// Where the cluster and the comparison files go; the disk that is measured
     #[arg(long, default_value = "dfs-bench")]
     dir: PathBuf,
@@ -53,6 +62,8 @@ struct OwnOptions {
 pub fn run(options: &Options) -> Result<()> {
     match &options.with {
         Some(With::Peers(options)) => peers::run(options),
+        Some(With::Heal(options)) => heal::run(options),
+        Some(With::Group(options)) => group::run(options),
         None => run_own(&options.own),
     }
 }
@@ -65,7 +76,8 @@ fn run_own(options: &OwnOptions) -> Result<()> {
     let dir = options.dir.canonicalize()?;
     let (mount, disk) = (dir.join("mnt"), dir.join("disk"));
     fs::create_dir_all(&disk)?;
-    let layout = Layout { mounts: vec![mount.clone()], ..Layout::default() };
+    let mount_options = options.mount_options.clone();
+    let layout = Layout { mounts: vec![mount.clone()], mount_options, ..Layout::default() };
     let cluster = Cluster::up(&program, &dir.join("data"), layout)?;
 
     let sizes = Sizes { large_bytes: options.large_mib << 20, files: options.files, tree: None };

@@ -27,6 +27,9 @@ pub struct Options {
     /// A dfs program that is built already
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
+    /// Options of the mount, besides those that it has anyway
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    mount_options: Vec<String>,
     /// Run only these, by their names; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -83,7 +86,8 @@ pub fn run(options: &Options) -> Result<()> {
 /// As `cargo xtask test` does it.
 pub fn run_all(program: &Path) -> Result<()> {
     let fsx_operations = suites::FSX_OPERATIONS;
-    run_on(program, &Options { program: None, only: Vec::new(), fsx_operations, kill_datanodes: false })
+    let (mount_options, only) = (Vec::new(), Vec::new());
+    run_on(program, &Options { program: None, mount_options, only, fsx_operations, kill_datanodes: false })
 }
 
 fn run_on(program: &Path, options: &Options) -> Result<()> {
@@ -113,7 +117,7 @@ fn on_a_mount(program: &Path, options: &Options, dir: &Path) -> Result<()> {
     fs::create_dir_all(&logs)?;
     let cluster = Cluster::up(program, &dir.join("data"), Layout::default()).context("start the cluster")?;
     let _helper = MountHelper::install(program)?;
-    let mounted = Mounted::new(&cluster, mount, &logs)?;
+    let mounted = Mounted::new(&cluster, mount, &options.mount_options, &logs)?;
     for (name, check) in CHECKS {
         if !options.only.is_empty() && options.only.iter().all(|only| only != name) {
             continue;
@@ -138,10 +142,11 @@ fn on_a_mount(program: &Path, options: &Options, dir: &Path) -> Result<()> {
 struct Mounted(PathBuf);
 
 impl Mounted {
-    fn new(cluster: &Cluster, dir: PathBuf, logs: &Path) -> Result<Mounted> {
+    fn new(cluster: &Cluster, dir: PathBuf, options: &[String], logs: &Path) -> Result<Mounted> {
         let mut mount = Command::new("mount");
         // What fstab lines carry for others must be no obstacle. Programs and devices are as on a local disk.
-        mount.args(["-t", "dfs", "-o", "suid,dev,_netdev,x-systemd.automount"]).arg(cluster.config()).arg(&dir);
+        mount.args(["-t", "dfs", "-o", "suid,dev,_netdev,x-systemd.automount"]);
+        mount.args(options.iter().flat_map(|option| ["-o", option])).arg(cluster.config()).arg(&dir);
         run::run("mount", logs, &mut mount, Duration::from_secs(60))?;
         let mounted = Mounted(dir);
         let table = fs::read_to_string("/proc/self/mounts")?;

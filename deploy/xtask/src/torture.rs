@@ -26,6 +26,9 @@ pub struct Options {
     /// Another version of it, for M19: nodes change from this one to the one under test and back
     #[arg(long, value_name = "FILE")]
     other_program: Option<PathBuf>,
+    /// Options of the mounts; M19 mounts as the old data says
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    mount_options: Vec<String>,
     /// Run only these cells, M4 for example; may be given several times
     #[arg(long, value_name = "CELL")]
     cell: Vec<String>,
@@ -57,7 +60,11 @@ pub fn run(options: &Options) -> Result<()> {
     let seed = options.seed.unwrap_or_else(seed_of_now);
     let other =
         options.other_program.as_ref().map(|path| path.canonicalize().with_context(|| path.display().to_string()));
-    let torture = Torture { other_program: other.transpose()?, ..Torture::new(program, options.dir.as_deref(), seed)? };
+    let torture = Torture {
+        other_program: other.transpose()?,
+        mount_options: options.mount_options.clone(),
+        ..Torture::new(program, options.dir.as_deref(), seed)?
+    };
     println!("seed {seed}");
     match options.minutes {
         Some(minutes) => torture.at_random(&wanted, Duration::from_secs(60 * minutes)),
@@ -90,6 +97,7 @@ fn seed_of_now() -> u64 {
 struct Torture {
     program: PathBuf,
     other_program: Option<PathBuf>,
+    mount_options: Vec<String>,
     dir: PathBuf,
     seed: u64,
     interrupted: Arc<AtomicBool>,
@@ -106,7 +114,7 @@ impl Torture {
             eprintln!("ending after this round");
             handler.store(true, Ordering::Relaxed);
         })?;
-        Ok(Torture { program, other_program: None, dir, seed, interrupted })
+        Ok(Torture { program, other_program: None, mount_options: Vec::new(), dir, seed, interrupted })
     }
 
     fn in_order<'a>(&self, cells: impl Iterator<Item = (&'a Cell, u64)>) -> Result<()> {
@@ -136,6 +144,7 @@ impl Torture {
         let mut run = Run {
             program: self.program.clone(),
             other_program: self.other_program.clone(),
+            mount_options: self.mount_options.clone(),
             dir: dir.clone(),
             seed,
             rounds,

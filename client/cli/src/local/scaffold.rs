@@ -146,7 +146,7 @@ pub fn discard(layout: &Layout, settings: &Settings) {
 }
 
 /// Gives the cluster one more mount.
-pub fn add_mount(layout: &Layout, config: &mut ClusterConfig, dir: PathBuf) -> Result {
+pub fn add_mount(layout: &Layout, config: &mut ClusterConfig, dir: PathBuf, options: &[String]) -> Result {
     let member = Member { kind: Kind::Mount, index: config.mounts.len() + 1 };
     let folder = layout.folder(member);
     // May be there from an `up` that was cut off at this point.
@@ -154,7 +154,7 @@ pub fn add_mount(layout: &Layout, config: &mut ClusterConfig, dir: PathBuf) -> R
         make_private_dir(&folder)?;
     }
     give_certificate(layout, &Authority::load(&layout.pki())?, member)?;
-    config.mounts.push(MountDir { name: member.name(), dir });
+    config.mounts.push(MountDir { name: member.name(), dir, options: options.to_vec() });
     write_mount_config(layout, config, member)?;
     config.save(&layout.cluster_toml())?;
     Ok(())
@@ -212,9 +212,12 @@ pub fn write_start_script(
         Kind::Namenode => command.extend(["namenode".into(), "--config".into(), text(&config_file)?]),
         Kind::Datanode => command.extend(["datanode".into(), "--config".into(), text(&config_file)?]),
         Kind::Mount => {
-            let dir = config.mounts.iter().find(|mount| mount.name == member.name());
-            let dir = dir.ok_or_else(|| Failure::failed(format!("cluster.toml names no mount {}", member.name())))?;
-            command.extend(["mount".into(), "-f".into(), "--cluster".into(), text(&config_file)?, text(&dir.dir)?]);
+            let mount = config.mounts.iter().find(|mount| mount.name == member.name());
+            let mount =
+                mount.ok_or_else(|| Failure::failed(format!("cluster.toml names no mount {}", member.name())))?;
+            command.extend(["mount".into(), "-f".into(), "--cluster".into(), text(&config_file)?]);
+            command.extend(mount.options.iter().flat_map(|option| ["-o".into(), option.clone()]));
+            command.push(text(&mount.dir)?);
         }
     }
     let image = settings.fs.is_some() && member.kind != Kind::Mount;
@@ -399,8 +402,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (layout, _, mut config) = cluster(dir.path());
         assert_eq!(ClusterConfig::load(&layout.cluster_toml()).unwrap(), config);
-        add_mount(&layout, &mut config, "/mnt/x y".into()).unwrap();
-        assert_eq!(ClusterConfig::load(&layout.cluster_toml()).unwrap().mounts.len(), 1);
+        add_mount(&layout, &mut config, "/mnt/x y".into(), &["writebehind".to_owned()]).unwrap();
+        assert_eq!(ClusterConfig::load(&layout.cluster_toml()).unwrap().mounts, config.mounts);
         let member = Member { kind: Kind::Mount, index: 1 };
         let own = ClusterConfig::load(&layout.config(member)).unwrap();
         assert_eq!(dfs_rpc::Tls::load(&own.tls).unwrap().identity().role, Role::Client);

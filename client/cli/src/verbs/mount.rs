@@ -1,5 +1,5 @@
 pub mod helper;
-mod options;
+pub mod options;
 
 use std::fs;
 use std::io;

@@ -16,11 +16,12 @@ use crate::local::ready::Waiter;
 use crate::local::settings::{Filesystem, Settings, Wishes};
 use crate::local::{images, mounts, namenodes, ports, scaffold};
 use crate::units;
+use crate::verbs::mount::options::MountWishes;
 
 /// Start a cluster on this machine, or start again what does not run of it
 #[derive(clap::Args, Debug)]
 #[command(
-    before_help = "Examples:\n  dfs up\n  dfs up --mount ./mnt\n  dfs up --dir /tmp/try --namenodes 1 --datanodes 3\n  sudo dfs up --fs xfs:400M\n  sudo dfs up --netns"
+    before_help = "Examples:\n  dfs up\n  dfs up --mount ./mnt\n  dfs up --mount ./mnt -o writebehind\n  dfs up --dir /tmp/try --namenodes 1 --datanodes 3\n  sudo dfs up --fs xfs:400M\n  sudo dfs up --netns"
 )]
 pub struct Args {
     /// 1, 3 or 5; default 3. More than there are: the rest is added
@@ -38,6 +39,9 @@ pub struct Args {
     /// Also mount it here; may be given several times
     #[arg(long, value_name = "DIR")]
     mount: Vec<PathBuf>,
+    /// Options of the mounts that this adds, as `dfs mount -o` takes them
+    #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
+    options: Vec<String>,
     /// A file system of its own for each node, as xfs:400M or ext4:400M; needs root
     #[arg(long, value_name = "KIND:SIZE")]
     fs: Option<Filesystem>,
@@ -51,6 +55,9 @@ pub struct Args {
 
 pub async fn run(context: &Context, args: Args) -> Result {
     let layout = Layout::of(args.dir.as_deref(), &context.global.cluster)?;
+    if MountWishes::parse(&args.options)?.remount.is_some() {
+        return Err(Failure::usage("-o remount is for `dfs mount`"));
+    }
     layout.claim()?;
     let _lock = layout.lock_folder()?;
     let (settings, mut config) = prepare(&args, &layout)?;
@@ -142,7 +149,16 @@ fn check_base_port(args: &Args, layout: &Layout, config: &ClusterConfig) -> Resu
 fn add_mounts(args: &Args, layout: &Layout, config: &mut ClusterConfig) -> Result {
     for dir in &args.mount {
         let dir = make_mount_point(dir)?;
-        if config.mounts.iter().any(|mount| mount.dir == dir) {
+        if let Some(known) = config.mounts.iter().find(|mount| mount.dir == dir) {
+            if !args.options.is_empty() && args.options != known.options {
+                return Err(Failure::usage(format!(
+                    "-o {} contradicts the mount on {}, which has {}",
+                    args.options.join(","),
+                    dir.display(),
+                    if known.options.is_empty() { "no options".to_owned() } else { known.options.join(",") }
+                ))
+                .hint("leave the flag out, or mount it elsewhere"));
+            }
             continue;
         }
         if dir.starts_with(&layout.dir)
@@ -150,7 +166,7 @@ fn add_mounts(args: &Args, layout: &Layout, config: &mut ClusterConfig) -> Resul
         {
             return Err(Failure::usage(format!("{} is the folder of a node", dir.display())));
         }
-        scaffold::add_mount(layout, config, dir)?;
+        scaffold::add_mount(layout, config, dir, &args.options)?;
     }
     Ok(())
 }

@@ -29,15 +29,28 @@ pub enum Step {
     RemoveFolder(PathBuf),
 }
 
+/// When the file system promises that a change of names is not lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Names {
+    /// As soon as the call returns.
+    Committed,
+    /// With the next sync. Until then a mount that dies may take the last changes with it, in the order in which they were
+    /// made.
+    WrittenBehind,
+}
+
 /// The names that one writer has ever used, all relative to where it works.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Debug)]
 pub struct Book {
+    names: Names,
     /// What was acknowledged, and nothing since.
     certain: BTreeMap<PathBuf, State>,
     /// Steps that were begun and not acknowledged: each may have happened or not. Their names are used in no
     /// later step.
     unsure: Vec<Unsure>,
     under_way: Option<Step>,
+    /// Acknowledged and not promised yet, in order: what the names of each step led to before it.
+    not_promised: Vec<Vec<(PathBuf, State)>>,
 }
 
 /// A step whose outcome nobody knows, with what its names led to before.
@@ -45,6 +58,8 @@ pub struct Book {
 struct Unsure {
     step: Step,
     before: Vec<(PathBuf, State)>,
+    /// How many steps were acknowledged before it and not promised: if one of them is lost, so is this.
+    after: usize,
 }
 
 /// Something that contradicts what was acknowledged.
@@ -58,7 +73,20 @@ pub enum Finding {
     Back(String),
 }
 
+/// What a book says about what is there.
+#[derive(Debug)]
+pub struct Checked {
+    pub findings: Vec<Finding>,
+    /// Steps that were acknowledged, not promised, and are gone.
+    pub lost: usize,
+}
+
 impl Book {
+    pub fn new(names: Names) -> Book {
+        let (certain, unsure, not_promised) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Book { names, certain, unsure, under_way: None, not_promised }
+    }
+
     /// To be called before the step is tried.
     pub fn begin(&mut self, step: Step) {
         assert!(self.under_way.is_none(), "one step after the other");
@@ -69,9 +97,28 @@ impl Book {
     /// The step under way was acknowledged.
     pub fn acknowledge(&mut self) {
         let step = self.under_way.take().expect("a step is under way");
-        for (name, state) in step.after(|name| self.state(name)) {
-            self.certain.insert(name, state);
+        let after = step.after(|name| self.state(name));
+        self.not_promised.push(after.iter().map(|(name, _)| (name.clone(), self.state(name))).collect());
+        self.certain.extend(after);
+        if self.names == Names::Committed || matches!(step, Step::Append(..)) {
+            self.synced();
         }
+    }
+
+    /// Everything acknowledged so far is promised.
+    pub fn synced(&mut self) {
+        self.not_promised.clear();
+        self.unsure.iter_mut().for_each(|unsure| unsure.after = 0);
+    }
+
+    /// As if the last step that was acknowledged and not promised had not happened. `false` if there is none.
+    fn take_back(&mut self) -> bool {
+        let Some(before) = self.not_promised.pop() else { return false };
+        let left = self.not_promised.len();
+        let later = self.unsure.extract_if(.., |unsure| unsure.after > left);
+        self.certain.extend(later.flat_map(|unsure| unsure.before));
+        self.certain.extend(before);
+        true
     }
 
     /// The step under way was cut off, or ended with an error: it may have happened.
@@ -81,7 +128,7 @@ impl Book {
         for name in step.names() {
             self.certain.remove(name);
         }
-        self.unsure.push(Unsure { step, before });
+        self.unsure.push(Unsure { step, before, after: self.not_promised.len() });
     }
 
     /// What the name is known to lead to.
@@ -114,8 +161,25 @@ impl Book {
         there.map(|(name, state)| (name.as_path(), state))
     }
 
-    /// Compares with what is `found` under each name, where so many bytes must be readable.
-    pub fn check(&self, mut found: impl FnMut(&Path, usize) -> State) -> Vec<Finding> {
+    /// Compares with what is `found` under each name, where so many bytes must be readable: with all that was
+    /// acknowledged, and if that does not fit, with as much of it as was promised or more.
+    pub fn check(&self, mut found: impl FnMut(&Path, usize) -> State) -> Checked {
+        let mut seen: BTreeMap<(PathBuf, usize), State> = BTreeMap::new();
+        let mut found = |name: &Path, least: usize| {
+            seen.entry((name.to_owned(), least)).or_insert_with(|| found(name, least)).clone()
+        };
+        let findings = self.compare(&mut found);
+        let (mut earlier, mut lost) = (self.clone(), 0);
+        while !findings.is_empty() && earlier.take_back() {
+            lost += 1;
+            if earlier.compare(&mut found).is_empty() {
+                return Checked { findings: Vec::new(), lost };
+            }
+        }
+        Checked { findings, lost: 0 }
+    }
+
+    fn compare(&self, mut found: impl FnMut(&Path, usize) -> State) -> Vec<Finding> {
         let mut findings = Vec::new();
         for (name, expected) in &self.certain {
             let least = if let State::File(bytes) = expected { bytes.len() } else { 0 };
@@ -262,7 +326,11 @@ mod tests {
     }
 
     fn did(steps: &[Step]) -> Book {
-        let mut book = Book::default();
+        did_where(Names::Committed, steps)
+    }
+
+    fn did_where(names: Names, steps: &[Step]) -> Book {
+        let mut book = Book::new(names);
         for step in steps {
             book.begin(step.clone());
             book.acknowledge();
@@ -271,10 +339,56 @@ mod tests {
     }
 
     fn check(book: &Book, disk: &[(&str, State)]) -> Vec<Finding> {
+        checked(book, disk).findings
+    }
+
+    fn checked(book: &Book, disk: &[(&str, State)]) -> Checked {
         book.check(|name, _| {
             let there = disk.iter().find(|(on_disk, _)| Path::new(on_disk) == name);
             there.map_or(State::Absent, |(_, state)| state.clone())
         })
+    }
+
+    #[test]
+    fn names_written_behind_may_be_lost_back_to_the_last_sync_and_only_in_order() {
+        let steps = [
+            Step::Create(path("a")),
+            Step::Append(path("a"), b"abc".to_vec()),
+            Step::Rename(path("a"), path("b")),
+            Step::MakeFolder(path("d")),
+            Step::Create(path("d/c")),
+        ];
+        let book = did_where(Names::WrittenBehind, &steps);
+        let all = [("b", file(b"abc")), ("d", State::Folder), ("d/c", file(b""))];
+        for (there, lost) in [(&all[..], 0), (&all[..2], 1), (&all[..1], 2), (&[("a", file(b"abc"))], 3)] {
+            let checked = checked(&book, there);
+            assert_eq!((&checked.findings[..], checked.lost), (&[][..], lost));
+        }
+        // Promised, out of order, and other bytes.
+        for wrong in [&[][..], &[("a", file(b"abc")), ("d", State::Folder)], &[("b", file(b"ab")), ("d", State::Folder)]] {
+            assert_ne!(check(&book, wrong), [], "{wrong:?}");
+        }
+        assert_ne!(check(&did(&steps), &all[..2]), [], "promised at once");
+        let mut synced = book.clone();
+        synced.synced();
+        assert_ne!(check(&synced, &all[..2]), []);
+    }
+
+    #[test]
+    fn what_was_cut_off_behind_a_lost_name_has_not_happened() {
+        let mut book = did_where(Names::WrittenBehind, &[Step::Create(path("a")), Step::Create(path("b"))]);
+        book.begin(Step::Append(path("b"), b"abc".to_vec()));
+        book.doubt();
+        for (there, lost) in [
+            (&[("a", file(b"")), ("b", file(b"ab"))][..], 0),
+            (&[("a", file(b"")), ("b", file(b""))], 0),
+            (&[("a", file(b""))], 1),
+            (&[], 2),
+        ] {
+            let checked = checked(&book, there);
+            assert_eq!((&checked.findings[..], checked.lost), (&[][..], lost));
+        }
+        assert_ne!(check(&book, &[("b", file(b"ab"))]), []);
     }
 
     #[test]

@@ -28,6 +28,7 @@ impl Bed {
             replication: 3,
             mounts: (1..=mounts).map(|number| dir.path().join(format!("mnt{number}"))).collect(),
             extra: extra.iter().map(|arg| (*arg).to_owned()).collect(),
+            ..Layout::default()
         };
         let cluster = Cluster::up(&program(), &dir.path().join("data"), layout).unwrap();
         Bed { cluster, dir }

@@ -123,6 +123,27 @@ impl MooseFs {
         Ok(written)
     }
 
+    /// Of the chunks of a file, how many copies the one has that has the fewest.
+    pub fn fewest_copies(&self, file: &Path) -> Result<u64> {
+        let output = self.inside("mfsfileinfo").arg("-q").arg(file).output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        // "chunks with 2 copies:   16", a line for each number that occurs.
+        let counts = said.lines().filter_map(|line| {
+            let (copies, chunks) = line.trim().strip_prefix("chunks with ")?.split_once(':')?;
+            let copies = copies.split_whitespace().next()?.parse().ok()?;
+            (chunks.trim().parse::<u64>().ok()? > 0).then_some(copies)
+        });
+        counts.min().with_context(|| format!("mfsfileinfo says `{said}`"))
+    }
+
+    pub fn kill_chunk_server(&mut self, number: usize) -> Result<()> {
+        // Behind the master, in order.
+        let part = self.parts.get_mut(1 + number).context("there are not so many")?;
+        part.kill()?;
+        part.wait()?;
+        Ok(())
+    }
+
     fn wait(&self, what: &str, done: impl Fn() -> Result<bool>) -> Result<()> {
         let end = Instant::now() + START;
         while !done()? {

@@ -35,6 +35,10 @@ pub struct Options {
     save: Option<PathBuf>,
 }
 
+/// What is measured in turn: this project by a mount as it is by default and by one that writes names behind, the other
+/// file system, and the disk below all of them.
+const SIDES: [&str; 4] = ["dfs", "writebehind", "moosefs", "disk"];
+
 /// Source files of the rows that copy, search and unpack.
 const SOURCE_FILES: usize = 2900;
 
@@ -53,7 +57,7 @@ pub fn run(options: &Options) -> Result<()> {
     let tree = SourceTree::of(&input.tree_root, input.tree.files.len() as u64)?;
     let sizes = Sizes { large_bytes: options.large_mib << 20, files: options.files, tree: Some(tree) };
 
-    let mut rounds: [(&str, Vec<Rows>); 3] = [("dfs", Vec::new()), ("moosefs", Vec::new()), ("disk", Vec::new())];
+    let mut rounds = SIDES.map(|side| (side, Vec::new()));
     for round in 1..=options.rounds {
         // Each side alone on the machine: an idle cluster beside it would cost it time.
         for (side, measured) in &mut rounds {
@@ -61,8 +65,10 @@ pub fn run(options: &Options) -> Result<()> {
             let home = dir.join(format!("{side}-{round}"));
             let mount = dir.join(format!("{side}-mount"));
             measured.push(match *side {
-                "dfs" => {
-                    let layout = Layout { datanodes: 3, mounts: vec![mount.clone()], ..Layout::default() };
+                "dfs" | "writebehind" => {
+                    let mount_options = if *side == "dfs" { Vec::new() } else { vec![(*side).to_owned()] };
+                    let mounts = vec![mount.clone()];
+                    let layout = Layout { datanodes: 3, mounts, mount_options, ..Layout::default() };
                     let cluster = Cluster::up(&program, &home, layout).context("start the cluster")?;
                     let rows = Rows::measure(&mount, &sizes)?;
                     cluster.down()?;
@@ -80,19 +86,22 @@ pub fn run(options: &Options) -> Result<()> {
         }
     }
 
-    let [ours, theirs, below] = rounds.each_ref().map(|(_, rounds)| Rows::median(rounds));
+    let [plain, behind, theirs, below] = rounds.each_ref().map(|(_, rounds)| Rows::median(rounds));
     println!("\n3 servers of each kind, 3 copies, client and servers on one machine of {} cores", cores());
-    println!("median of {} rounds\n", options.rounds);
-    println!("{:<34} {:>11} {:>11} {:>6} {:>12}", "row", "dfs", "MooseFS", "ratio", "disk");
-    for ((row, peer), floor) in ours.0.iter().zip(&theirs.0).zip(&below.0) {
-        let ratio = row.value / peer.value;
-        println!("{:<34} {:>11} {:>11} {ratio:>6.2} {:>12}", row.name, row.shown(), peer.shown(), floor.shown());
+    println!("median of {} rounds; MB/s in the sequential rows, operations a second in the others;", options.rounds);
+    println!("behind: mounted with -o writebehind; x: so many times MooseFS\n");
+    println!("{:<31} {:>7} {:>5} {:>7} {:>5} {:>8} {:>8}", "row", "dfs", "x", "behind", "x", "MooseFS", "disk");
+    for (((row, behind), peer), floor) in plain.0.iter().zip(&behind.0).zip(&theirs.0).zip(&below.0) {
+        let (ratio, ratio_behind) = (row.value / peer.value, behind.value / peer.value);
+        println!(
+            "{:<31} {:>7.0} {ratio:>5.2} {:>7.0} {ratio_behind:>5.2} {:>8.0} {:>8.0}",
+            row.name, row.value, behind.value, peer.value, floor.value
+        );
     }
     if let Some(file) = &options.save {
-        let [ours, theirs, below] =
-            rounds.each_ref().map(|(_, rounds)| rounds.iter().map(Rows::json).collect::<Vec<_>>());
-        let rounds = json!({ "dfs": ours, "moosefs": theirs, "disk": below });
-        let report = json!({ "schema": 1, "machine": { "cores": cores() }, "rounds": rounds });
+        let rounds: serde_json::Map<_, _> =
+            rounds.iter().map(|(side, rounds)| (side.to_string(), rounds.iter().map(Rows::json).collect())).collect();
+        let report = json!({ "schema": 2, "machine": { "cores": cores() }, "rounds": rounds });
         fs::write(file, serde_json::to_string_pretty(&report)? + "\n")?;
     }
     Ok(fs::remove_dir_all(&dir)?)

@@ -30,6 +30,8 @@ pub struct Run {
     pub program: PathBuf,
     /// Another version of it.
     pub other_program: Option<PathBuf>,
+    /// Of every mount, but those of a fixture, whose first one stands in it.
+    pub mount_options: Vec<String>,
     /// Empty, and for this cell alone.
     pub dir: PathBuf,
     pub seed: u64,
@@ -84,6 +86,7 @@ impl Run {
             datanodes: SHAPE.datanodes,
             replication: 3,
             mounts: mounts.clone(),
+            mount_options: self.mount_options.clone(),
             extra: [&["--quiet"], extra].concat().into_iter().map(str::to_owned).collect(),
         };
         let cluster = Cluster::up(&self.program, &dir.join("data"), layout).context("start the cluster")?;
@@ -108,7 +111,10 @@ impl Run {
         let at_rest = check_at_rest(&bed.cluster, DEADLINE, &mut self.verdict);
         // Whatever is wrong with the cluster: by the mount that has not written it, and whose kernel therefore has no
         // pages of it.
-        report.check(&bed.mounts[1].join(bed.ledger_folder(report)), &mut self.verdict);
+        let lost = report.check(&bed.mounts[1].join(bed.ledger_folder(report)), &mut self.verdict);
+        if lost > 0 {
+            println!("        {lost} steps written behind are lost");
+        }
         at_rest.map_err(|error| {
             let logs =
                 bed.cluster.nodes().into_iter().map(|node| format!("{node}: {}", bed.cluster.log_tail(&node, 2)));
@@ -129,7 +135,7 @@ impl Run {
 impl Bed {
     /// Four writers on the first mount, in a folder of their own.
     pub fn ledger(&self, name: &str, seed: u64, on_error: OnError) -> Result<Ledger> {
-        Ledger::start_with(&self.mounts[0].join(name), WRITERS, seed, on_error)
+        Ledger::start_with(&self.mounts[0].join(name), WRITERS, seed, on_error, self.cluster.names())
     }
 
     fn ledger_folder(&self, report: &LedgerReport) -> PathBuf {

@@ -348,7 +348,7 @@ impl<'a> Intruders<'a> {
 /// The certificates of a cluster that is like this one and has nothing to do with it.
 fn foreign(run: &Run) -> Result<PathBuf> {
     let layout =
-        Layout { namenodes: 1, datanodes: 1, replication: 1, mounts: Vec::new(), extra: vec!["--quiet".to_owned()] };
+        Layout { namenodes: 1, datanodes: 1, replication: 1, extra: vec!["--quiet".to_owned()], ..Layout::default() };
     let dir = run.dir.join("foreign");
     // Stopped as it is dropped; its files stay.
     drop(Cluster::up(&run.program, &dir, layout).context("start a foreign cluster")?);

@@ -35,9 +35,11 @@ fn cuts(run: &mut Run, kind: Kind) -> Result<()> {
     }
     run.done.figures.push(format!("serving at most {:.1} s after the restart", longest.as_secs_f64()));
     if unsynced.bytes > 0 {
-        let UnsyncedFound { bytes, lost, longest } = unsynced;
+        let UnsyncedFound { bytes, lost, absent, longest } = unsynced;
         let longest = longest.as_secs_f64();
-        run.done.figures.push(format!("{lost} of {bytes} bytes never synced are lost; longest read {longest:.1} s"));
+        let absent = if absent > 0 { format!(", and {absent} names") } else { String::new() };
+        let figure = format!("{lost} of {bytes} bytes never synced are lost{absent}; longest read {longest:.1} s");
+        run.done.figures.push(figure);
     }
     Ok(())
 }
@@ -49,7 +51,10 @@ fn one_cut(run: &mut Run, bed: &Bed, number: u64, turn: &Turn, unsynced: &mut Un
     // As long as its machine lives, a client sees to it that nothing it has closed is lost. By a mount of its own: a sync
     // of the ledger's would take along what shares a chunk with it.
     let loose = match mounts {
-        true => Some(Unsynced::start(&bed.mounts[1].join(format!("{name}-unsynced")), run.seed.wrapping_add(number))?),
+        true => {
+            let folder = bed.mounts[1].join(format!("{name}-unsynced"));
+            Some(Unsynced::start(&folder, run.seed.wrapping_add(number), bed.cluster.names())?)
+        }
         false => None,
     };
     bed.work(&ledger, turn)?;
@@ -70,9 +75,11 @@ fn one_cut(run: &mut Run, bed: &Bed, number: u64, turn: &Turn, unsynced: &mut Un
         if let Some(loose) = loose {
             let folder = format!("{name}-unsynced");
             let found = loose.check(&bed.mounts[0].join(&folder), &mut run.verdict);
-            run.say(number, "", format!("{} of {} bytes never synced are lost", found.lost, found.bytes));
+            let absent = if found.absent > 0 { format!(", {} files absent", found.absent) } else { String::new() };
+            run.say(number, "", format!("{} of {} bytes never synced are lost{absent}", found.lost, found.bytes));
             unsynced.bytes += found.bytes;
             unsynced.lost += found.lost;
+            unsynced.absent += found.absent;
             unsynced.longest = unsynced.longest.max(found.longest);
             bed.clear(&folder)?;
         }
