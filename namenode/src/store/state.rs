@@ -40,6 +40,16 @@ const LIVE: &str = "LIVE";
 const BLOCK_CACHE_BYTES: usize = 128 << 20;
 /// Memory for rows not yet in table files, over all tables.
 const WRITE_BUFFERS_BYTES: usize = 128 << 20;
+/// A step of a scan that has to pass over so many deleted rows in memory has them written to a table file. There they
+/// make for a compaction, which removes them for good: where rows come and go, like the extents of a file that is written
+/// over again and again, each scan would pass over all that ever were.
+const DELETED_IN_THE_WAY: usize = 500;
+
+/// A table file is compacted soon if so many of so many rows in a row are deleted ones, or this part of all.
+const DELETED_WINDOW: usize = 4096;
+const DELETED_IN_WINDOW: usize = 1024;
+const DELETED_RATIO: f64 = 0.25;
+
 /// A log of writes longer than this makes RocksDB flush, so that opening after a crash stays quick.
 const WAL_BYTES_MAX: u64 = 256 << 20;
 
@@ -63,7 +73,7 @@ impl Generation {
         let mut options = options();
         options.set_db_write_buffer_size(WRITE_BUFFERS_BYTES);
         options.set_max_total_wal_size(WAL_BYTES_MAX);
-        let db_handle = DB::open_cf_descriptors(&options, path, descriptors()).map_err(db("cannot open the state"))?;
+        let db_handle = DB::open_cf_descriptors(&options, path, descriptors()?).map_err(db("cannot open the state"))?;
         let generation = Generation { db: db_handle, hashes: Mutex::default(), folder: Folder::new(path.to_owned()) };
         generation.check_version()?;
         let hashes = generation.read_hashes()?;
@@ -136,16 +146,19 @@ impl Generation {
     }
 }
 
-fn descriptors() -> Vec<ColumnFamilyDescriptor> {
+fn descriptors() -> Result<Vec<ColumnFamilyDescriptor>, StoreError> {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
     blocks.set_bloom_filter(10.0, false);
-    let mut table = options();
+    // By its name, since it has no function yet.
+    let trigger = format!("memtable_op_scan_flush_trigger={DELETED_IN_THE_WAY}");
+    let mut table = options().get_options_from_string(trigger).map_err(db("cannot configure the state"))?;
+    table.add_compact_on_deletion_collector_factory(DELETED_WINDOW, DELETED_IN_WINDOW, DELETED_RATIO);
     table.set_block_based_table_factory(&blocks);
     table.set_compression_type(DBCompressionType::Lz4);
     table.set_write_buffer_size(32 << 20);
     let names = Table::ALL.iter().map(|table| table.name()).chain([rocksdb::DEFAULT_COLUMN_FAMILY_NAME]);
-    names.map(|name| ColumnFamilyDescriptor::new(name, table.clone())).collect()
+    Ok(names.map(|name| ColumnFamilyDescriptor::new(name, table.clone())).collect())
 }
 
 /// The state of this node.
@@ -432,6 +445,34 @@ mod tests {
             view.scan(Table::Inodes, &[], &[0xff], &mut visit).unwrap();
         });
         found
+    }
+
+    #[test]
+    fn deleted_rows_do_not_stay_in_the_way_of_scans() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = StateStore::open(dir.path()).unwrap();
+        let key = |number: usize| (number as u64).to_be_bytes();
+        for numbers in (0..10 * DELETED_IN_THE_WAY).collect::<Vec<_>>().chunks(100) {
+            let put: Vec<Change> = numbers.iter().map(|number| put(&key(*number), b"row")).collect();
+            store.write(&put, b"mark", None).unwrap();
+            let gone: Vec<Change> = put.into_iter().map(|change| Change { value: None, ..change }).collect();
+            store.write(&gone, b"mark", None).unwrap();
+        }
+        let in_memory = || {
+            let live = store.current();
+            let deleted = live.db.property_int_value_cf(
+                live.table(Table::Inodes).unwrap(),
+                rocksdb::properties::NUM_DELETES_ACTIVE_MEM_TABLE,
+            );
+            deleted.unwrap().unwrap() as usize
+        };
+        assert_eq!(in_memory(), 10 * DELETED_IN_THE_WAY);
+        assert!(rows(&store).is_empty());
+        // The next write notices, and the one after it does it.
+        for name in [b"next", b"more"] {
+            store.write(&[put(name, b"row")], b"mark", None).unwrap();
+        }
+        assert!(in_memory() < DELETED_IN_THE_WAY, "{}", in_memory());
     }
 
     #[test]

@@ -365,7 +365,9 @@ mod tests {
             assert_eq!((&checked.findings[..], checked.lost), (&[][..], lost));
         }
         // Promised, out of order, and other bytes.
-        for wrong in [&[][..], &[("a", file(b"abc")), ("d", State::Folder)], &[("b", file(b"ab")), ("d", State::Folder)]] {
+        for wrong in
+            [&[][..], &[("a", file(b"abc")), ("d", State::Folder)], &[("b", file(b"ab")), ("d", State::Folder)]]
+        {
             assert_ne!(check(&book, wrong), [], "{wrong:?}");
         }
         assert_ne!(check(&did(&steps), &all[..2]), [], "promised at once");

@@ -114,12 +114,12 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<Figures> {
         homes.push(client.mkdir_all(&Caller::ROOT, format!("/waited/{number}"), 0o755).await?.inode);
     }
     // What a namenode needs for its caches and connections is there before files are counted.
-    let (warm, _) = at_once(&clients, &homes, options.at_once, time / 4, |client, home, nth| create(client, home, nth)).await?;
+    let (warm, _) =
+        at_once(&clients, &homes, options.at_once, time / 4, |client, home, nth| create(client, home, nth)).await?;
     let before = resident(cluster)?;
-    let (made, creates) = at_once(&clients, &homes, options.at_once, time, |client, home, nth| {
-        create(client, home, WARM_UP_APART + nth)
-    })
-    .await?;
+    let (made, creates) =
+        at_once(&clients, &homes, options.at_once, time, |client, home, nth| create(client, home, WARM_UP_APART + nth))
+            .await?;
     let (_, stats) = at_once(&clients, &homes, options.at_once, time, |client, home, _| async move {
         Ok(client.getattr(&Caller::ROOT, home).await.map(|_| ())?)
     })
@@ -173,7 +173,13 @@ async fn shut_down(clients: Vec<Dfs>) -> Result<()> {
 
 /// Repeats `work` on every client, so many times at once, until the time is over. How often it was done, and how often a
 /// second.
-async fn at_once<W, F>(clients: &[Dfs], homes: &[InodeId], at_once: usize, time: Duration, work: W) -> Result<(u64, f64)>
+async fn at_once<W, F>(
+    clients: &[Dfs],
+    homes: &[InodeId],
+    at_once: usize,
+    time: Duration,
+    work: W,
+) -> Result<(u64, f64)>
 where
     W: Fn(Dfs, InodeId, u64) -> F + Clone + Send + 'static,
     F: Future<Output = Result<()>> + Send,

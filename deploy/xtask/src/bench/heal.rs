@@ -67,7 +67,10 @@ pub fn run(options: &Options) -> Result<()> {
     let theirs = heal_moosefs(&mut moosefs, &file, deadline)?;
     drop(moosefs);
 
-    println!("\n{} MiB in {COPIES} copies on {SERVERS} servers, of which one is killed; s after its death\n", options.mib);
+    println!(
+        "\n{} MiB in {COPIES} copies on {SERVERS} servers, of which one is killed; s after its death\n",
+        options.mib
+    );
     println!("{:<26} {:>9} {:>9} {:>7}", "", "dfs", "MooseFS", "x");
     for (what, ours, theirs) in [
         ("missing copies are noticed", ours.noticed, theirs.noticed),

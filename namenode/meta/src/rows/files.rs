@@ -333,13 +333,13 @@ pub fn extents_past(
 ) -> Result<(), Fault> {
     let Some((start, end)) = file.keys_past(offset) else { return Ok(()) };
     let mut fault = None;
-    scan::<ExtentRow>(view, &start, &end, &mut |key, row| {
-        match number_at(Table::Extents, key, 8).and_then(|end| row.extent(end)) {
-            Ok(extent) => visit(extent),
-            Err(damage) => {
-                fault = Some(damage);
-                false
-            }
+    scan::<ExtentRow>(view, &start, &end, &mut |key, row| match number_at(Table::Extents, key, 8)
+        .and_then(|end| row.extent(end))
+    {
+        Ok(extent) => visit(extent),
+        Err(damage) => {
+            fault = Some(damage);
+            false
         }
     })?;
     fault.map_or(Ok(()), Err)
