@@ -82,9 +82,9 @@ impl Client {
     }
 
     /// What came with an open: where the file's front is.
-    pub fn learn_front(&self, file: &FileState, front: Option<FileMap>) {
+    pub fn learn_front(&self, file: &FileState, front: Option<Box<FileMap>>) {
         if let Some(front) = front {
-            self.learn(file, 0, u64::MAX, front);
+            self.learn(file, 0, u64::MAX, *front);
         }
     }
 

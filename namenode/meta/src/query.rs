@@ -217,7 +217,7 @@ fn open(
     let keys = rows::capability_keys(view)?;
     let grant = Grant::sign(keys.newest()?, inode, asker.session, read, write);
     let front = if read { locate::front(view, asker, nodes, inode, &row)? } else { None };
-    Ok(Answer::Opened { attr: row.attr(inode), grant, front })
+    Ok(Answer::Opened { attr: row.attr(inode), grant, front: front.map(Box::new) })
 }
 
 /// Whether a session that the leader has noted to have an inode open keeps it: it has a name, or is held. Whoever does

@@ -511,7 +511,7 @@ pub enum Answer {
         grant: Grant,
         /// Of a regular file that was opened to be read: the map from its start on, of at most
         /// `limits::OPENED_EXTENTS_MAX` extents.
-        front: Option<FileMap>,
+        front: Option<Box<FileMap>>,
     },
     Map(FileMap),
     Chunks(Vec<ChunkLocation>),

@@ -114,8 +114,7 @@ async fn measure(cluster: &Cluster, options: &Options) -> Result<Figures> {
         homes.push(client.mkdir_all(&Caller::ROOT, format!("/waited/{number}"), 0o755).await?.inode);
     }
     // What a namenode needs for its caches and connections is there before files are counted.
-    let (warm, _) =
-        at_once(&clients, &homes, options.at_once, time / 4, |client, home, nth| create(client, home, nth)).await?;
+    let (warm, _) = at_once(&clients, &homes, options.at_once, time / 4, create).await?;
     let before = resident(cluster)?;
     let (made, creates) =
         at_once(&clients, &homes, options.at_once, time, |client, home, nth| create(client, home, WARM_UP_APART + nth))
