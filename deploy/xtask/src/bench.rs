@@ -37,17 +37,34 @@ enum With {
     Group(group::Options),
 }
 
+/// With what and where a benchmark runs.
 #[derive(clap::Args)]
-struct OwnOptions {
+struct Place {
     /// A dfs program that is built already
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
+    /// Where all data goes; the disk that is measured
+    #[arg(long, default_value = "dfs-bench")]
+    dir: PathBuf,
+}
+
+impl Place {
+    /// The program, built if need be, and the folder, made and empty.
+    fn take(&self) -> Result<(PathBuf, PathBuf)> {
+        let program = program(self.program.as_deref())?;
+        ensure!(!self.dir.exists(), "{} exists; remove it or choose another by --dir", self.dir.display());
+        fs::create_dir_all(&self.dir)?;
+        Ok((program, self.dir.canonicalize()?))
+    }
+}
+
+#[derive(clap::Args)]
+struct OwnOptions {
+    #[command(flatten)]
+    place: Place,
     /// Options of the mount
     #[arg(short = 'o', value_name = "OPTIONS", value_delimiter = ',')]
     mount_options: Vec<String>,
-    /// Where the cluster and the comparison files go; the disk that is measured
-    #[arg(long, default_value = "dfs-bench")]
-    dir: PathBuf,
     /// Size of the sequential file, in MiB
     #[arg(long, default_value_t = 1024)]
     large_mib: u64,
@@ -70,10 +87,7 @@ pub fn run(options: &Options) -> Result<()> {
 
 fn run_own(options: &OwnOptions) -> Result<()> {
     prerequisites::install()?;
-    let program = program(options.program.as_deref())?;
-    ensure!(!options.dir.exists(), "{} exists; remove it or choose another by --dir", options.dir.display());
-    fs::create_dir_all(&options.dir)?;
-    let dir = options.dir.canonicalize()?;
+    let (program, dir) = options.place.take()?;
     let (mount, disk) = (dir.join("mnt"), dir.join("disk"));
     fs::create_dir_all(&disk)?;
     let mount_options = options.mount_options.clone();

@@ -13,17 +13,13 @@ use dfs_proto::{Caller, InodeId, Name};
 use serde_json::json;
 use tokio::task::JoinSet;
 
+use super::Place;
 use crate::prerequisites;
-use crate::run::program;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// A dfs program that is built already
-    #[arg(long, value_name = "FILE")]
-    program: Option<PathBuf>,
-    /// Where the cluster goes
-    #[arg(long, default_value = "dfs-bench")]
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// Clients, each with connections and a session of its own
     #[arg(long, default_value_t = 8)]
     clients: usize,
@@ -55,10 +51,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub fn run(options: &Options) -> Result<()> {
     ensure!(options.clients > 0 && options.at_once > 0 && options.seconds > 0, "nothing would be done");
     prerequisites::install()?;
-    let program = program(options.program.as_deref())?;
-    ensure!(!options.dir.exists(), "{} exists; remove it or choose another by --dir", options.dir.display());
-    fs::create_dir_all(&options.dir)?;
-    let dir = options.dir.canonicalize()?;
+    let (program, dir) = options.place.take()?;
     let cluster = Cluster::up(&program, &dir.join("data"), Layout { datanodes: 3, ..Layout::default() })?;
     let figures = tokio::runtime::Runtime::new()?.block_on(measure(&cluster, options))?;
     let restart = restart(&cluster)?;

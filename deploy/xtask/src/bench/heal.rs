@@ -2,25 +2,21 @@
 //! copies again, here and in MooseFS.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use dfs_cluster::{Cluster, Layout};
 
+use super::Place;
 use super::moosefs::MooseFs;
 use super::rows::write_through;
 use crate::prerequisites;
-use crate::run::program;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// A dfs program that is built already
-    #[arg(long, value_name = "FILE")]
-    program: Option<PathBuf>,
-    /// Where both go
-    #[arg(long, default_value = "dfs-bench")]
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// What is stored, in MiB
     #[arg(long, default_value_t = 1024)]
     mib: u64,
@@ -45,10 +41,7 @@ pub fn run(options: &Options) -> Result<()> {
     ensure!(rustix::process::geteuid().is_root(), "the comparison needs root, for network namespaces");
     prerequisites::install()?;
     prerequisites::install_peers()?;
-    let program = program(options.program.as_deref())?;
-    ensure!(!options.dir.exists(), "{} exists; remove it or choose another by --dir", options.dir.display());
-    fs::create_dir_all(&options.dir)?;
-    let dir = options.dir.canonicalize()?;
+    let (program, dir) = options.place.take()?;
     let deadline = Duration::from_secs(options.deadline);
 
     let mount = dir.join("dfs-mount");
@@ -95,7 +88,7 @@ fn heal_dfs(cluster: &Cluster, deadline: Duration) -> Result<Healed> {
     Ok(Healed { noticed, whole: died.elapsed() })
 }
 
-fn heal_moosefs(moosefs: &mut MooseFs, file: &std::path::Path, deadline: Duration) -> Result<Healed> {
+fn heal_moosefs(moosefs: &mut MooseFs, file: &Path, deadline: Duration) -> Result<Healed> {
     let all_have = |moosefs: &MooseFs| Ok(moosefs.fewest_copies(file)? >= COPIES);
     poll(Instant::now(), deadline, || all_have(moosefs))?;
     moosefs.kill_chunk_server(SERVERS - 1)?;

@@ -7,20 +7,16 @@ use anyhow::{Context, Result, ensure};
 use dfs_cluster::{Cluster, Layout};
 use serde_json::json;
 
+use super::Place;
 use super::moosefs::MooseFs;
 use super::rows::{Rows, Sizes, SourceTree};
 use crate::demo::Input;
 use crate::prerequisites;
-use crate::run::program;
 
 #[derive(clap::Args)]
 pub struct Options {
-    /// A dfs program that is built already
-    #[arg(long, value_name = "FILE")]
-    program: Option<PathBuf>,
-    /// Where both go; the disk that is measured
-    #[arg(long, default_value = "dfs-bench")]
-    dir: PathBuf,
+    #[command(flatten)]
+    place: Place,
     /// Rounds; the median of each row counts
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -47,10 +43,7 @@ pub fn run(options: &Options) -> Result<()> {
     ensure!(options.rounds > 0, "--rounds must be at least 1");
     prerequisites::install()?;
     prerequisites::install_peers()?;
-    let program = program(options.program.as_deref())?;
-    ensure!(!options.dir.exists(), "{} exists; remove it or choose another by --dir", options.dir.display());
-    fs::create_dir_all(&options.dir)?;
-    let dir = options.dir.canonicalize()?;
+    let (program, dir) = options.place.take()?;
     let disk = dir.join("disk");
     fs::create_dir(&disk)?;
     let input = Input::collect(&dir.join("input"), SOURCE_FILES, 1)?;
