@@ -1,5 +1,8 @@
 //! Chunk files of datanodes on this machine, read without the network: sealed chunks only, verified frame by frame
 //! like everything else. Whatever goes wrong on the way to a file is no failure: the bytes come over the network then.
+//!
+//! One task keeps the stream to each datanode. When it ends, because the datanode has ended for example, the files that
+//! came through it are closed, so that the disk below them can be unmounted.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -16,6 +19,7 @@ use dfs_rpc::{LocalStream, RpcError, Target};
 use parking_lot::Mutex;
 use rustix::buffer::spare_capacity;
 use rustix::io::{Errno, pread};
+use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
 use crate::client::Client;
@@ -32,6 +36,12 @@ const IDLE: Duration = Duration::from_secs(60);
 /// For asking a datanode of this machine for a file. Longer than that, and the network is quicker.
 const OPEN_DEADLINE: Duration = Duration::from_millis(500);
 
+/// A datanode that owes an answer for so long gets no more questions through this stream.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Questions that wait for one datanode.
+const ASKS_MAX: usize = 16;
+
 /// How long a datanode that is elsewhere, or whose door is shut, is not asked again.
 const ELSEWHERE: Duration = Duration::from_secs(60);
 const SHUT: Duration = Duration::from_secs(5);
@@ -39,14 +49,23 @@ const SHUT: Duration = Duration::from_secs(5);
 #[derive(Default)]
 pub(crate) struct Local {
     doors: Mutex<HashMap<NodeId, Arc<Door>>>,
-    files: Mutex<Files>,
+    /// Also in the hands of the tasks that keep the streams, which must not keep these alive.
+    files: Arc<Mutex<Files>>,
 }
 
 /// The way to one datanode.
 #[derive(Default)]
 struct Door {
-    stream: tokio::sync::Mutex<Option<LocalStream>>,
+    /// To the task that keeps the stream.
+    asks: tokio::sync::Mutex<Option<mpsc::Sender<Ask>>>,
     shut_until: Mutex<Option<Instant>>,
+}
+
+/// A question for a chunk's file.
+struct Ask {
+    chunk: ChunkId,
+    capability: Capability,
+    answer: oneshot::Sender<Option<Arc<ChunkFile>>>,
 }
 
 impl Door {
@@ -94,8 +113,16 @@ impl Files {
     }
 
     fn close_idle(&mut self, now: Instant) {
-        let idle = |held: &Held| now.duration_since(held.used) >= IDLE;
-        let keys: Vec<_> = self.open.iter().filter(|(_, held)| idle(held)).map(|(key, _)| *key).collect();
+        self.close(|_, held| now.duration_since(held.used) >= IDLE);
+    }
+
+    fn close_of(&mut self, node: NodeId) {
+        self.close(|of, _| of == node);
+    }
+
+    fn close(&mut self, which: impl Fn(NodeId, &Held) -> bool) {
+        let keys: Vec<_> =
+            self.open.iter().filter(|((_, node), held)| which(*node, held)).map(|(key, _)| *key).collect();
         keys.into_iter().for_each(|key| self.remove(key));
     }
 }
@@ -184,32 +211,26 @@ impl Client {
             return None;
         }
         let work = async {
-            let mut stream = door.stream.lock().await;
-            // Somebody else may have waited for the same file.
-            if let Some(file) = local.files.lock().get(key, Instant::now()) {
-                return Ok(Some(file));
-            }
-            if door.is_shut() {
-                return Ok(None);
-            }
-            let mut through = match stream.take() {
-                Some(through) => through,
-                None => match self.enter(replica).await? {
-                    Some(through) => through,
+            let asks = {
+                let mut kept = door.asks.lock().await;
+                match kept.as_ref().filter(|asks| !asks.is_closed()) {
+                    Some(asks) => asks.clone(),
+                    None if door.is_shut() => return Ok(None),
                     None => {
-                        door.shut(ELSEWHERE);
-                        return Ok(None);
+                        let Some(stream) = self.enter(replica).await? else {
+                            door.shut(ELSEWHERE);
+                            return Ok(None);
+                        };
+                        let (asks, asked) = mpsc::channel(ASKS_MAX);
+                        tokio::spawn(keep(local.files.clone(), replica.node, stream, asked));
+                        kept.insert(asks).clone()
                     }
-                },
+                }
             };
-            let opened = open(&mut through, chunk, capability).await?;
-            // Only now is it known that nothing is left over in it.
-            *stream = Some(through);
-            let file = opened.map(Arc::new);
-            if let Some(file) = &file {
-                local.files.lock().insert(key, file.clone(), Instant::now());
-            }
-            Ok(file)
+            let (answer, answered) = oneshot::channel();
+            let ended = || RpcError::Closed("the local stream has ended".into());
+            asks.send(Ask { chunk, capability: capability.clone(), answer }).await.map_err(|_| ended())?;
+            answered.await.map_err(|_| ended())
         };
         match tokio::time::timeout(OPEN_DEADLINE, work)
             .await
@@ -266,6 +287,37 @@ async fn close_idle_files(client: Weak<Client>) {
     }
 }
 
+/// Asks a datanode for files, one after the other, until the stream ends or nobody is there to ask.
+async fn keep(files: Arc<Mutex<Files>>, node: NodeId, mut stream: LocalStream, mut asked: mpsc::Receiver<Ask>) {
+    loop {
+        let ask = tokio::select! {
+            () = stream.ended() => break,
+            ask = asked.recv() => ask,
+        };
+        let Some(Ask { chunk, capability, answer }) = ask else { break };
+        let key = (chunk, node);
+        // It may have come with a question before this one.
+        let mut file = files.lock().get(key, Instant::now());
+        if file.is_none() {
+            let opened = tokio::time::timeout(ANSWER_DEADLINE, open(&mut stream, chunk, &capability)).await;
+            match opened.unwrap_or(Err(RpcError::Timeout(ANSWER_DEADLINE.as_millis()))) {
+                Ok(opened) => file = opened.map(Arc::new),
+                Err(error) => {
+                    debug!(%node, %error, "the local stream cannot be used any more");
+                    break;
+                }
+            }
+            if let Some(file) = &file {
+                files.lock().insert(key, file.clone(), Instant::now());
+            }
+        }
+        // Who asked may not have waited.
+        let _ = answer.send(file);
+    }
+    // Before `asked` is dropped: only then does another stream take the place of this one.
+    files.lock().close_of(node);
+}
+
 /// Asks for a chunk's file; `None` if the node does not give it, and says so.
 async fn open(
     stream: &mut LocalStream,
@@ -295,6 +347,9 @@ async fn open(
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+
+    use dfs_proto::{Access, ErrorKind, Timestamp};
+    use dfs_rpc::LocalListener;
 
     use super::*;
 
@@ -374,5 +429,41 @@ mod tests {
         assert!(files.get((ChunkId(200), NodeId(1)), at(last + 1)).is_some());
         files.close_idle(at(last) + IDLE);
         assert_eq!((files.open.len(), files.frames), (1, 2));
+    }
+
+    #[tokio::test]
+    async fn files_are_closed_when_their_datanode_ends() {
+        let name = format!("dfs-test-datanode-{}", std::process::id());
+        let listener = LocalListener::bind(&name).unwrap();
+        let near = LocalStream::connect(&name).unwrap();
+        let mut far = listener.accept().await.unwrap();
+
+        let files = Arc::new(Mutex::new(Files::default()));
+        let of = |node| (CHUNK, NodeId(node));
+        for node in [1, 2] {
+            files.lock().insert(of(node), Arc::new(chunk_file(&[1, 1])), Instant::now());
+        }
+        let (asks, asked) = mpsc::channel(ASKS_MAX);
+        let keeper = tokio::spawn(keep(files.clone(), NodeId(1), near, asked));
+        let (answer, answered) = oneshot::channel();
+        let capability = Capability {
+            chunk: ChunkId(10),
+            access: Access::Read,
+            holder: NodeId(500),
+            expires: Timestamp::default(),
+            key: 1,
+            mac: [0; 32],
+        };
+        asks.send(Ask { chunk: ChunkId(10), capability, answer }).await.unwrap();
+        assert_eq!(far.recv::<LocalOpen>().await.unwrap().chunk, ChunkId(10));
+        far.send(&Err::<LocalChunk, _>(WireError::new(ErrorKind::Unavailable, "not sealed"))).await.unwrap();
+        assert!(answered.await.unwrap().is_none());
+        assert!(files.lock().open.contains_key(&of(1)), "it is there and only has not got this one");
+
+        drop(far);
+        keeper.await.unwrap();
+        assert!(asks.is_closed());
+        let left: Vec<_> = files.lock().open.keys().copied().collect();
+        assert_eq!(left, [of(2)]);
     }
 }

@@ -103,6 +103,13 @@ impl LocalStream {
         self.inner.read_exact(buf).await.map_err(lost).map(drop)
     }
 
+    /// Waits until the peer has gone, or speaks although nothing is expected of it. Nothing is lost if the wait is given
+    /// up while the peer is there and silent.
+    pub async fn ended(&mut self) {
+        // Whatever comes of it, bytes or none or an error, the stream cannot be used any more.
+        let _ = self.inner.read_u8().await;
+    }
+
     /// Receives the byte that carries a file.
     pub async fn recv_file(&mut self) -> Result<OwnedFd, RpcError> {
         let receive = || {
@@ -171,6 +178,15 @@ mod tests {
         assert!(matches!(far.recv::<u32>().await, Err(RpcError::Malformed(_))));
         drop(near);
         assert!(matches!(far.recv_file().await, Err(RpcError::Closed(_))));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_peer_is_noticed_and_its_silence_is_not_the_end() {
+        let (mut near, far) = pair("end").await;
+        let silence = std::time::Duration::from_millis(20);
+        assert!(tokio::time::timeout(silence, near.ended()).await.is_err());
+        drop(far);
+        near.ended().await;
     }
 
     #[tokio::test]
