@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dfs_proto::Plane;
 use quinn::congestion::CubicConfig;
-use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use crate::error::RpcError;
 
@@ -24,6 +24,12 @@ const INITIAL_WINDOW: u64 = 2 << 20;
 
 /// Requests under way on one connection. More would only queue behind the same disk.
 const STREAMS_MAX: u32 = 256;
+
+/// Packets received before an acknowledgement is sent for its own sake, and how long they wait for one. What answers a
+/// request carries it otherwise: a packet for nothing but that costs both sides as much as one with a message. Few enough
+/// that a sender whose window was cut down by losses does not wait for the time to pass.
+const ACK_EVERY: u32 = 8;
+const ACK_DELAY: Duration = Duration::from_millis(5);
 
 /// Kernel buffers of a socket; the default of 208 KiB drops packets even on loopback.
 const SOCKET_BUFFER: usize = 4 << 20;
@@ -48,8 +54,11 @@ fn transport(idle: Duration, loopback: bool) -> TransportConfig {
     discovery.upper_bound(UDP_PAYLOAD_MAX);
     let mut cubic = CubicConfig::default();
     cubic.initial_window(INITIAL_WINDOW);
+    let mut acks = AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY)).max_ack_delay(Some(ACK_DELAY));
     let mut config = TransportConfig::default();
     config
+        .ack_frequency_config(Some(acks))
         .max_idle_timeout(Some(IdleTimeout::try_from(idle).expect("seconds fit a varint")))
         .keep_alive_interval(Some(Duration::from_secs(1)))
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
