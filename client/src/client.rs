@@ -139,6 +139,7 @@ impl Client {
     ) -> std::result::Result<OpReply, CallError> {
         // Until its end, whatever that is.
         let changing = self.watch.changing(&op);
+        self.watch.lent.take_back(changing.inodes()).await;
         let ticket = session.begin();
         let (id, acked_below, caller) = (ticket.id(), ticket.acked_below(), caller.clone());
         let told = self.options.remember && changing.names_any();

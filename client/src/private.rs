@@ -12,7 +12,8 @@ use std::time::Duration;
 use dfs_meta::private::Touched;
 use dfs_proto::limits::RESERVE_MAX;
 use dfs_proto::msg::meta::{Answer, NewNode, Op, OpReply, Query};
-use dfs_proto::{Attr, Caller, Grant, InodeId};
+use dfs_proto::{Attr, Caller, Grant, InodeId, Name};
+use dfs_rpc::Moment;
 use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -90,6 +91,19 @@ impl Private {
         self.state.lock().attr(inode)
     }
 
+    /// Does `work` while an inode in a private directory has these attributes.
+    pub fn while_held<T>(&self, attr: &Attr, work: impl FnOnce() -> T) -> Option<T> {
+        let state = self.state.lock();
+        let held = state.attr(attr.inode)?;
+        (Attr { atime: attr.atime, ..held } == *attr).then(work)
+    }
+
+    /// Does `work` while a name in a private directory leads to this inode.
+    pub fn while_named<T>(&self, parent: InodeId, name: &Name, inode: InodeId, work: impl FnOnce() -> T) -> Option<T> {
+        let state = self.state.lock();
+        (state.entry(parent, name) == Some(inode)).then(work)
+    }
+
     /// The attributes with what was changed here.
     pub fn current(&self, attr: Attr) -> Attr {
         self.state.lock().attr(attr.inode).unwrap_or(attr)
@@ -151,10 +165,12 @@ impl Client {
                     deadline.bound("changes of names are being sent", progress).await?;
                 }
                 Decided::Numbers => self.reserve_numbers(deadline).await?,
-                Decided::Ask { after, busy, seen } => {
+                Decided::Ask { after, busy, left } => {
                     let busy = Busy { private: self.private.clone(), inodes: busy };
+                    // Others are about to see and to change them, and this client has asked nobody to tell it.
+                    self.watch.lent.take_back_with_names(&left).await;
                     self.sent(after, deadline).await?;
-                    self.store_all_of(&seen, deadline).await;
+                    self.store_all_of(&left, deadline).await;
                     if let Op::MakeMasked { node: NewNode::Directory, private, .. } = op {
                         *private = self.private.wanted;
                     }
@@ -203,6 +219,11 @@ impl Client {
         let last = self.private.state.lock().last();
         self.sent(last, self.deadline()).await?;
         self.private.state.lock().take_lost().map_or(Ok(()), Err)
+    }
+
+    /// When nothing private may be believed any more if the session is not heard of again.
+    pub(crate) fn lease_ends(&self, now: Moment) -> Moment {
+        now + self.sessions.current().map_or(Duration::ZERO, |session| session.lease_left())
     }
 
     fn lease_lasts(&self) -> bool {

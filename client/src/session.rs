@@ -34,7 +34,12 @@ impl Session {
 
     /// Whether the lease cannot have run out yet, whatever the leader has heard since.
     pub fn lease_lasts(&self) -> bool {
-        self.renewed.lock().elapsed() < Duration::from_millis(self.grant.lease_ms)
+        !self.lease_left().is_zero()
+    }
+
+    /// For how long it lasts if it is not renewed.
+    pub fn lease_left(&self) -> Duration {
+        Duration::from_millis(self.grant.lease_ms).saturating_sub(self.renewed.lock().elapsed())
     }
 
     pub fn id(&self) -> SessionId {

@@ -20,6 +20,7 @@ use tracing::debug;
 use crate::client::Client;
 use crate::error::{Error, Result, unexpected_answer};
 use crate::leader::{ATTEMPT, Group};
+use crate::lent::Lent;
 use memory::{Asked, Concerned, Memory};
 
 /// Pause before the stream is opened again.
@@ -33,6 +34,8 @@ pub(crate) struct Watch {
     wanted: Notify,
     /// The session of the stream is over.
     broken: Notify,
+    /// What the kernel believes of it.
+    pub lent: Arc<Lent>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,7 +51,14 @@ impl Watch {
             life: Mutex::new(None),
             wanted: Notify::new(),
             broken: Notify::new(),
+            lent: Arc::default(),
         }
+    }
+
+    /// Does `work` while what this client believes of an inode are these attributes, with the moment until which it does.
+    pub fn while_believed<T>(&self, attr: &Attr, now: Moment, work: impl FnOnce(Moment) -> T) -> Option<T> {
+        let memory = self.memory.lock();
+        memory.believed_until(attr, now).map(work)
     }
 
     /// An own change is about to be sent. What it names is not answered from memory until the result is dropped.
@@ -76,6 +86,13 @@ impl Watch {
     /// An own change may have been done, or its answer may not have said everything.
     pub fn anything_may_have_changed(&self) {
         self.memory.lock().clear();
+        self.take_all_back();
+    }
+
+    /// What a change names is not known any more once everything is forgotten: so nothing stays lent.
+    fn take_all_back(&self) {
+        let lent = self.lent.clone();
+        tokio::spawn(async move { lent.take_all_back().await });
     }
 
     /// What the namenode says of the inode is not the latest any more.
@@ -94,6 +111,7 @@ impl Watch {
     fn over(&self) {
         *self.life.lock() = None;
         self.memory.lock().clear();
+        self.take_all_back();
     }
 
     /// The number under which the namenode knows the session's stream.
@@ -114,6 +132,11 @@ pub(crate) struct Changing<'a> {
 }
 
 impl Changing<'_> {
+    /// What it is about to touch, as far as that is known.
+    pub fn inodes(&self) -> &[InodeId] {
+        &self.concerned.inodes
+    }
+
     /// Whether a name comes or goes.
     pub fn names_any(&self) -> bool {
         !self.concerned.names.is_empty()
@@ -291,6 +314,8 @@ async fn keep_watching(client: Weak<Client>, group: Arc<Group>, watch: Arc<Watch
             };
             debug!(session = %session.id(), ?ended, "not told of changes any more");
             watch.over();
+            // The next stream begins with nothing that it would have to be told of.
+            watch.lent.take_all_back().await;
         }
         tokio::select! {
             () = stopped.cancelled() => return,
@@ -335,6 +360,7 @@ async fn hear(
 ) -> std::result::Result<(), RpcError> {
     while let Some(Revocation { number, inodes, recalled }) = recv.recv_optional().await? {
         watch.memory.lock().forget(&inodes);
+        watch.lent.take_back(&inodes).await;
         if let Some(client) = client.upgrade().filter(|_| !recalled.is_empty()) {
             client.share_directories(session, recalled);
         }

@@ -1,10 +1,11 @@
 //! Where the fuser library stops: each request becomes a call of [`Fs`], each result a reply.
 //!
-//! A request is copied out of the session's buffer, which is used again at once, and runs as a task; the threads
-//! of the session never wait for the cluster. Nothing here decides anything about files.
+//! A request is copied out of the session's buffer, which is used again at once, and becomes a task as soon as it has to
+//! wait: the threads of the session never wait for the cluster. Nothing here decides anything about files.
 //!
-//! The kernel is notified of one thing, that pages are old, after a lock was had. Whoever adds to that must do it
-//! like that from a thread of its own that holds no lock: the kernel may have to finish a request of this mount first.
+//! The kernel is notified of two things: that pages are old, after a lock was had, and that attributes are, when others
+//! change them. Whoever adds to that must do it like that from a thread of its own that holds no lock: the kernel may have
+//! to finish a request of this mount first.
 
 mod answer;
 mod convert;
@@ -15,6 +16,7 @@ use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::task::{Context, Waker};
 use std::time::SystemTime;
 
 use dfs_proto::{InodeId, SetAttr};
@@ -35,7 +37,8 @@ use crate::fs::file::Place;
 use crate::fs::file_ranges::Start;
 use crate::fs::handles::HandleId;
 use answer::{
-    attr, created, data, directory, directory_plus, empty, entry, opened, place, sized, statistics, tested, written,
+    attr, created, data, directory, directory_plus, empty, entry, linked, opened, place, sized, statistics, tested,
+    written,
 };
 use convert::{errno, handle_in, handle_out, lock_request, set_time};
 
@@ -99,8 +102,8 @@ impl Adapter {
         if number == INodeNo::ROOT { self.fs.root } else { InodeId(number.0) }
     }
 
-    /// Runs an operation as a task and answers with its result.
-    fn spawn<T, O, F>(&self, span: Span, operation: O, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
+    /// Runs an operation and answers with its result: at once if it need not wait, otherwise as a task.
+    fn start<T, O, F>(&self, span: Span, operation: O, answer: impl FnOnce(Result<T, Errno>) + Send + 'static)
     where
         T: Send + 'static,
         O: FnOnce(Arc<Fs>) -> F,
@@ -108,7 +111,13 @@ impl Adapter {
     {
         let fs = self.fs.clone();
         let operation = operation(self.fs.clone());
-        self.runtime.spawn(async move { fs.admission.run(operation, answer).await }.instrument(span));
+        let mut work = Box::pin(async move { fs.admission.run(operation, answer).await }.instrument(span));
+        // What is known here is answered without waking another thread, which would take several times as long.
+        let _runtime = self.runtime.enter();
+        // Nobody needs to be woken: the task looks again.
+        if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.runtime.spawn(work);
+        }
     }
 }
 
@@ -137,7 +146,8 @@ impl Filesystem for Adapter {
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let span = span!("lookup", request, parent);
-        self.spawn(span, |fs| async move { fs.lookup(who, parent, &name).await }, entry(reply));
+        let answer = entry(self.fs.clone(), parent, &name, reply);
+        self.start(span, |fs| async move { fs.lookup(who, parent, &name).await }, answer);
     }
 
     /// Inode numbers are the cluster's and are never used again, so there is no reference to give back.
@@ -146,7 +156,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let (who, inode) = (self.requester(request), self.inode(ino));
         let span = span!("getattr", request, inode);
-        self.spawn(span, |fs| async move { fs.getattr(who, inode).await }, attr(reply));
+        self.start(span, |fs| async move { fs.getattr(who, inode).await }, attr(self.fs.clone(), reply));
     }
 
     fn setattr(
@@ -178,13 +188,13 @@ impl Filesystem for Adapter {
             replication: None,
         };
         let span = span!("setattr", request, inode);
-        self.spawn(span, |fs| async move { fs.setattr(who, inode, set, handle).await }, attr(reply));
+        self.start(span, |fs| async move { fs.setattr(who, inode, set, handle).await }, attr(self.fs.clone(), reply));
     }
 
     fn readlink(&self, request: &Request, ino: INodeNo, reply: ReplyData) {
         let (who, inode) = (self.requester(request), self.inode(ino));
         let span = span!("readlink", request, inode);
-        self.spawn(span, |fs| async move { fs.readlink(who, inode).await }, data(reply));
+        self.start(span, |fs| async move { fs.readlink(who, inode).await }, data(reply));
     }
 
     fn mknod(
@@ -199,32 +209,35 @@ impl Filesystem for Adapter {
     ) {
         let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let span = span!("mknod", request, parent);
-        self.spawn(span, |fs| async move { fs.make_node(who, parent, &name, mode, umask, rdev).await }, entry(reply));
+        let answer = entry(self.fs.clone(), parent, &name, reply);
+        self.start(span, |fs| async move { fs.make_node(who, parent, &name, mode, umask, rdev).await }, answer);
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let span = span!("mkdir", request, parent);
-        self.spawn(span, |fs| async move { fs.make_directory(who, parent, &name, mode, umask).await }, entry(reply));
+        let answer = entry(self.fs.clone(), parent, &name, reply);
+        self.start(span, |fs| async move { fs.make_directory(who, parent, &name, mode, umask).await }, answer);
     }
 
     fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let span = span!("unlink", request, parent);
-        self.spawn(span, |fs| async move { fs.unlink(who, parent, &name).await }, empty(reply));
+        self.start(span, |fs| async move { fs.unlink(who, parent, &name).await }, empty(reply));
     }
 
     fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let span = span!("rmdir", request, parent);
-        self.spawn(span, |fs| async move { fs.remove_directory(who, parent, &name).await }, empty(reply));
+        self.start(span, |fs| async move { fs.remove_directory(who, parent, &name).await }, empty(reply));
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let target = target.as_os_str().to_owned();
         let span = span!("symlink", request, parent);
-        self.spawn(span, |fs| async move { fs.make_symlink(who, parent, &name, &target).await }, entry(reply));
+        let answer = entry(self.fs.clone(), parent, &name, reply);
+        self.start(span, |fs| async move { fs.make_symlink(who, parent, &name, &target).await }, answer);
     }
 
     fn rename(
@@ -240,21 +253,21 @@ impl Filesystem for Adapter {
         let (who, from, to) = (self.requester(request), self.inode(parent), self.inode(newparent));
         let (name, newname, flags) = (name.to_owned(), newname.to_owned(), flags.bits());
         let span = span!("rename", request, from);
-        self.spawn(span, |fs| async move { fs.rename(who, (from, &name), (to, &newname), flags).await }, empty(reply));
+        self.start(span, |fs| async move { fs.rename(who, (from, &name), (to, &newname), flags).await }, empty(reply));
     }
 
     fn link(&self, request: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         let (who, inode, parent, name) =
             (self.requester(request), self.inode(ino), self.inode(newparent), newname.to_owned());
         let span = span!("link", request, inode);
-        self.spawn(span, |fs| async move { fs.link(who, inode, parent, &name).await }, entry(reply));
+        self.start(span, |fs| async move { fs.link(who, inode, parent, &name).await }, linked(reply));
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (who, inode) = (self.requester(request), self.inode(ino));
         let answer = opened(self.fs.clone(), reply);
         let span = span!("open", request, inode);
-        self.spawn(span, |fs| async move { fs.open(who, inode, flags.0).await }, answer);
+        self.start(span, |fs| async move { fs.open(who, inode, flags.0).await }, answer);
     }
 
     fn create(
@@ -270,7 +283,7 @@ impl Filesystem for Adapter {
         let (who, parent, name) = (self.requester(request), self.inode(parent), name.to_owned());
         let answer = created(self.fs.clone(), reply);
         let span = span!("create", request, parent);
-        self.spawn(span, |fs| async move { fs.create(who, parent, &name, mode, umask, flags).await }, answer);
+        self.start(span, |fs| async move { fs.create(who, parent, &name, mode, umask, flags).await }, answer);
     }
 
     fn read(
@@ -286,7 +299,7 @@ impl Filesystem for Adapter {
     ) {
         let handle = handle_in(fh);
         let span = tracing::debug_span!("read", request = request.unique().0, inode = ino.0, offset, size);
-        self.spawn(span, |fs| async move { fs.read(handle, offset, size).await }, data(reply));
+        self.start(span, |fs| async move { fs.read(handle, offset, size).await }, data(reply));
     }
 
     fn write(
@@ -312,13 +325,13 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno(error)),
         };
         let span = tracing::debug_span!("write", request = request.unique().0, inode = ino.0, offset, size);
-        self.spawn(span, |fs| async move { fs.write(who, handle, place, payload).await }, written(reply));
+        self.start(span, |fs| async move { fs.write(who, handle, place, payload).await }, written(reply));
     }
 
     fn flush(&self, request: &Request, ino: INodeNo, fh: FileHandle, closer: LockOwner, reply: ReplyEmpty) {
         let handle = handle_in(fh);
         let span = span!("flush", request, ino);
-        self.spawn(span, move |fs| async move { fs.flush(handle, closer.0).await }, empty(reply));
+        self.start(span, move |fs| async move { fs.flush(handle, closer.0).await }, empty(reply));
     }
 
     fn getlk(
@@ -338,7 +351,7 @@ impl Filesystem for Adapter {
             return reply.error(errno(Errno::INVALID));
         };
         let span = span!("getlk", request, ino);
-        self.spawn(span, move |fs| async move { fs.test_lock(handle, asked).await }, tested(reply));
+        self.start(span, move |fs| async move { fs.test_lock(handle, asked).await }, tested(reply));
     }
 
     fn setlk(
@@ -360,7 +373,7 @@ impl Filesystem for Adapter {
         };
         let span = span!("setlk", request, ino);
         if !sleep {
-            return self.spawn(span, move |fs| async move { fs.set_lock(who, handle, asked).await }, empty(reply));
+            return self.start(span, move |fs| async move { fs.set_lock(who, handle, asked).await }, empty(reply));
         }
         // Not among the operations that are counted and end at a deadline: whoever waits may wait for long, and
         // must not keep others from running, who may hold the lock.
@@ -372,7 +385,7 @@ impl Filesystem for Adapter {
     fn fsync(&self, request: &Request, ino: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let handle = handle_in(fh);
         let span = span!("fsync", request, ino);
-        self.spawn(span, |fs| async move { fs.fsync(handle).await }, empty(reply));
+        self.start(span, |fs| async move { fs.fsync(handle).await }, empty(reply));
     }
 
     fn release(
@@ -394,7 +407,7 @@ impl Filesystem for Adapter {
             drop(ending);
             released
         };
-        self.spawn(span, release, empty(reply));
+        self.start(span, release, empty(reply));
     }
 
     fn fallocate(
@@ -409,13 +422,13 @@ impl Filesystem for Adapter {
     ) {
         let (who, handle) = (self.requester(request), handle_in(fh));
         let span = span!("fallocate", request, ino);
-        self.spawn(span, |fs| async move { fs.allocate(who, handle, offset, length, mode).await }, empty(reply));
+        self.start(span, |fs| async move { fs.allocate(who, handle, offset, length, mode).await }, empty(reply));
     }
 
     fn lseek(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: i64, whence: i32, reply: ReplyLseek) {
         let handle = handle_in(fh);
         let span = span!("lseek", request, ino);
-        self.spawn(span, |fs| async move { fs.seek(handle, offset, whence).await }, place(reply));
+        self.start(span, |fs| async move { fs.seek(handle, offset, whence).await }, place(reply));
     }
 
     fn copy_file_range(
@@ -435,7 +448,7 @@ impl Filesystem for Adapter {
         let from = Start { handle: handle_in(fh_in), offset: offset_in };
         let to = Start { handle: handle_in(fh_out), offset: offset_out };
         let span = span!("copy_file_range", request, ino_in);
-        self.spawn(span, |fs| async move { fs.copy_range(who, from, to, len).await }, written(reply));
+        self.start(span, |fs| async move { fs.copy_range(who, from, to, len).await }, written(reply));
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
@@ -445,13 +458,14 @@ impl Filesystem for Adapter {
     fn readdir(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectory) {
         let (who, handle) = (self.requester(request), handle_in(fh));
         let span = span!("readdir", request, ino);
-        self.spawn(span, |fs| async move { fs.list(who, handle, offset, false).await }, directory(reply));
+        self.start(span, |fs| async move { fs.list(who, handle, offset, false).await }, directory(reply));
     }
 
     fn readdirplus(&self, request: &Request, ino: INodeNo, fh: FileHandle, offset: u64, reply: ReplyDirectoryPlus) {
         let (who, handle) = (self.requester(request), handle_in(fh));
         let span = span!("readdirplus", request, ino);
-        self.spawn(span, |fs| async move { fs.list(who, handle, offset, true).await }, directory_plus(reply));
+        let answer = directory_plus(self.fs.clone(), self.inode(ino), reply);
+        self.start(span, |fs| async move { fs.list(who, handle, offset, true).await }, answer);
     }
 
     fn releasedir(&self, request: &Request, ino: INodeNo, fh: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
@@ -460,18 +474,18 @@ impl Filesystem for Adapter {
 
     fn fsyncdir(&self, request: &Request, ino: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
         let span = span!("fsyncdir", request, ino);
-        self.spawn(span, |fs| async move { fs.sync_names().await }, empty(reply));
+        self.start(span, |fs| async move { fs.sync_names().await }, empty(reply));
     }
 
     fn statfs(&self, request: &Request, ino: INodeNo, reply: ReplyStatfs) {
         let span = span!("statfs", request, ino);
-        self.spawn(span, |fs| async move { fs.statfs().await }, statistics(reply));
+        self.start(span, |fs| async move { fs.statfs().await }, statistics(reply));
     }
 
     fn access(&self, request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
         let (who, inode, mask) = (self.requester(request), self.inode(ino), (mask.bits() & 0o7) as u8);
         let span = span!("access", request, inode);
-        self.spawn(span, |fs| async move { fs.access(who, inode, mask).await }, empty(reply));
+        self.start(span, |fs| async move { fs.access(who, inode, mask).await }, empty(reply));
     }
 
     fn setxattr(
@@ -490,26 +504,26 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno(error)),
         };
         let span = span!("setxattr", request, inode);
-        self.spawn(span, |fs| async move { fs.set_xattr(who, inode, &name, value, flags).await }, empty(reply));
+        self.start(span, |fs| async move { fs.set_xattr(who, inode, &name, value, flags).await }, empty(reply));
     }
 
     fn getxattr(&self, request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let (who, inode, name) = (self.requester(request), self.inode(ino), name.to_owned());
         let span = span!("getxattr", request, inode);
         let operation = |fs: Arc<Fs>| async move { Ok(Vec::from(fs.get_xattr(who, inode, &name).await?)) };
-        self.spawn(span, operation, sized(reply, size));
+        self.start(span, operation, sized(reply, size));
     }
 
     fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let (who, inode) = (self.requester(request), self.inode(ino));
         let span = span!("listxattr", request, inode);
-        self.spawn(span, |fs| async move { fs.list_xattrs(who, inode).await }, sized(reply, size));
+        self.start(span, |fs| async move { fs.list_xattrs(who, inode).await }, sized(reply, size));
     }
 
     fn removexattr(&self, request: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (who, inode, name) = (self.requester(request), self.inode(ino), name.to_owned());
         let span = span!("removexattr", request, inode);
-        self.spawn(span, |fs| async move { fs.remove_xattr(who, inode, &name).await }, empty(reply));
+        self.start(span, |fs| async move { fs.remove_xattr(who, inode, &name).await }, empty(reply));
     }
 
     // What this file system does not have. The kernel then answers by itself, mostly with EOPNOTSUPP, and does
@@ -545,6 +559,6 @@ impl Filesystem for Adapter {
 
 impl Adapter {
     fn release_handle(&self, span: Span, handle: HandleId, reply: ReplyEmpty) {
-        self.spawn(span, |fs| async move { fs.release(handle).await }, empty(reply));
+        self.start(span, |fs| async move { fs.release(handle).await }, empty(reply));
     }
 }

@@ -12,6 +12,7 @@ pub mod errno;
 pub mod file;
 pub mod file_ranges;
 pub mod handles;
+mod lending;
 pub mod locks;
 mod names;
 mod open_inodes;

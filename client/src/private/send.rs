@@ -144,6 +144,11 @@ impl Client {
         let recalled = self.private.state.lock().recall(inodes, &self.files);
         let recalled = recalled.map_err(|fault| Error::new(ErrorKind::Internal, fault.to_string()))?;
         debug!(%session, directories = recalled.directories.len(), "sharing directories");
+        // Changes by others are not told of before this session has asked again.
+        match &recalled.files {
+            Some(files) => self.watch.lent.take_back_with_names(&[&recalled.directories[..], files].concat()).await,
+            None => self.watch.lent.take_all_back().await,
+        }
         // Until it is done, or the session is over: what was taken out of the copy is not found there again.
         loop {
             let Some(current) = self.sessions.current().filter(|current| current.id() == session) else {

@@ -120,14 +120,14 @@ pub(super) enum Decided {
         after: u64,
         /// Files that are busy meanwhile.
         busy: Vec<InodeId>,
-        /// Files that others may see from then on, with all that was written before.
-        seen: Vec<InodeId>,
+        /// Directories and files that others may see from then on, the files with all that was written before.
+        left: Vec<InodeId>,
     },
 }
 
 impl Decided {
     fn ask(after: u64) -> Decided {
-        Decided::Ask { after, busy: Vec::new(), seen: Vec::new() }
+        Decided::Ask { after, busy: Vec::new(), left: Vec::new() }
     }
 }
 
@@ -148,6 +148,11 @@ impl State {
 
     pub fn attr(&self, inode: InodeId) -> Option<Attr> {
         self.tree.as_ref()?.attr(inode).ok().flatten()
+    }
+
+    /// What a name in a private directory leads to.
+    pub fn entry(&self, parent: InodeId, name: &Name) -> Option<InodeId> {
+        self.tree.as_ref().filter(|tree| tree.is_directory(parent))?.entry(parent, name).ok().flatten()
     }
 
     pub fn last(&self) -> u64 {
@@ -282,8 +287,9 @@ impl State {
             let tops: Vec<_> =
                 touched.names.iter().filter_map(|(parent, name)| tree.top_named(*parent, name)).collect();
             if !tops.is_empty() {
-                let seen = self.give_up(&tops, opens)?;
-                return Ok(Decided::Ask { after: self.last, busy: Vec::new(), seen });
+                let files = self.give_up(&tops, opens)?;
+                let left = [tops, files].concat();
+                return Ok(Decided::Ask { after: self.last, busy: Vec::new(), left });
             }
         }
         Ok(Decided::ask(after))
@@ -299,12 +305,13 @@ impl State {
             for inode in &named {
                 *self.busy.entry(*inode).or_default() += 1;
             }
-            return Ok(Decided::Ask { after, busy: named, seen: Vec::new() });
+            return Ok(Decided::Ask { after, busy: named, left: Vec::new() });
         }
         let tops = touched.names.iter().filter_map(|(parent, name)| tree.top_named(*parent, name));
         let named: Vec<_> = named.iter().copied().chain(tops).collect();
-        let seen = self.give_up(&named, opens)?;
-        Ok(Decided::Ask { after: self.last, busy: Vec::new(), seen })
+        let files = self.give_up(&named, opens)?;
+        let left = [named, files].concat();
+        Ok(Decided::Ask { after: self.last, busy: Vec::new(), left })
     }
 
     /// From here on the namenode decides about these, once it knows everything that was done. Which files are among

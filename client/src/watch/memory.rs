@@ -154,6 +154,14 @@ impl Memory {
         self.attrs.get(&inode).filter(|_| now < self.valid_until && !self.changing.contains_key(&inode))
     }
 
+    /// Until when these attributes are believed, if they are the latest known. The atime need not be: reads of this
+    /// client's own go into it later.
+    pub fn believed_until(&self, attr: &Attr, now: Moment) -> Option<Moment> {
+        let known = self.attr(attr.inode, now)?;
+        let same = Attr { atime: attr.atime, ..known.clone() } == *attr;
+        same.then_some(self.valid_until)
+    }
+
     /// What the name leads to; `Some(None)` if it is known to lead nowhere.
     pub fn name(&self, parent: InodeId, name: &Name, now: Moment) -> Option<Option<&Attr>> {
         let known = match self.names.get(&parent).and_then(|names| names.get(name)) {

@@ -1,10 +1,11 @@
 //! Replies: how a result of [`crate::fs`] is told to the kernel.
 
+use std::ffi::OsStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_proto::Attr;
 use dfs_proto::msg::meta::{LockClaim, StatFs};
+use dfs_proto::{Attr, InodeId};
 use fuser::{
     FopenFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
@@ -16,19 +17,38 @@ use crate::fs::directory::Listed;
 use crate::fs::errno::Errno;
 use crate::fs::file::Opened;
 
-/// Names and attributes are asked for anew each time: nobody tells this mount what others change.
+/// Asked for anew each time.
 const TTL: Duration = Duration::ZERO;
 
-pub fn entry(reply: ReplyEntry) -> impl FnOnce(Result<Attr, Errno>) {
+/// Of a name that was looked up or made in `parent`.
+pub fn entry(
+    fs: Arc<Fs>,
+    parent: InodeId,
+    name: &OsStr,
+    reply: ReplyEntry,
+) -> impl FnOnce(Result<Attr, Errno>) + use<> {
+    let name = name.to_owned();
+    move |result| match result {
+        Ok(attr) => {
+            let (name, attributes) = (fs.name_ttl(parent, &name, &attr), fs.attr_ttl(&attr));
+            reply.entry_with_ttls(&attributes, &name, &file_attr(&attr), generation());
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// As `entry`, of an inode that the kernel may have known before. It takes this answer for newer than whatever it was
+/// told meanwhile, unlike any other answer, so nothing can be lent with it.
+pub fn linked(reply: ReplyEntry) -> impl FnOnce(Result<Attr, Errno>) {
     |result| match result {
         Ok(attr) => reply.entry(&TTL, &file_attr(&attr), generation()),
         Err(error) => reply.error(errno(error)),
     }
 }
 
-pub fn attr(reply: ReplyAttr) -> impl FnOnce(Result<Attr, Errno>) {
-    |result| match result {
-        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+pub fn attr(fs: Arc<Fs>, reply: ReplyAttr) -> impl FnOnce(Result<Attr, Errno>) {
+    move |result| match result {
+        Ok(attr) => reply.attr(&fs.attr_ttl(&attr), &file_attr(&attr)),
         Err(error) => reply.error(errno(error)),
     }
 }
@@ -124,13 +144,19 @@ pub fn directory(mut reply: ReplyDirectory) -> impl FnOnce(Result<Vec<Listed>, E
 }
 
 /// As `directory`, with attributes.
-pub fn directory_plus(mut reply: ReplyDirectoryPlus) -> impl FnOnce(Result<Vec<Listed>, Errno>) {
-    |result| match result {
+pub fn directory_plus(
+    fs: Arc<Fs>,
+    directory: InodeId,
+    mut reply: ReplyDirectoryPlus,
+) -> impl FnOnce(Result<Vec<Listed>, Errno>) {
+    move |result| match result {
         Ok(entries) => {
             for entry in entries {
                 let name = convert::os_str(&entry.name);
                 let attr = convert::listed_attr(&entry);
-                if reply.add(node(entry.inode), entry.position, name, &TTL, &attr, generation()) {
+                // One time for both.
+                let ttl = entry.attr.map_or(TTL, |attr| fs.name_ttl(directory, name, &attr).min(fs.attr_ttl(&attr)));
+                if reply.add(node(entry.inode), entry.position, name, &ttl, &attr, generation()) {
                     break;
                 }
             }

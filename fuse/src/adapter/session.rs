@@ -1,10 +1,11 @@
 //! Starting a FUSE session.
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, INodeNo, MountOption, Session, SessionACL};
 use tokio_util::sync::CancellationToken;
 
 use super::{Adapter, convert};
@@ -26,10 +27,34 @@ pub fn start(fs: Arc<Fs>, mountpoint: &Path, options: &MountOptions, ended: Canc
             tracing::debug!(%inode, %error, "pages not dropped");
         }
     }));
+    let (device, root) = (session.as_fd().try_clone_to_owned()?, fs.root);
+    fs.set_take_back(Box::new(move |inode| {
+        let node = if inode == root { INodeNo::ROOT } else { convert::node(inode) };
+        forget_attributes(&device, node)
+    }));
     // Kept, it would unmount whatever is mounted at this path when it is dropped: fuser 0.18 takes a mount that is gone
     // for one that is there. `mount::point` unmounts, and makes sure that it is ours.
     std::mem::forget(session.spawn()?);
     Ok(())
+}
+
+/// `FUSE_NOTIFY_INVAL_INODE` for attributes and ACLs, which takes no lock; pages stay. Whether the kernel knows the inode:
+/// the reason why this is not `Notifier::inval_inode`, which says so of any.
+fn forget_attributes(device: &OwnedFd, node: INodeNo) -> bool {
+    const INVAL_INODE: i32 = 2;
+    const NO_PAGES: i64 = -1;
+    const LEN: u32 = 40;
+    let (unique, pages): (u64, i64) = (0, 0);
+    // fuse_out_header and fuse_notify_inval_inode_out of linux/fuse.h.
+    let message = [
+        &LEN.to_ne_bytes()[..],
+        &INVAL_INODE.to_ne_bytes(),
+        &unique.to_ne_bytes(),
+        &node.0.to_ne_bytes(),
+        &NO_PAGES.to_ne_bytes(),
+        &pages.to_ne_bytes(),
+    ];
+    rustix::io::write(device, &message.concat()).is_ok()
 }
 
 fn config(options: &MountOptions) -> Config {

@@ -141,7 +141,7 @@ impl Fs {
     }
 }
 
-fn parse(name: &OsStr) -> Result<Name, Errno> {
+pub(super) fn parse(name: &OsStr) -> Result<Name, Errno> {
     Ok(Name::new(name.as_bytes())?)
 }
 

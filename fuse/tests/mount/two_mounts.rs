@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
@@ -33,6 +33,73 @@ fn namespace_changes_show_at_the_next_look_up() {
     expect_errno(File::open(there("g")), Errno::NOENT);
     fs::remove_dir(there("a")).unwrap();
     expect_errno(fs::read_dir(here("a")), Errno::NOENT);
+}
+
+#[test]
+fn attributes_through_open_descriptors_are_the_latest() {
+    let quote = "So `fstat` through a descriptor that is open already shows the change as well.";
+    let Some((dir, other)) = on_two_mounts(quote) else { return };
+    let (here, there) = (|name: &str| dir.path().join(name), |name: &str| other.join(name));
+    let mode = |file: &File| file.metadata().unwrap().mode() & 0o777;
+    fs::write(here("file"), b"bytes").unwrap();
+    fs::create_dir(here("folder")).unwrap();
+    let (file, folder) = (File::open(there("file")).unwrap(), File::open(there("folder")).unwrap());
+    for round in 1..=40 {
+        // By name and by descriptor: the kernel has them all.
+        assert_eq!(fs::metadata(there("file")).unwrap().mode() & 0o777, mode(&file));
+        let before = folder.metadata().unwrap().mtime_nsec();
+        set_mode(&here("file"), 0o400 | round);
+        assert_eq!(mode(&file), 0o400 | round);
+        fs::write(here(&format!("folder/{round}")), b"").unwrap();
+        assert_ne!(folder.metadata().unwrap().mtime_nsec(), before, "round {round}");
+    }
+
+    // What one mount is changing another sees already, and then so does this one.
+    set_mode(&here("file"), 0);
+    let (ours, theirs) = (File::open(here("file")).unwrap(), file);
+    std::thread::scope(|scope| {
+        let changes = scope.spawn(|| (1..=0o777).for_each(|mode| set_mode(&here("file"), mode)));
+        while !changes.is_finished() {
+            let seen = mode(&theirs);
+            let here = mode(&ours);
+            assert!(here >= seen, "{seen:o} there, and then {here:o} here");
+        }
+    });
+    assert_eq!((mode(&ours), mode(&theirs)), (0o777, 0o777));
+}
+
+#[test]
+fn directories_that_are_looked_up_all_the_time_are_the_latest() {
+    let Some((dir, other)) = on_two_mounts(NEXT_LOOKUP) else { return };
+    let (here, there) = (|name: &str| dir.path().join(name), |name: &str| other.join(name));
+    for round in 0..6 {
+        let (old, new) = (format!("{round}/way"), format!("{round}/new"));
+        fs::create_dir_all(here(&old).join("down")).unwrap();
+        fs::write(here(&old).join("down/file"), b"").unwrap();
+        let is_at = |way: PathBuf| way.join("down/file").exists();
+        assert!((0..50).all(|_| is_at(there(&old))));
+        match round % 2 {
+            0 => fs::rename(here(&old), here(&new)).unwrap(),
+            _ => fs::rename(there(&old), there(&new)).unwrap(),
+        }
+        assert!(!there(&old).join("down").exists() && !there(&old).exists());
+        assert!(is_at(there(&new)) && !is_at(here(&old)) && is_at(here(&new)));
+    }
+
+    // What one mount is changing another sees already, and then so does this one.
+    for round in 0..20 {
+        let (old, new) = (format!("{round}/a"), format!("{round}/b"));
+        fs::create_dir_all(here(&old)).unwrap();
+        assert!(!there(&new).exists() && (0..50).all(|_| here(&old).exists()));
+        std::thread::scope(|scope| {
+            let rename = scope.spawn(|| fs::rename(here(&old), here(&new)).unwrap());
+            while !rename.is_finished() {
+                let seen = there(&new).exists();
+                assert!(!(seen && here(&old).exists()), "renamed there, and then not here");
+            }
+        });
+        assert!(here(&new).exists() && !here(&old).exists());
+    }
 }
 
 #[test]
