@@ -80,7 +80,7 @@ impl Plane {
             // 4: status and checks tell of chunks whose end was cut off, datanodes of replicas that are short.
             Plane::Meta => b"dfs-meta/7",
             Plane::Raft => b"dfs-raft/1",
-            Plane::Data => b"dfs-data/1",
+            Plane::Data => b"dfs-data/2",
         }
     }
 }

@@ -160,6 +160,9 @@ impl Client {
         deadline: Deadline,
     ) -> Result<Bytes, Round> {
         let chunk = location.chunk;
+        if let Some(bytes) = self.read_cached(location, extent) {
+            return Ok(bytes);
+        }
         let mut round = Round {
             all_bad: true,
             outdated: false,
@@ -245,7 +248,7 @@ impl Client {
         capability: Capability,
     ) -> (ReplicaAt, Result<Bytes, (Bytes, Miss)>) {
         let _reading = self.nodes.reading(replica.node);
-        if let Some(file) = self.local_file(&replica, chunk, &capability).await {
+        if let Some(file) = self.local_file(&replica, chunk, extent.chunk_end(), &capability).await {
             let (offset, len) = (extent.chunk_offset, extent.len);
             let read = tokio::task::spawn_blocking(move || file.read(offset, len)).await;
             let outcome = match read {

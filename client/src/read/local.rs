@@ -1,24 +1,25 @@
-//! Chunk files of datanodes on this machine, read without the network: sealed chunks only, verified frame by frame
-//! like everything else. Whatever goes wrong on the way to a file is no failure: the bytes come over the network then.
+//! Chunk files of datanodes on this machine, read without the network and verified frame by frame like everything else.
+//! Of a chunk that is still open the frames are known that it had when its file was given; what it got since, and
+//! whatever else is not to be had this way, comes over the network.
 //!
 //! One task keeps the stream to each datanode. When it ends, because the datanode has ended for example, the files that
 //! came through it are closed, so that the disk below them can be unmounted.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dfs_proto::limits::CHUNK_FRAMES_MAX;
 use dfs_proto::msg::data::{DataRequest, FRAME_HEADER_LEN, LocalChunk, LocalDoor, LocalHello, LocalOpen};
-use dfs_proto::msg::meta::ReplicaAt;
-use dfs_proto::{Capability, ChunkId, FrameHeader, NodeId, Plane, Role, WireError};
+use dfs_proto::msg::meta::{ChunkLocation, ReplicaAt};
+use dfs_proto::{Capability, ChunkId, Extent, FrameHeader, NodeId, Plane, Role, WireError};
 use dfs_rpc::{LocalStream, RpcError, Target};
 use parking_lot::Mutex;
 use rustix::buffer::spare_capacity;
-use rustix::io::{Errno, pread};
+use rustix::io::{Errno, ReadWriteFlags, pread, preadv2};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
@@ -32,6 +33,13 @@ const FRAMES_MAX: usize = 1 << 20;
 
 /// A file that was not read for so long is closed.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// A chunk whose file does not reach as far as it has been written since is not asked for again sooner: each answer has all
+/// its frames in it.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// Longer reads are for a thread of their own, also if all is in memory: verifying them takes time.
+const CACHED_READ_MAX: u32 = 128 << 10;
 
 /// For asking a datanode of this machine for a file. Longer than that, and the network is quicker.
 const OPEN_DEADLINE: Duration = Duration::from_millis(500);
@@ -64,6 +72,8 @@ struct Door {
 /// A question for a chunk's file.
 struct Ask {
     chunk: ChunkId,
+    /// So far the file has to reach.
+    end: u32,
     capability: Capability,
     answer: oneshot::Sender<Option<Arc<ChunkFile>>>,
 }
@@ -86,20 +96,35 @@ struct Files {
 
 struct Held {
     file: Arc<ChunkFile>,
+    given: Instant,
     used: Instant,
 }
 
+/// What is known of the file of a chunk.
+enum Known {
+    Here(Arc<ChunkFile>),
+    /// It is here, too short, and too new to be asked for again.
+    Short,
+    No,
+}
+
 impl Files {
-    fn get(&mut self, key: (ChunkId, NodeId), now: Instant) -> Option<Arc<ChunkFile>> {
-        let held = self.open.get_mut(&key)?;
-        held.used = now;
-        Some(held.file.clone())
+    /// A file that reaches `end`.
+    fn get(&mut self, key: (ChunkId, NodeId), end: u32, now: Instant) -> Known {
+        match self.open.get_mut(&key) {
+            Some(held) if held.file.end() >= end => {
+                held.used = now;
+                Known::Here(held.file.clone())
+            }
+            Some(held) if now.duration_since(held.given) < REFRESH => Known::Short,
+            _ => Known::No,
+        }
     }
 
     fn insert(&mut self, key: (ChunkId, NodeId), file: Arc<ChunkFile>, now: Instant) {
         self.remove(key);
         self.frames += file.frames.len();
-        self.open.insert(key, Held { file, used: now });
+        self.open.insert(key, Held { file, given: now, used: now });
         while self.open.len() > FILES_MAX || self.frames > FRAMES_MAX {
             let Some((&oldest, _)) = self.open.iter().min_by_key(|(_, held)| held.used) else { return };
             self.remove(oldest);
@@ -127,12 +152,12 @@ impl Files {
     }
 }
 
-/// A sealed chunk's file.
+/// A chunk's file, as far as its frames are known.
 pub(super) struct ChunkFile {
     chunk: ChunkId,
     file: File,
     data_start: u64,
-    /// One behind the other from the start of the chunk to its end.
+    /// One behind the other from the start of the chunk on.
     frames: Vec<FrameHeader>,
 }
 
@@ -149,25 +174,58 @@ impl ChunkFile {
         (end == found.len).then_some(ChunkFile { chunk, file, data_start: found.data_start, frames })
     }
 
+    fn end(&self) -> u32 {
+        self.frames.last().map_or(0, FrameHeader::end)
+    }
+
+    /// The frames that overlap a range, if they reach its end.
+    fn frames_in(&self, offset: u32, end: u32) -> Option<&[FrameHeader]> {
+        let first = self.frames.partition_point(|frame| frame.end() <= offset);
+        let behind = self.frames.partition_point(|frame| frame.offset < end);
+        self.frames.get(first..behind).filter(|wanted| wanted.last().is_some_and(|last| last.end() >= end))
+    }
+
     /// Exactly these bytes, verified. Blocks for the disk. The error says what is wrong with the replica, and has the
     /// bytes in front of that.
     pub fn read(&self, offset: u32, len: u32) -> Result<Bytes, (Bytes, String)> {
         let end = offset + len;
-        let first = self.frames.partition_point(|frame| frame.end() <= offset);
-        let behind = self.frames.partition_point(|frame| frame.offset < end);
-        let wanted =
-            self.frames.get(first..behind).filter(|wanted| wanted.last().is_some_and(|last| last.end() >= end));
-        let Some(wanted) = wanted else {
-            let here = self.frames.last().map_or(0, FrameHeader::end);
+        let Some(wanted) = self.frames_in(offset, end) else {
+            let here = self.end();
             let front = if here > offset { self.read(offset, here - offset) } else { Ok(Bytes::new()) };
             return Err((front.unwrap_or_else(|(front, _)| front), format!("it ends before {end}")));
         };
-        let start = wanted[0].offset;
-        let total = (wanted[wanted.len() - 1].end() - start) as usize;
-        let bytes = read_at(&self.file, self.data_start + u64::from(start), total);
-        let bytes = bytes.map_err(|e| (Bytes::new(), e.to_string()))?;
+        let (place, total) = self.place_of(wanted);
+        let bytes = read_at(&self.file, place, total).map_err(|e| (Bytes::new(), e.to_string()))?;
+        self.verified(wanted, bytes, offset, len)
+    }
+
+    /// As `read`, if none of it has to come from the disk and all of it is right.
+    pub fn read_cached(&self, offset: u32, len: u32) -> Option<Bytes> {
+        let wanted = self.frames_in(offset, offset + len)?;
+        let (place, total) = self.place_of(wanted);
+        let mut bytes = vec![0; total];
+        let read = preadv2(&self.file, &mut [IoSliceMut::new(&mut bytes)], place, ReadWriteFlags::NOWAIT);
+        read.ok().filter(|read| *read == total)?;
+        self.verified(wanted, bytes, offset, len).ok()
+    }
+
+    /// Where frames that follow each other lie in the file, and how many bytes they have.
+    fn place_of(&self, frames: &[FrameHeader]) -> (u64, usize) {
+        let (start, end) = (frames[0].offset, frames[frames.len() - 1].end());
+        (self.data_start + u64::from(start), (end - start) as usize)
+    }
+
+    /// Verifies the bytes of these frames, and cuts the range out of them.
+    fn verified(
+        &self,
+        frames: &[FrameHeader],
+        bytes: Vec<u8>,
+        offset: u32,
+        len: u32,
+    ) -> Result<Bytes, (Bytes, String)> {
+        let start = frames[0].offset;
         let skip = (offset - start) as usize;
-        for frame in wanted {
+        for frame in frames {
             let at = (frame.offset - start) as usize;
             if !frame.matches(self.chunk, &bytes[at..at + frame.len as usize]) {
                 let front = if at > skip { Bytes::from(bytes).slice(skip..at) } else { Bytes::new() };
@@ -195,16 +253,30 @@ fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
 }
 
 impl Client {
-    /// The replica's file, if its datanode runs on this machine and the chunk is sealed.
+    /// The extent's bytes, if they are in this machine's memory and known to be right: nothing is waited for.
+    pub(super) fn read_cached(&self, location: &ChunkLocation, extent: &Extent) -> Option<Bytes> {
+        let (chunk, now) = (extent.chunk, Instant::now());
+        let file = |node| match self.reads.local.files.lock().get((chunk, node), extent.chunk_end(), now) {
+            Known::Here(file) => Some(file),
+            Known::Short | Known::No => None,
+        };
+        let file = location.replicas.iter().filter(|_| extent.len <= CACHED_READ_MAX).find_map(|at| file(at.node))?;
+        file.read_cached(extent.chunk_offset, extent.len)
+    }
+
+    /// The replica's file, if its datanode runs on this machine and it reaches to `end`.
     pub(super) async fn local_file(
         &self,
         replica: &ReplicaAt,
         chunk: ChunkId,
+        end: u32,
         capability: &Capability,
     ) -> Option<Arc<ChunkFile>> {
         let (local, key) = (&self.reads.local, (chunk, replica.node));
-        if let Some(file) = local.files.lock().get(key, Instant::now()) {
-            return Some(file);
+        match local.files.lock().get(key, end, Instant::now()) {
+            Known::Here(file) => return Some(file),
+            Known::Short => return None,
+            Known::No => {}
         }
         let door = local.doors.lock().entry(replica.node).or_default().clone();
         if door.is_shut() {
@@ -229,7 +301,7 @@ impl Client {
             };
             let (answer, answered) = oneshot::channel();
             let ended = || RpcError::Closed("the local stream has ended".into());
-            asks.send(Ask { chunk, capability: capability.clone(), answer }).await.map_err(|_| ended())?;
+            asks.send(Ask { chunk, end, capability: capability.clone(), answer }).await.map_err(|_| ended())?;
             answered.await.map_err(|_| ended())
         };
         match tokio::time::timeout(OPEN_DEADLINE, work)
@@ -294,23 +366,30 @@ async fn keep(files: Arc<Mutex<Files>>, node: NodeId, mut stream: LocalStream, m
             () = stream.ended() => break,
             ask = asked.recv() => ask,
         };
-        let Some(Ask { chunk, capability, answer }) = ask else { break };
+        let Some(Ask { chunk, end, capability, answer }) = ask else { break };
         let key = (chunk, node);
         // It may have come with a question before this one.
-        let mut file = files.lock().get(key, Instant::now());
-        if file.is_none() {
-            let opened = tokio::time::timeout(ANSWER_DEADLINE, open(&mut stream, chunk, &capability)).await;
-            match opened.unwrap_or(Err(RpcError::Timeout(ANSWER_DEADLINE.as_millis()))) {
-                Ok(opened) => file = opened.map(Arc::new),
-                Err(error) => {
-                    debug!(%node, %error, "the local stream cannot be used any more");
-                    break;
+        let known = files.lock().get(key, end, Instant::now());
+        let file = match known {
+            Known::Here(file) => Some(file),
+            Known::Short => None,
+            Known::No => {
+                let opened = tokio::time::timeout(ANSWER_DEADLINE, open(&mut stream, chunk, &capability)).await;
+                match opened.unwrap_or(Err(RpcError::Timeout(ANSWER_DEADLINE.as_millis()))) {
+                    Ok(opened) => {
+                        let opened = opened.map(Arc::new);
+                        if let Some(file) = &opened {
+                            files.lock().insert(key, file.clone(), Instant::now());
+                        }
+                        opened.filter(|file| file.end() >= end)
+                    }
+                    Err(error) => {
+                        debug!(%node, %error, "the local stream cannot be used any more");
+                        break;
+                    }
                 }
             }
-            if let Some(file) = &file {
-                files.lock().insert(key, file.clone(), Instant::now());
-            }
-        }
+        };
         // Who asked may not have waited.
         let _ = answer.send(file);
     }
@@ -403,6 +482,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_in_memory_is_read_at_once_and_only_if_it_is_right() {
+        use std::os::unix::fs::FileExt;
+        let file = chunk_file(&[10, 20, 5]);
+        // What has just been written is; some file systems cannot tell, and then the answer is no.
+        let read = file.read_cached(5, 20);
+        assert!(read.is_none_or(|bytes| bytes[..] == [vec![0; 5], vec![1; 15]].concat()[..]));
+        assert_eq!(file.read_cached(30, 6), None, "behind the end");
+        file.file.write_all_at(&[0xFF], DATA_START + 12).unwrap();
+        assert_eq!(file.read_cached(5, 20), None);
+    }
+
+    #[test]
+    fn a_chunk_that_has_grown_is_asked_for_again_after_a_while() {
+        let (mut files, start) = (Files::default(), Instant::now());
+        let key = (CHUNK, NodeId(1));
+        files.insert(key, Arc::new(chunk_file(&[10, 20])), start);
+        assert!(matches!(files.get(key, 30, start), Known::Here(_)));
+        assert!(matches!(files.get(key, 31, start + REFRESH / 2), Known::Short));
+        assert!(matches!(files.get(key, 31, start + REFRESH), Known::No));
+        files.insert(key, Arc::new(chunk_file(&[10, 20, 5])), start + REFRESH);
+        assert!(matches!(files.get(key, 31, start + REFRESH), Known::Here(_)));
+        assert_eq!((files.open.len(), files.frames), (1, 3));
+    }
+
+    #[test]
     fn frames_that_do_not_make_the_chunk_are_refused() {
         let sound = chunk_file(&[10, 20]);
         let found = LocalChunk { len: 30, data_start: DATA_START, frames: 2 };
@@ -425,8 +529,8 @@ mod tests {
         }
         assert_eq!((files.open.len(), files.frames), (FILES_MAX, 2 * FILES_MAX));
         let oldest = (ChunkId(0), NodeId(1));
-        assert!(files.get(oldest, at(last)).is_none(), "the one not read for longest went first");
-        assert!(files.get((ChunkId(200), NodeId(1)), at(last + 1)).is_some());
+        assert!(matches!(files.get(oldest, 2, at(last)), Known::No), "the one not read for longest went first");
+        assert!(matches!(files.get((ChunkId(200), NodeId(1)), 2, at(last + 1)), Known::Here(_)));
         files.close_idle(at(last) + IDLE);
         assert_eq!((files.open.len(), files.frames), (1, 2));
     }
@@ -454,7 +558,7 @@ mod tests {
             key: 1,
             mac: [0; 32],
         };
-        asks.send(Ask { chunk: ChunkId(10), capability, answer }).await.unwrap();
+        asks.send(Ask { chunk: ChunkId(10), end: 1, capability, answer }).await.unwrap();
         assert_eq!(far.recv::<LocalOpen>().await.unwrap().chunk, ChunkId(10));
         far.send(&Err::<LocalChunk, _>(WireError::new(ErrorKind::Unavailable, "not sealed"))).await.unwrap();
         assert!(answered.await.unwrap().is_none());

@@ -1,4 +1,4 @@
-//! A sealed chunk as a file, for readers on this machine.
+//! A chunk as a file, for readers on this machine.
 
 use std::fs::File;
 use std::io;
@@ -12,14 +12,14 @@ use super::error::StoreError;
 use super::format::{State, data_offset};
 
 impl Store {
-    /// Opens a sealed chunk for reading, with all its frame headers. `NotSealed` for any other: its bytes below the
-    /// committed length stay what they are, but where they end does not.
+    /// Opens a chunk for reading, with all frame headers that it has now. What is behind them in an open one belongs to
+    /// frames that nobody was told of yet. `NotSealed` for a damaged one, of which single frames may be good.
     pub fn local_file(&self, chunk: ChunkId) -> Result<(LocalChunk, File, Vec<FrameHeader>), StoreError> {
         let replica = self.chunks.get(chunk).ok_or_else(|| match self.is_scanned() {
             true => StoreError::NotHere(chunk),
             false => StoreError::NotScanned,
         })?;
-        if replica.state != State::Sealed {
+        if replica.state == State::Damaged {
             return Err(StoreError::NotSealed(chunk));
         }
         let path = self.volume_of(&replica).chunk_path(chunk);

@@ -254,6 +254,7 @@ fn damage_in_a_sealed_chunk_is_found_marked_and_does_not_hide_the_good_frames() 
     let replica = store.get(CHUNK).unwrap();
     assert_eq!((replica.state, replica.whole), (State::Damaged, FRAME_MAX));
     assert_eq!(store.digests()[0x34], 0);
+    assert!(matches!(store.local_file(CHUNK), Err(StoreError::NotSealed(_))), "readers here ask for single frames");
     let read = read_all(&store, CHUNK).unwrap();
     let good: Vec<_> = read.iter().map(|(frame, bytes)| frame.matches(CHUNK, bytes)).collect();
     assert_eq!(good, [true, false, true]);
