@@ -16,6 +16,7 @@ use crate::holding::Holding;
 use crate::leader::{ATTEMPT, CallError, Group};
 use crate::nodes::Nodes;
 use crate::open::Files;
+use crate::opened_ahead::OpenedAhead;
 use crate::private::{Change, Private};
 use crate::read::Reads;
 use crate::session::{Renewed, Session, Sessions, session_lost};
@@ -35,6 +36,7 @@ pub(crate) struct Client {
     pub nodes: Nodes,
     pub files: Files,
     pub holding: Arc<Holding>,
+    pub ahead: OpenedAhead,
     pub writes: Writes,
     pub reads: Reads,
     pub watch: Arc<Watch>,
@@ -62,6 +64,7 @@ impl Client {
             nodes: Nodes::default(),
             files: Files::default(),
             holding: Arc::default(),
+            ahead: OpenedAhead::default(),
             writes: Writes::new(&options),
             reads: Reads::new(&options),
             watch: Arc::new(Watch::new()),

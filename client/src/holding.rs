@@ -45,7 +45,7 @@ struct Inodes {
 /// While it lives, the inode counts as open.
 pub(crate) struct Opening {
     client: Arc<Client>,
-    inode: InodeId,
+    pub inode: InodeId,
 }
 
 impl Drop for Opening {
@@ -60,7 +60,7 @@ impl Drop for Opening {
         }
         drop(inodes);
         // If no handle came of it, the leader may have noted one.
-        if !self.client.files.is_open(self.inode) {
+        if !self.client.holds(self.inode) {
             holding.closed(self.inode);
         }
     }
@@ -80,15 +80,26 @@ impl Client {
     pub(crate) async fn opening(self: &Arc<Self>, inode: InodeId) -> Opening {
         loop {
             let told = self.holding.told.notified();
-            {
-                let mut inodes = self.holding.inodes.lock();
-                if !inodes.telling.contains(&inode) {
-                    *inodes.opening.entry(inode).or_default() += 1;
-                    return Opening { client: self.clone(), inode };
-                }
+            if let Some(opening) = self.try_opening(inode) {
+                return opening;
             }
             told.await;
         }
+    }
+
+    /// As `opening`, if there is nothing to wait for.
+    pub(crate) fn try_opening(self: &Arc<Self>, inode: InodeId) -> Option<Opening> {
+        let mut inodes = self.holding.inodes.lock();
+        if inodes.telling.contains(&inode) {
+            return None;
+        }
+        *inodes.opening.entry(inode).or_default() += 1;
+        Some(Opening { client: self.clone(), inode })
+    }
+
+    /// Whether the inode is open here, or was opened for somebody who may come.
+    fn holds(&self, inode: InodeId) -> bool {
+        self.ahead.holds(inode) || self.files.is_open(inode)
     }
 
     /// Starts the task that tells what is closed. Must be called within a tokio runtime.
@@ -116,7 +127,7 @@ impl Client {
                 return;
             }
             // One that was found by its name and opened meanwhile, which nothing could keep apart.
-            let again: Vec<_> = page.into_iter().filter(|inode| self.files.is_open(*inode)).collect();
+            let again: Vec<_> = page.into_iter().filter(|inode| self.holds(*inode)).collect();
             if !again.is_empty() {
                 let request = MetaRequest::Announce { session: session.id(), inodes: again, last: false };
                 if let Err(failed) = self.group.call(&request, ATTEMPT, Deadline::after(ATTEMPT)).await {
@@ -133,7 +144,7 @@ impl Client {
         while page.len() < OPENS_PAGE_MAX
             && let Some(inode) = inodes.closed.pop_first()
         {
-            if !inodes.opening.contains_key(&inode) && !self.files.is_open(inode) {
+            if !inodes.opening.contains_key(&inode) && !self.holds(inode) {
                 page.push(inode);
             }
         }
@@ -144,7 +155,9 @@ impl Client {
     /// Tells a leader that is new what is open here.
     pub(crate) async fn announce(self: &Arc<Self>, session: &Session) -> Result<()> {
         let _alone = self.holding.telling.lock().await;
-        let mut open = self.files.open_inodes();
+        // Before the handles that somebody may be making of them.
+        let mut open = self.ahead.inodes();
+        open.extend(self.files.open_inodes());
         open.extend(self.holding.inodes.lock().opening.keys());
         open.sort_unstable();
         open.dedup();

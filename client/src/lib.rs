@@ -18,6 +18,7 @@ mod locks;
 mod namespace;
 mod nodes;
 mod open;
+mod opened_ahead;
 mod paths;
 mod private;
 mod ranges;

@@ -184,6 +184,7 @@ impl Dfs {
             return Err(unexpected_answer("ReadDir"));
         };
         for entry in &mut page.entries {
+            entry.attr.iter().for_each(|attr| self.client.found(inode, attr));
             entry.attr = entry.attr.take().map(|attr| self.client.merged(attr));
         }
         Ok(page)

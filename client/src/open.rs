@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dfs_proto::msg::meta::{Answer, Op, Query};
+use dfs_proto::msg::meta::{Answer, Op, OpenedFile, Query};
 use dfs_proto::{Attr, Caller, ChunkId, ErrorKind, Extent, Grant, InodeId, SessionId};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -357,16 +357,21 @@ impl Client {
                 return Ok(handle);
             }
         }
-        let query = Query::Open { inode, read: mode.read, write: mode.write };
-        let _opening = self.opening(inode).await;
-        match self.query(caller, query).await? {
-            Answer::Opened { attr, grant, front } => {
-                let handle = self.opened(caller, &attr, &grant, mode);
-                self.learn_front(&handle.file, front);
-                Ok(handle)
-            }
-            _ => Err(unexpected_answer("Open")),
+        let only_read = mode.read && !mode.write;
+        if only_read && let Some(handle) = self.open_from_ahead(caller, inode, mode) {
+            return Ok(handle);
         }
+        let _opening = self.opening(inode).await;
+        let OpenedFile { attr, grant, front } = match only_read {
+            true => self.open_with_next(caller, inode).await?,
+            false => match self.query(caller, Query::Open { inode, read: mode.read, write: mode.write }).await? {
+                Answer::Opened(opened) => opened,
+                _ => return Err(unexpected_answer("Open")),
+            },
+        };
+        let handle = self.opened(caller, &attr, &grant, mode);
+        self.learn_front(&handle.file, front);
+        Ok(handle)
     }
 
     /// A handle on a file that the namenode has just opened for us.
@@ -415,18 +420,26 @@ impl Client {
             let access = if write { "writing" } else { "reading" };
             Error::new(ErrorKind::InvalidArgument, format!("the file is not open for {access}"))
         })?;
-        debug!(inode = %file.inode, "opening a file again for a new session");
-        match self.query(&caller, Query::Open { inode: file.inode, read: !write, write }).await? {
-            Answer::Opened { attr, grant, front } => {
-                let mut inner = file.inner.lock();
-                inner.observe(&attr);
-                inner.take_grant(&caller, &grant);
-                drop(inner);
-                self.learn_front(file, front);
-                Ok(grant)
-            }
-            _ => Err(unexpected_answer("Open")),
+        if !write
+            && let Some(session) = self.sessions.current()
+            && let Some(grant) = self.grant_from_ahead(file, &caller, session.id())
+        {
+            return Ok(grant);
         }
+        debug!(inode = %file.inode, write, "asking for the grant of an open file");
+        let OpenedFile { attr, grant, front } = match write {
+            false => self.open_with_next(&caller, file.inode).await?,
+            true => match self.query(&caller, Query::Open { inode: file.inode, read: false, write }).await? {
+                Answer::Opened(opened) => opened,
+                _ => return Err(unexpected_answer("Open")),
+            },
+        };
+        let mut inner = file.inner.lock();
+        inner.observe(&attr);
+        inner.take_grant(&caller, &grant);
+        drop(inner);
+        self.learn_front(file, front);
+        Ok(grant)
     }
 
     /// The attributes as this client's applications see them: with what it has changed and the namenode does not know.

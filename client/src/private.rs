@@ -104,6 +104,11 @@ impl Private {
         (state.entry(parent, name) == Some(inode)).then(work)
     }
 
+    /// The regular files in a private directory.
+    pub fn files_in(&self, directory: InodeId) -> Vec<InodeId> {
+        self.state.lock().files_in(directory)
+    }
+
     /// The attributes with what was changed here.
     pub fn current(&self, attr: Attr) -> Attr {
         self.state.lock().attr(attr.inode).unwrap_or(attr)

@@ -55,6 +55,11 @@ impl Watch {
         }
     }
 
+    /// The files of a directory that are remembered.
+    pub fn known_files(&self, directory: InodeId) -> Vec<InodeId> {
+        self.memory.lock().files_in(directory)
+    }
+
     /// Does `work` while what this client believes of an inode are these attributes, with the moment until which it does.
     pub fn while_believed<T>(&self, attr: &Attr, now: Moment, work: impl FnOnce(Moment) -> T) -> Option<T> {
         let memory = self.memory.lock();
@@ -185,6 +190,12 @@ fn named_in(op: &Op) -> Concerned {
 impl Client {
     /// What a name leads to.
     pub async fn lookup(self: &Arc<Self>, caller: &Caller, parent: InodeId, name: &Name) -> Result<Attr> {
+        let attr = self.look_up(caller, parent, name).await?;
+        self.found(parent, &attr);
+        Ok(attr)
+    }
+
+    async fn look_up(self: &Arc<Self>, caller: &Caller, parent: InodeId, name: &Name) -> Result<Attr> {
         let query = Query::Lookup { parent, name: name.clone() };
         if let Some(answer) = self.answer_privately(caller, &query).await? {
             return attr_in(Ok(answer));

@@ -47,6 +47,9 @@ pub const LOCATE_EXTENTS_MAX: u32 = 2048;
 /// question, and little enough to be sent to those who do not read it.
 pub const OPENED_EXTENTS_MAX: u32 = 8;
 
+/// Files that are opened on the way with one that is wanted; their answers together stay well below `CONTROL_FRAME_MAX`.
+pub const OPEN_AHEAD_MAX: usize = 64;
+
 /// Extents of one file that one command takes away or shares; what is left is done by the next. All other
 /// commands wait while one is applied.
 pub const RANGE_EXTENTS_MAX: usize = 2048;

@@ -155,6 +155,12 @@ impl State {
         self.tree.as_ref().filter(|tree| tree.is_directory(parent))?.entry(parent, name).ok().flatten()
     }
 
+    /// The regular files in a private directory.
+    pub fn files_in(&self, directory: InodeId) -> Vec<InodeId> {
+        let tree = self.tree.as_ref().filter(|tree| tree.is_directory(directory));
+        tree.and_then(|tree| tree.files_in(directory).ok()).unwrap_or_default()
+    }
+
     pub fn last(&self) -> u64 {
         self.last
     }

@@ -6,7 +6,7 @@ use std::hash::Hash;
 use std::time::Duration;
 
 use dfs_proto::msg::meta::Told;
-use dfs_proto::{Attr, InodeId, Name};
+use dfs_proto::{Attr, FileKind, InodeId, Name};
 use dfs_rpc::Moment;
 
 use super::ahead::Ahead;
@@ -178,6 +178,12 @@ impl Memory {
         }
     }
 
+    /// The regular files that names in the directory are known to lead to.
+    pub fn files_in(&self, directory: InodeId) -> Vec<InodeId> {
+        let names = self.names.get(&directory).into_iter().flat_map(|names| names.values().copied().flatten());
+        names.filter(|inode| self.attrs.get(inode).is_some_and(|attr| attr.kind == FileKind::File)).collect()
+    }
+
     pub fn learn_attr(&mut self, asked: Asked, attr: &Attr, valid_until: Moment) {
         if self.may_learn(asked, &[attr.inode]) {
             self.make_room();
@@ -285,7 +291,7 @@ fn mark_of(inode: InodeId) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dfs_proto::{FileKind, Timestamp, XattrKinds};
+    use dfs_proto::{Timestamp, XattrKinds};
 
     const DIR: InodeId = InodeId(1);
     const FILE: InodeId = InodeId(2);

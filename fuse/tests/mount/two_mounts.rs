@@ -117,6 +117,32 @@ fn closed_bytes_show_at_the_next_open() {
 
 /// Same size, so that only the version tells that the pages are old.
 #[test]
+fn files_that_are_opened_one_after_the_other_are_the_latest() {
+    let Some((dir, other)) = on_two_mounts(CLOSE_TO_OPEN) else { return };
+    let (here, there) = (|name: u32| dir.path().join(name.to_string()), |name: u32| other.join(name.to_string()));
+    (0..60).for_each(|name| fs::write(here(name), [name as u8]).unwrap());
+    names_in(&other);
+    for name in 0..60 {
+        // What comes next has been opened with what came before, and is changed just then.
+        match name % 4 {
+            1 => fs::write(here(name), b"new").unwrap(),
+            2 => fs::remove_file(here(name)).unwrap(),
+            3 => fs::rename(here(0), here(name)).unwrap(),
+            _ => {}
+        }
+        match name % 4 {
+            1 => assert_eq!(fs::read(there(name)).unwrap(), b"new"),
+            2 => expect_errno(File::open(there(name)), Errno::NOENT),
+            3 => {
+                assert_eq!(fs::read(there(name)).unwrap(), [0]);
+                fs::rename(here(name), here(0)).unwrap();
+            }
+            _ => assert_eq!(fs::read(there(name)).unwrap(), [name as u8]),
+        }
+    }
+}
+
+#[test]
 fn an_overwrite_elsewhere_drops_cached_pages() {
     let Some((dir, other)) = on_two_mounts(
         "Pages that the kernel has cached are used again at the next `open` only if the file's version is the one they \

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use dfs_proto::limits::READDIR_PAGE_MAX;
 use dfs_proto::msg::admin::{ChunkInfo, FileInfo, Liveness};
-use dfs_proto::msg::meta::{Answer, DirEntry, DirPage, LockClaim, Op, Query, StatFs};
+use dfs_proto::msg::meta::{Answer, DirEntry, DirPage, LockClaim, Op, OpenedFile, Query, StatFs};
 use dfs_proto::{Caller, ErrorKind, Grant, InodeId, Name, NodeId, Refusal, SessionId, Timestamp, WireError};
 
 use crate::locks;
@@ -60,7 +60,10 @@ pub fn answer(
         Query::GetAttr { inode } => Ok(Answer::Attr(tree::live_inode(view, *inode)?.attr(*inode))),
         Query::ReadLink { inode } => read_link(view, *inode),
         Query::ReadDir { inode, after, limit, attrs } => read_dir(view, asker, *inode, *after, *limit, *attrs),
-        Query::Open { inode, read, write } => open(view, asker, nodes, *inode, *read, *write),
+        Query::Open { inode, read, write } => {
+            open(view, asker, nodes, *inode, *read, *write).map(Answer::Opened)
+        }
+        Query::OpenAhead { inode, others } => open_ahead(view, asker, nodes, *inode, others),
         Query::Locate { inode, grant, offset, len } => locate::locate(view, asker, nodes, *inode, grant, *offset, *len),
         Query::LocateChunks { inode, grant, chunks } => {
             locate::locate_chunks(view, asker, nodes, *inode, grant, chunks)
@@ -205,7 +208,7 @@ fn open(
     inode: InodeId,
     read: bool,
     write: bool,
-) -> Result<Answer, Failure> {
+) -> Result<OpenedFile, Failure> {
     let row = tree::live_inode(view, inode)?;
     if write && row.is_directory() {
         return Err(refuse(ErrorKind::IsADirectory, "a directory is not opened for writing"));
@@ -217,7 +220,28 @@ fn open(
     let keys = rows::capability_keys(view)?;
     let grant = Grant::sign(keys.newest()?, inode, asker.session, read, write);
     let front = if read { locate::front(view, asker, nodes, inode, &row)? } else { None };
-    Ok(Answer::Opened { attr: row.attr(inode), grant, front: front.map(Box::new) })
+    Ok(OpenedFile { attr: row.attr(inode), grant, front: front.map(Box::new) })
+}
+
+fn open_ahead(
+    view: &dyn View,
+    asker: &Asker<'_>,
+    nodes: &dyn Fn(NodeId) -> Liveness,
+    inode: InodeId,
+    others: &[InodeId],
+) -> Result<Answer, Failure> {
+    let opened = open(view, asker, nodes, inode, true, false)?;
+    let mut ahead = Vec::with_capacity(others.len());
+    for other in others {
+        match open(view, asker, nodes, *other, true, false) {
+            // Nobody asked for it: no reason to give is of interest.
+            Err(Failure::Refused(_)) => {}
+            Err(fault) => return Err(fault),
+            // Only regular files have a map.
+            Ok(other) => ahead.extend(Some(other).filter(|other| other.front.is_some())),
+        }
+    }
+    Ok(Answer::OpenedAhead { opened, others: ahead })
 }
 
 /// Whether a session that the leader has noted to have an inode open keeps it: it has a name, or is held. Whoever does

@@ -81,6 +81,12 @@ impl Opens {
         }
     }
 
+    /// As `open`, if nothing has to be waited for; whether it is noted.
+    pub fn open_now(&self, session: SessionId, inode: InodeId) -> bool {
+        let mut known = self.known.lock();
+        !known.removing.contains_key(&inode) && known.note(session, inode).is_ok()
+    }
+
     pub fn closed(&self, session: SessionId, inodes: &[InodeId]) {
         let mut known = self.known.lock();
         for inode in inodes {
@@ -273,6 +279,8 @@ mod tests {
             let mut open = pin!(opens.open(A, FILE));
             assert!(open.as_mut().poll(&mut context).is_pending());
             assert!(matches!(pin!(opens.open(A, InodeId(11))).poll(&mut context), Poll::Ready(Ok(()))));
+            assert!(!opens.open_now(A, FILE) && opens.open_now(A, InodeId(12)));
+            assert!(!opens.is_open(A, FILE) && opens.is_open(A, InodeId(12)));
             drop(removing);
             assert!(matches!(open.as_mut().poll(&mut context), Poll::Ready(Ok(()))));
         }

@@ -7,7 +7,7 @@ use dfs_meta::locks::Holder;
 use dfs_meta::private::{self, Touched};
 use dfs_meta::query::{self, Asker};
 use dfs_meta::{Body, Reply, placement, rows};
-use dfs_proto::limits::{ALLOCATE_MAX, GROUPS_MAX, REPLICATION_MAX};
+use dfs_proto::limits::{ALLOCATE_MAX, GROUPS_MAX, OPEN_AHEAD_MAX, REPLICATION_MAX};
 use dfs_proto::msg::admin::Liveness;
 use dfs_proto::msg::meta::{Answer, MetaReply, Op, OpReply, Query, RenameMode, RevocationDone, Told};
 use dfs_proto::msg::node::Order;
@@ -306,7 +306,7 @@ pub async fn query(
     caller: Caller,
     query: Query,
 ) -> Result<MetaReply, WireError> {
-    admit_query(namenode, holder, session, &caller, &query).await?;
+    let query = admit_query(namenode, holder, session, &caller, query).await?;
     let answer = read(namenode, holder, session, &caller, &query).await?;
     settled(namenode, &query, &answer).await;
     answer.map(MetaReply::Answer)
@@ -321,7 +321,7 @@ pub async fn watched_query(
     query: Query,
     life: u64,
 ) -> Result<MetaReply, WireError> {
-    admit_query(namenode, holder, session, &caller, &query).await?;
+    let query = admit_query(namenode, holder, session, &caller, query).await?;
     let mut answer = read(namenode, holder, session, &caller, &query).await?;
     let mut valid = None;
     if let Some(inodes) = remembered(&query, &answer) {
@@ -357,26 +357,38 @@ async fn settled(namenode: &Namenode, query: &Query, answer: &Result<Answer, Wir
     match answer {
         Ok(Answer::Attr(attr)) => inodes.push(attr.inode),
         Ok(Answer::Page(page)) => inodes.extend(page.entries.iter().map(|entry| entry.inode)),
+        Ok(Answer::OpenedAhead { others, .. }) => inodes.extend(others.iter().map(|other| other.attr.inode)),
         _ => {}
     }
     namenode.watches.settled(&inodes).await;
 }
 
-/// Whether the session may ask, and everything committed so far is in the rows.
+/// Whether the session may ask, and everything committed so far is in the rows. What is left of the question: of files
+/// that would only be opened on the way those that can be opened now.
 async fn admit_query(
     namenode: &Namenode,
     holder: NodeId,
     session: SessionId,
     caller: &Caller,
-    query: &Query,
-) -> Result<(), WireError> {
+    mut query: Query,
+) -> Result<Query, WireError> {
     namenode.leading()?;
     check_caller(caller)?;
     namenode.sessions.renew(session, holder, Instant::now())?;
-    if let Query::Open { inode, .. } = query {
-        namenode.opens.open(session, *inode).await?;
+    match &mut query {
+        Query::Open { inode, .. } => namenode.opens.open(session, *inode).await?,
+        Query::OpenAhead { inode, others } => {
+            if others.len() > OPEN_AHEAD_MAX {
+                let message = format!("more than {OPEN_AHEAD_MAX} files at once");
+                return Err(WireError::new(ErrorKind::InvalidArgument, message));
+            }
+            namenode.opens.open(session, *inode).await?;
+            others.retain(|other| namenode.opens.open_now(session, *other));
+        }
+        _ => {}
     }
-    namenode.read_barrier().await
+    namenode.read_barrier().await?;
+    Ok(query)
 }
 
 async fn read(
@@ -387,7 +399,14 @@ async fn read(
     query: &Query,
 ) -> Result<Result<Answer, WireError>, WireError> {
     // Most answers are a few rows that are in memory: less work than a hop to another thread.
-    let long = matches!(query, Query::ReadDir { .. } | Query::Locate { .. } | Query::StatFs | Query::ListXattrs { .. });
+    let long = matches!(
+        query,
+        Query::ReadDir { .. }
+            | Query::Locate { .. }
+            | Query::OpenAhead { .. }
+            | Query::StatFs
+            | Query::ListXattrs { .. }
+    );
     let answer = {
         let (me, caller, query) = (namenode.clone(), caller.clone(), query.clone());
         move |view: &dyn dfs_meta::View| {

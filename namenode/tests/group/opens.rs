@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dfs_proto::limits::OPEN_AHEAD_MAX;
 use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, NewNode, Op, OpReply, Query, SessionGrant};
 use dfs_proto::{Caller, ErrorKind, InodeId, Name, Role};
 use dfs_rpc::RpcError;
@@ -50,6 +51,23 @@ fn a_file_lives_without_a_name_until_the_last_session_has_closed_it() {
     closed(&client, a, closed_before);
     client.mutate(request(c.session, 2), unlink("second")).unwrap();
     assert_eq!(links(&client, c, closed_before), None);
+}
+
+#[test]
+fn files_that_were_opened_ahead_are_open_until_they_are_closed() {
+    let group = Group::formed(1, |_| {});
+    let client = group.client(Role::Client, 100);
+    let (a, b) = (client.open_session(), client.open_session());
+    let files: Vec<_> = (1..4).map(|n| create(&client, request(a.session, n), &n.to_string())).collect();
+    closed(&client, a, files[1]);
+    let ahead = |others| client.query(b, Query::OpenAhead { inode: files[0], others });
+    let Ok(Answer::OpenedAhead { others, .. }) = ahead(vec![files[1]]) else { panic!("not opened") };
+    assert_eq!(others.iter().map(|other| other.attr.inode).collect::<Vec<_>>(), [files[1]]);
+    client.mutate(request(a.session, 5), unlink("2")).unwrap();
+    assert_eq!(links(&client, a, files[1]), Some(0), "it is held for who may open it");
+    closed(&client, b, files[1]);
+    assert_eq!(links(&client, a, files[1]), None);
+    assert_eq!(kind(ahead(vec![files[1]; OPEN_AHEAD_MAX + 1])), Some(ErrorKind::InvalidArgument));
 }
 
 #[test]

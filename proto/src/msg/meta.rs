@@ -479,6 +479,9 @@ pub enum Query {
     GetXattr { inode: InodeId, name: XattrName },
     /// The names that the caller may know of. Answer: `XattrNames`.
     ListXattrs { inode: InodeId },
+    /// As `Open` for reading, and of `others`, at most `limits::OPEN_AHEAD_MAX`, those that are regular files which this
+    /// caller may read. All of `others` count as open until `Closed` says otherwise. Answer: `OpenedAhead`.
+    OpenAhead { inode: InodeId, others: Vec<InodeId> },
 }
 
 impl Query {
@@ -490,6 +493,7 @@ impl Query {
             | Query::ReadLink { inode }
             | Query::ReadDir { inode, .. }
             | Query::Open { inode, .. }
+            | Query::OpenAhead { inode, .. }
             | Query::Locate { inode, .. }
             | Query::LocateChunks { inode, .. }
             | Query::Access { inode, .. }
@@ -506,13 +510,7 @@ pub enum Answer {
     Attr(Attr),
     Target(Vec<u8>),
     Page(DirPage),
-    Opened {
-        attr: Attr,
-        grant: Grant,
-        /// Of a regular file that was opened to be read: the map from its start on, of at most
-        /// `limits::OPENED_EXTENTS_MAX` extents.
-        front: Option<Box<FileMap>>,
-    },
+    Opened(OpenedFile),
     Map(FileMap),
     Chunks(Vec<ChunkLocation>),
     StatFs(StatFs),
@@ -521,6 +519,19 @@ pub enum Answer {
     Xattr(XattrValue),
     /// In order.
     XattrNames(Vec<XattrName>),
+    OpenedAhead {
+        opened: OpenedFile,
+        others: Vec<OpenedFile>,
+    },
+}
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct OpenedFile {
+    pub attr: Attr,
+    pub grant: Grant,
+    /// Of a regular file that was opened to be read: the map from its start on, of at most
+    /// `limits::OPENED_EXTENTS_MAX` extents.
+    pub front: Option<Box<FileMap>>,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]

@@ -65,7 +65,7 @@ fn opening_checks_permission_once_and_proves_it_with_a_grant() {
     rig.become_user(5, 5);
     let open = |rig: &Rig, read, write| rig.query(Query::Open { inode: file, read, write });
     assert_eq!(kind_of(open(&rig, true, true)), Some(ErrorKind::AccessDenied));
-    let Ok(Answer::Opened { grant, .. }) = open(&rig, true, false) else { panic!("not opened") };
+    let Ok(Answer::Opened(OpenedFile { grant, .. })) = open(&rig, true, false) else { panic!("not opened") };
     assert!(grant.read && !grant.write);
     assert_eq!(kind_of(rig.query(Query::Open { inode: ROOT, read: true, write: true })), Some(ErrorKind::IsADirectory));
     // Taking the permission away does not take away what is open.
@@ -104,7 +104,7 @@ fn a_long_map_says_how_far_it_goes() {
 fn an_open_for_reading_says_where_the_front_of_the_file_is() {
     let mut rig = Rig::new();
     let opened = |rig: &Rig, inode, read, write| match rig.query(Query::Open { inode, read, write }) {
-        Ok(Answer::Opened { front, .. }) => front.map(|front| *front),
+        Ok(Answer::Opened(OpenedFile { front, .. })) => front.map(|front| *front),
         other => panic!("{other:?}"),
     };
     let small = rig.write_new(ROOT, "small", 10);
@@ -115,6 +115,26 @@ fn an_open_for_reading_says_where_the_front_of_the_file_is() {
     let front = opened(&rig, many, true, true).unwrap();
     assert_eq!(front.extents.len(), OPENED_EXTENTS_MAX as usize);
     assert_eq!(front.complete_to, u64::from(OPENED_EXTENTS_MAX) * 10);
+}
+
+#[test]
+fn files_are_opened_ahead_only_for_whom_they_would_be_opened() {
+    let mut rig = Rig::new();
+    let (wanted, next) = (rig.write_new(ROOT, "wanted", 10), rig.write_new(ROOT, "next", 10));
+    let (secret, folder) = (rig.write_new(ROOT, "secret", 10), rig.mkdir(ROOT, "folder").inode);
+    rig.chmod(secret, 0o600).unwrap();
+    rig.caller = Caller { uid: 77, gid: 77, groups: Vec::new() };
+    let others = vec![secret, folder, InodeId(9999), next];
+    let Ok(Answer::OpenedAhead { opened, others }) = rig.query(Query::OpenAhead { inode: wanted, others }) else {
+        panic!("not opened")
+    };
+    let alone = |inode| match rig.query(Query::Open { inode, read: true, write: false }) {
+        Ok(Answer::Opened(opened)) => opened,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((opened, others), (alone(wanted), vec![alone(next)]));
+    let refused = rig.query(Query::OpenAhead { inode: secret, others: vec![next] });
+    assert_eq!(kind_of(refused), Some(ErrorKind::AccessDenied));
 }
 
 #[test]
