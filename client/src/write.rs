@@ -7,6 +7,7 @@
 
 pub(crate) mod append;
 mod commit;
+mod failing;
 pub(crate) mod file;
 mod reshape;
 pub(crate) mod slot;
@@ -25,6 +26,7 @@ use tokio::sync::Semaphore;
 use crate::config::Options;
 use crate::open::FileState;
 use crate::write::commit::Committer;
+use crate::write::failing::Failing;
 use crate::write::slot::Slot;
 use crate::write::stock::Stock;
 use crate::write::writer::ChunkWriter;
@@ -43,6 +45,7 @@ pub(crate) struct Writes {
     /// The shared chunks for small pieces, by number of copies.
     packs: Mutex<HashMap<u8, Arc<Slot>>>,
     stock: Stock,
+    failing: Mutex<Failing>,
     committer: Committer,
 }
 
@@ -57,6 +60,7 @@ impl Writes {
             writers: Mutex::default(),
             packs: Mutex::default(),
             stock: Stock::default(),
+            failing: Mutex::default(),
             committer: Committer::default(),
         }
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::client::Client;
 use crate::error::Result;
@@ -75,6 +76,10 @@ impl Slot {
 
 impl Client {
     async fn open_writer(self: &Arc<Self>, lane: Lane, replication: u8) -> Result<Arc<ChunkWriter>> {
+        let pause = self.writes.failing.lock().pause(Instant::now());
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         let location = self.new_chunk(replication, lane == Lane::Stream).await?;
         let required = self.required_copies(replication).await?;
         let shape = match lane {

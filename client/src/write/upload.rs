@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use dfs_proto::{Caller, ErrorKind};
 use futures::future::join_all;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::client::Client;
@@ -186,6 +187,8 @@ impl Client {
 
     /// A chunk takes no more appends: it is sealed by the next commit, and what it lost is sent again.
     pub fn chunk_ended(self: &Arc<Self>, writer: &Arc<ChunkWriter>) {
+        let took = !writer.is_lost() || writer.acked() > 0;
+        self.writes.failing.lock().ended(took, Instant::now());
         if writer.is_lost() {
             for file in self.writes.dirty_files() {
                 file.inner.lock().writes.handle_lost(writer.chunk());
