@@ -151,12 +151,7 @@ impl Client {
     }
 
     /// A handle on a file that was opened ahead, if the leader would answer now what it answered then.
-    pub(crate) fn open_from_ahead(
-        self: &Arc<Self>,
-        caller: &Caller,
-        inode: InodeId,
-        mode: OpenMode,
-    ) -> Option<Handle> {
+    pub(crate) fn open_from_ahead(self: &Arc<Self>, caller: &Caller, inode: InodeId, mode: OpenMode) -> Option<Handle> {
         // The leader is not told that it is closed while this lives.
         let _opening = self.try_opening(inode)?;
         let session = self.sessions.current()?;
@@ -195,7 +190,8 @@ impl Client {
             return self.open_alone(caller, inode).await;
         }
         let others = opening.iter().map(|opening| opening.inode).collect();
-        let Answer::OpenedAhead { opened, others } = self.query(caller, Query::OpenAhead { inode, others }).await? else {
+        let Answer::OpenedAhead { opened, others } = self.query(caller, Query::OpenAhead { inode, others }).await?
+        else {
             return Err(unexpected_answer("OpenAhead"));
         };
         let inodes: Vec<InodeId> = others.iter().map(|file| file.attr.inode).collect();
@@ -290,7 +286,9 @@ mod tests {
             ahead.keep(DIR, &Caller::ROOT, (next + 1..=next + count as u64).map(file).collect(), at(1000));
             for inode in next + 1..=next + count as u64 {
                 // Again and again counts once.
-                (0..3).for_each(|_| assert!(!wanted || ahead.get(InodeId(inode), &Caller::ROOT, SESSION, at(1)).is_some()));
+                (0..3).for_each(|_| {
+                    assert!(!wanted || ahead.get(InodeId(inode), &Caller::ROOT, SESSION, at(1)).is_some())
+                });
             }
             next += count as u64 + 1;
             counts.push(count);
@@ -305,7 +303,9 @@ mod tests {
         ahead.keep(DIR, &mine, vec![file(2), file(3)], at(1000));
         let is_open = |inode, caller, session, ms| ahead.get(InodeId(inode), caller, session, at(ms)).is_some();
         assert!(is_open(2, &mine, SESSION, 999));
-        assert!(!is_open(2, &other, SESSION, 1) && !is_open(2, &mine, SessionId(6), 1) && !is_open(2, &mine, SESSION, 1000));
+        assert!(
+            !is_open(2, &other, SESSION, 1) && !is_open(2, &mine, SessionId(6), 1) && !is_open(2, &mine, SESSION, 1000)
+        );
         assert!(!is_open(4, &mine, SESSION, 1));
         ahead.keep(DIR, &mine, vec![file(3)], at(1500));
         assert_eq!(ahead.end(&[InodeId(2), InodeId(3)], at(1000)), [InodeId(2)], "the other was opened anew since");

@@ -7,6 +7,7 @@ mod dice;
 pub mod fault;
 pub mod fixture;
 pub mod hostile;
+mod launcher;
 mod ledger;
 mod local;
 mod mount_helper;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::Value;
 
+use crate::launcher::Launcher;
 use crate::ledger::Names;
 
 /// `dfs down` kills what has not stopped after 20 s.
@@ -44,6 +45,7 @@ pub struct Cluster {
     program: PathBuf,
     dir: PathBuf,
     layout: Layout,
+    launcher: Launcher,
 }
 
 impl Cluster {
@@ -52,7 +54,8 @@ impl Cluster {
         for mount in &layout.mounts {
             std::fs::create_dir_all(mount)?;
         }
-        let cluster = Cluster { program: program.to_owned(), dir: dir.to_owned(), layout };
+        let launcher = Launcher::new()?;
+        let cluster = Cluster { program: program.to_owned(), dir: dir.to_owned(), layout, launcher };
         cluster.start_all()?;
         Ok(cluster)
     }
@@ -278,13 +281,7 @@ impl Cluster {
 
     /// Starts a node again exactly as before, by its `NODE.start`.
     pub fn start(&self, name: &str) -> Result<()> {
-        let script = self.dir.join(format!("{name}.start"));
-        let status =
-            Command::new(&script).stdin(Stdio::null()).status().with_context(|| script.display().to_string())?;
-        if !status.success() {
-            bail!("{} ended with {status}", script.display());
-        }
-        Ok(())
+        self.launcher.run(&self.dir.join(format!("{name}.start")))
     }
 
     /// Those that the cluster file names: their number and their names change with the group.

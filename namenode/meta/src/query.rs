@@ -60,9 +60,7 @@ pub fn answer(
         Query::GetAttr { inode } => Ok(Answer::Attr(tree::live_inode(view, *inode)?.attr(*inode))),
         Query::ReadLink { inode } => read_link(view, *inode),
         Query::ReadDir { inode, after, limit, attrs } => read_dir(view, asker, *inode, *after, *limit, *attrs),
-        Query::Open { inode, read, write } => {
-            open(view, asker, nodes, *inode, *read, *write).map(Answer::Opened)
-        }
+        Query::Open { inode, read, write } => open(view, asker, nodes, *inode, *read, *write).map(Answer::Opened),
         Query::OpenAhead { inode, others } => open_ahead(view, asker, nodes, *inode, others),
         Query::Locate { inode, grant, offset, len } => locate::locate(view, asker, nodes, *inode, grant, *offset, *len),
         Query::LocateChunks { inode, grant, chunks } => {
