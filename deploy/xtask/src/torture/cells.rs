@@ -130,7 +130,7 @@ pub const CELLS: [Cell; 23] = [
     Cell {
         name: "M12",
         text: "links are cut",
-        rounds: 48,
+        rounds: 54,
         rounds_at_random: 4,
         rounds_in_tests: None,
         run: network::partitions,

@@ -132,6 +132,9 @@ pub enum Partition {
     Mute(Target),
     /// These two do not reach each other; all others reach both.
     Apart(Target, Target),
+    /// These two reach each other and nobody else, and nobody else reaches them: a client that has only the old leader to
+    /// ask, while the others have a new one.
+    Two(Target, Target),
     /// Single directions of links stop one after the other, and work again in another order.
     OneByOne(Vec<(String, String)>, Vec<usize>),
 }
@@ -321,14 +324,15 @@ fn role(turn: u64, shape: Shape, dice: &mut Dice) -> Target {
 fn partition(turn: u64, shape: Shape, dice: &mut Dice) -> Partition {
     let follower = |dice: &mut Dice| Target::Follower(dice.between(0, shape.namenodes as u64 - 2) as usize);
     let datanode = |dice: &mut Dice| Target::Node(dice.pick(&shape.datanodes()).clone());
-    match turn % 8 {
+    match turn % 9 {
         0 => Partition::Alone(Target::Leader),
-        1 => Partition::Deaf(Target::Leader),
-        2 => Partition::Mute(Target::Leader),
-        3 => Partition::Apart(Target::Leader, follower(dice)),
-        4 => Partition::Apart(Target::Leader, Target::Node("m1".to_owned())),
-        5 => Partition::Alone(datanode(dice)),
-        6 => Partition::Apart(datanode(dice), Target::Node("m1".to_owned())),
+        1 => Partition::Two(Target::Leader, Target::Node("m2".to_owned())),
+        2 => Partition::Deaf(Target::Leader),
+        3 => Partition::Mute(Target::Leader),
+        4 => Partition::Apart(Target::Leader, follower(dice)),
+        5 => Partition::Apart(Target::Leader, Target::Node("m1".to_owned())),
+        6 => Partition::Alone(datanode(dice)),
+        7 => Partition::Apart(datanode(dice), Target::Node("m1".to_owned())),
         _ => one_by_one(shape, dice),
     }
 }
@@ -393,6 +397,7 @@ impl fmt::Display for Planned {
                 Partition::Deaf(target) => write!(f, "{target} hears nobody"),
                 Partition::Mute(target) => write!(f, "nobody hears {target}"),
                 Partition::Apart(one, other) => write!(f, "{one} and {other} apart"),
+                Partition::Two(one, other) => write!(f, "{one} and {other} apart from all others"),
                 Partition::OneByOne(links, _) => write!(f, "{} links one by one", links.len()),
             },
             Planned::ClockJump { target, seconds } => write!(f, "clock of {target} {seconds:+} s"),
@@ -480,7 +485,7 @@ mod tests {
 
     #[test]
     fn links_that_stop_one_by_one_all_work_again() {
-        let turns = plan(Kind::Partitions, 5, 16, SHAPE);
+        let turns = plan(Kind::Partitions, 5, 18, SHAPE);
         let orders = turns.iter().filter_map(|turn| match &turn.fault {
             Planned::Partition(Partition::OneByOne(links, back)) => Some((links.len(), back.clone())),
             _ => None,

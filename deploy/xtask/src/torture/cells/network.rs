@@ -73,6 +73,11 @@ fn links(bed: &Bed, shape: &Partition) -> Result<Vec<(String, String)>> {
             between(std::slice::from_ref(&mute), &everybody).into_iter().filter(|(from, _)| *from == mute).collect()
         }
         Partition::Apart(one, other) => between(&[bed.node(one)?], &[bed.node(other)?]),
+        Partition::Two(one, other) => {
+            let two = [bed.node(one)?, bed.node(other)?];
+            let others: Vec<String> = everybody.into_iter().filter(|name| !two.contains(name)).collect();
+            between(&two, &others)
+        }
         Partition::OneByOne(links, _) => links.clone(),
     })
 }
