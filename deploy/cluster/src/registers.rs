@@ -27,7 +27,7 @@ use history::{Action, INITIAL, Operation};
 /// Few, so that operations on one of them meet.
 const NAMES: usize = 3;
 const FILES_FOR_EACH_MOUNT: usize = 2;
-const CLIENTS_FOR_EACH_MOUNT: usize = 3;
+const CLIENTS_FOR_EACH_MOUNT: usize = 4;
 
 /// Between a call that failed and the next one.
 const ERROR_PAUSE: Duration = Duration::from_millis(20);
@@ -91,6 +91,8 @@ impl Registers {
                     mounts: mounts.len(),
                     // The first of a mount is the one that writes its files: one write of a file at a time.
                     writes_files: number == 0,
+                    // Who writes soon waits in a write for a leader that cannot do it. Reads must not be old even so.
+                    only_reads: number == CLIENTS_FOR_EACH_MOUNT - 1,
                     epoch,
                     values: values.clone(),
                     dice: Dice::apart(seed, &format!("client {mount} {number}")),
@@ -182,6 +184,7 @@ struct Client {
     mount: usize,
     mounts: usize,
     writes_files: bool,
+    only_reads: bool,
     epoch: Instant,
     /// The next value that nobody has written yet.
     values: Arc<AtomicU64>,
@@ -199,7 +202,7 @@ impl Client {
                 }
             }
             Register::Bytes(..) => self.read(register),
-            Register::Name(_) if self.dice.one_in(3) => self.write(register),
+            Register::Name(_) if !self.only_reads && self.dice.one_in(3) => self.write(register),
             Register::Name(_) => self.read(register),
         }
     }
