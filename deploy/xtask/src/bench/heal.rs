@@ -54,7 +54,7 @@ pub fn run(options: &Options) -> Result<()> {
     drop(cluster);
 
     let mount = dir.join("moosefs-mount");
-    let mut moosefs = MooseFs::start(&dir.join("moosefs"), &mount, SERVERS)?;
+    let mut moosefs = MooseFs::start(&dir.join("moosefs"), &mount, SERVERS, false)?;
     let file = mount.join("file");
     write_through(&file, options.mib << 20)?;
     let theirs = heal_moosefs(&mut moosefs, &file, deadline)?;

@@ -26,6 +26,9 @@ pub struct Options {
     /// Files of 4 KiB
     #[arg(long, default_value_t = 2000)]
     files: u64,
+    /// Everybody in a network of his own behind a bridge, the client too: nothing is read past the servers
+    #[arg(long)]
+    remote: bool,
     /// Also write the rows of every round to this file, as JSON
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
@@ -61,14 +64,15 @@ pub fn run(options: &Options) -> Result<()> {
                 "dfs" | "writebehind" => {
                     let mount_options = if *side == "dfs" { Vec::new() } else { vec![(*side).to_owned()] };
                     let mounts = vec![mount.clone()];
-                    let layout = Layout { datanodes: 3, mounts, mount_options, ..Layout::default() };
+                    let extra = if options.remote { vec!["--netns".to_owned()] } else { Vec::new() };
+                    let layout = Layout { datanodes: 3, mounts, mount_options, extra, ..Layout::default() };
                     let cluster = Cluster::up(&program, &home, layout).context("start the cluster")?;
                     let rows = Rows::measure(&mount, &sizes)?;
                     cluster.down()?;
                     rows
                 }
                 "moosefs" => {
-                    let _moosefs = MooseFs::start(&home, &mount, 3)?;
+                    let _moosefs = MooseFs::start(&home, &mount, 3, options.remote)?;
                     Rows::measure(&mount, &sizes)?
                 }
                 _ => Rows::measure(&disk, &sizes)?,
@@ -81,6 +85,9 @@ pub fn run(options: &Options) -> Result<()> {
 
     let [plain, behind, theirs, below] = rounds.each_ref().map(|(_, rounds)| Rows::median(rounds));
     println!("\n3 servers of each kind, 3 copies, client and servers on one machine of {} cores", cores());
+    if options.remote {
+        println!("each in a network of its own behind a bridge, so that the client reads over the network");
+    }
     println!("median of {} rounds; MB/s in the sequential rows, operations a second in the others;", options.rounds);
     println!("behind: mounted with -o writebehind; x: so many times MooseFS\n");
     println!("{:<31} {:>7} {:>5} {:>7} {:>5} {:>8} {:>8}", "row", "dfs", "x", "behind", "x", "MooseFS", "disk");
@@ -94,7 +101,8 @@ pub fn run(options: &Options) -> Result<()> {
     if let Some(file) = &options.save {
         let rounds: serde_json::Map<_, _> =
             rounds.iter().map(|(side, rounds)| (side.to_string(), rounds.iter().map(Rows::json).collect())).collect();
-        let report = json!({ "schema": 2, "machine": { "cores": cores() }, "rounds": rounds });
+        let report =
+            json!({ "schema": 2, "machine": { "cores": cores() }, "remote": options.remote, "rounds": rounds });
         fs::write(file, serde_json::to_string_pretty(&report)? + "\n")?;
     }
     Ok(fs::remove_dir_all(&dir)?)
