@@ -60,7 +60,8 @@ pub struct Timers {
     /// Leader to followers. Every append, with data or not, also times out after so long, so it has to
     /// exceed the transfer of one payload and a follower's flush.
     pub heartbeat_interval_ms: u64,
-    /// A follower stands for election after `election_timeout_max_ms` plus a time it draws between the two.
+    /// A follower stands for election after `election_timeout_max_ms` plus one or two heartbeats, and again, if nobody was
+    /// elected, after a time that it draws between the two.
     /// Must be the same on all namenodes: the leader's lease is half of the followers' maximum.
     pub election_timeout_min_ms: u64,
     pub election_timeout_max_ms: u64,

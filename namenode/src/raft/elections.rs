@@ -26,9 +26,10 @@ const TICK: Duration = Duration::from_millis(20);
 /// Pause before standing again after meeting a candidate with a log that is no longer than ours.
 const AGAIN: Range<Duration> = Duration::from_millis(50)..Duration::from_millis(250);
 
-/// The bounds of openraft's own timer; `max` is also the lease of a leader that was heard.
+/// The bounds of openraft's own timer; `max` is also the lease of a leader that was heard, every `heartbeat` at least.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
+    pub heartbeat: Duration,
     pub min: Duration,
     pub max: Duration,
 }
@@ -74,7 +75,10 @@ impl Ear {
         let mut heard = self.heard.lock();
         heard.behind = false;
         heard.promised_until = now + heard.timeouts.max;
-        heard.stand_at = now + heard.timeouts.max + draw(heard.timeouts.min..heard.timeouts.max);
+        // Another one may have heard it up to a heartbeat later, and gives no vote before its own promise is over. The
+        // range is many times what a vote takes, so two seldom stand at once. openraft by itself would wait from `min` to
+        // `max` once more, drawn once for good.
+        heard.stand_at = now + heard.timeouts.max + draw(heard.timeouts.heartbeat..2 * heard.timeouts.heartbeat);
     }
 
     /// This node stands, or has given its vote away: either may succeed if it gets the time.
@@ -141,6 +145,8 @@ mod tests {
 
     const MIN: Duration = Duration::from_millis(500);
     const MAX: Duration = Duration::from_millis(1000);
+    const HEARTBEAT: Duration = Duration::from_millis(200);
+    const TIMEOUTS: Timeouts = Timeouts { heartbeat: HEARTBEAT, min: MIN, max: MAX };
 
     fn log_id(term: u64, index: u64) -> Option<LogId> {
         Some(LogId::new(openraft::CommittedLeaderId::new(term, 1), index))
@@ -149,19 +155,19 @@ mod tests {
     #[test]
     fn a_leaders_lease_runs_out_before_anybody_stands() {
         let start = Instant::now();
-        let ear = Ear::new(Timeouts { min: MIN, max: MAX }, start);
-        assert!(!ear.is_due(start + MAX + MIN - TICK));
+        let ear = Ear::new(TIMEOUTS, start);
+        assert!(!ear.is_due(start + MAX + HEARTBEAT - TICK));
         ear.leader(start + MAX);
-        assert!(!ear.is_due(start + 2 * MAX));
-        assert!(ear.is_due(start + 3 * MAX));
-        assert!(!ear.is_due(start + 3 * MAX + MIN - TICK));
-        assert!(ear.is_due(start + 4 * MAX));
+        assert!(!ear.is_due(start + 2 * MAX + HEARTBEAT - TICK));
+        assert!(ear.is_due(start + 2 * MAX + 2 * HEARTBEAT));
+        assert!(!ear.is_due(start + 2 * MAX + 2 * HEARTBEAT + MIN - TICK));
+        assert!(ear.is_due(start + 3 * MAX + 2 * HEARTBEAT));
     }
 
     #[test]
     fn a_late_answer_to_an_old_candidature_does_not_break_the_promise_to_a_leader() {
         let start = Instant::now();
-        let ear = Ear::new(Timeouts { min: MIN, max: MAX }, start);
+        let ear = Ear::new(TIMEOUTS, start);
         ear.leader(start + 3 * MAX);
         let theirs = VoteResponse::new(Vote::new(8, 3), log_id(6, 9), false);
         ear.answer(&Vote::new(8, 1), log_id(7, 9), &theirs, start + 3 * MAX);
@@ -173,7 +179,7 @@ mod tests {
     fn a_node_with_a_shorter_log_stands_back_and_one_that_lost_to_a_shorter_log_does_not() {
         let start = Instant::now();
         let (mine, theirs) = (Vote::new(8, 1), Vote::new(8, 3));
-        let ear = Ear::new(Timeouts { min: MIN, max: MAX }, start);
+        let ear = Ear::new(TIMEOUTS, start);
         ear.election(start + 3 * MAX);
         ear.answer(&mine, log_id(7, 9), &VoteResponse::new(theirs, log_id(6, 9), false), start + 3 * MAX);
         assert!(ear.is_due(start + 3 * MAX + AGAIN.end));

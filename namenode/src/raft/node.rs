@@ -168,6 +168,7 @@ impl Consensus {
         let machine =
             StateMachine::new(state.clone(), disk.clone(), snapshots, clock.clone(), events, watches, fail.clone())?;
         let timeouts = Timeouts {
+            heartbeat: Duration::from_millis(options.heartbeat_interval_ms),
             min: Duration::from_millis(options.election_timeout_min_ms),
             max: Duration::from_millis(options.election_timeout_max_ms),
         };
