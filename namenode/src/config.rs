@@ -76,9 +76,9 @@ pub struct Timers {
 impl Default for Timers {
     fn default() -> Self {
         Timers {
-            heartbeat_interval_ms: 150,
-            election_timeout_min_ms: 400,
-            election_timeout_max_ms: 800,
+            heartbeat_interval_ms: 125,
+            election_timeout_min_ms: 325,
+            election_timeout_max_ms: 650,
             session_lease_ms: 15_000,
             datanode_suspect_ms: 3_000,
             datanode_dead_ms: 10_000,
