@@ -255,12 +255,15 @@ fn read_at(file: &File, offset: u64, len: usize) -> io::Result<Vec<u8>> {
 impl Client {
     /// The extent's bytes, if they are in this machine's memory and known to be right: nothing is waited for.
     pub(super) fn read_cached(&self, location: &ChunkLocation, extent: &Extent) -> Option<Bytes> {
-        let (chunk, now) = (extent.chunk, Instant::now());
-        let file = |node| match self.reads.local.files.lock().get((chunk, node), extent.chunk_end(), now) {
+        if extent.len > CACHED_READ_MAX {
+            return None;
+        }
+        let now = Instant::now();
+        let known = |node| match self.reads.local.files.lock().get((extent.chunk, node), extent.chunk_end(), now) {
             Known::Here(file) => Some(file),
             Known::Short | Known::No => None,
         };
-        let file = location.replicas.iter().filter(|_| extent.len <= CACHED_READ_MAX).find_map(|at| file(at.node))?;
+        let file = location.replicas.iter().find_map(|replica| known(replica.node))?;
         file.read_cached(extent.chunk_offset, extent.len)
     }
 

@@ -2,12 +2,11 @@
 //!
 //! A process that is forked off has its parent's files open and closes them when it runs its program. For one on a mount
 //! that is a request to the mount, which takes as long as the cluster does not answer: it would not start the very nodes
-//! that are waited for. So a shell is started before there is anything to inherit.
+//! that are waited for, or mend the link. So a shell is started before there is anything to inherit.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,20 +45,20 @@ impl Launcher {
         Ok(Launcher { shell, orders: Mutex::new(Orders { stdin, last: 0 }), waiting })
     }
 
-    /// Runs a program without arguments to its end. Several may run at the same time.
-    pub fn run(&self, program: &Path) -> Result<()> {
+    /// Runs a program with its arguments to its end. Several may run at the same time.
+    pub fn run(&self, words: &[&str]) -> Result<()> {
         let (sender, outcome) = channel();
-        let path = program.to_str().context("the program's path is not text")?;
+        let quoted: Vec<String> = words.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();
         {
             let mut orders = locked(&self.orders);
             orders.last += 1;
             let number = orders.last;
             locked(&self.waiting).insert(number, sender);
-            let path = path.replace('\'', r"'\''");
-            writeln!(orders.stdin, "{{ '{path}' </dev/null >&2; echo {number} $?; }} &").context("order a start")?;
+            let line = quoted.join(" ");
+            writeln!(orders.stdin, "{{ {line} </dev/null >&2; echo {number} $?; }} &").context("order a start")?;
         }
-        let code = outcome.recv_timeout(DEADLINE).map_err(|_| anyhow!("{path} did not end"))?;
-        ensure!(code == 0, "{path} ended with {code}");
+        let code = outcome.recv_timeout(DEADLINE).map_err(|_| anyhow!("{} did not end", words.join(" ")))?;
+        ensure!(code == 0, "{} ended with {code}", words.join(" "));
         Ok(())
     }
 }
@@ -93,14 +92,15 @@ fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
 
     use super::*;
 
-    fn script(dir: &Path, name: &str, text: &str) -> std::path::PathBuf {
+    fn script(dir: &Path, name: &str, text: &str) -> String {
         let path = dir.join(name);
         std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        path
+        path.to_str().unwrap().to_owned()
     }
 
     #[test]
@@ -110,12 +110,14 @@ mod tests {
         let made = dir.path().join("made");
         // The first ends only when the second has run.
         let waits = script(dir.path(), "it waits", &format!("until [ -e '{}' ]; do sleep 0.01; done", made.display()));
-        let makes = script(dir.path(), "makes", &format!("echo noise; touch '{}'; exit 3", made.display()));
+        let text = format!("echo noise; touch \"{}/$1\" '{}'; exit 3", dir.path().display(), made.display());
+        let makes = script(dir.path(), "makes", &text);
         std::thread::scope(|scope| {
-            let first = scope.spawn(|| launcher.run(&waits));
-            let second = launcher.run(&makes).unwrap_err().to_string();
-            assert!(second.contains("makes ended with 3"), "{second}");
+            let first = scope.spawn(|| launcher.run(&[&waits]));
+            let second = launcher.run(&[&makes, "it's"]).unwrap_err().to_string();
+            assert!(second.contains("makes it's ended with 3"), "{second}");
             first.join().unwrap().unwrap();
         });
+        assert!(dir.path().join("it's").exists());
     }
 }

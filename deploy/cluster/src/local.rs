@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -45,7 +46,7 @@ pub struct Cluster {
     program: PathBuf,
     dir: PathBuf,
     layout: Layout,
-    launcher: Launcher,
+    launcher: Arc<Launcher>,
 }
 
 impl Cluster {
@@ -54,7 +55,7 @@ impl Cluster {
         for mount in &layout.mounts {
             std::fs::create_dir_all(mount)?;
         }
-        let launcher = Launcher::new()?;
+        let launcher = Arc::new(Launcher::new()?);
         let cluster = Cluster { program: program.to_owned(), dir: dir.to_owned(), layout, launcher };
         cluster.start_all()?;
         Ok(cluster)
@@ -94,6 +95,10 @@ impl Cluster {
 
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    pub(crate) fn launcher(&self) -> Arc<Launcher> {
+        self.launcher.clone()
     }
 
     pub fn config(&self) -> PathBuf {
@@ -281,7 +286,8 @@ impl Cluster {
 
     /// Starts a node again exactly as before, by its `NODE.start`.
     pub fn start(&self, name: &str) -> Result<()> {
-        self.launcher.run(&self.dir.join(format!("{name}.start")))
+        let script = self.dir.join(format!("{name}.start"));
+        self.launcher.run(&[script.to_str().context("the cluster's folder is not text")?])
     }
 
     /// Those that the cluster file names: their number and their names change with the group.

@@ -5,17 +5,20 @@
 
 use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use super::{Fault, tool};
+use super::Fault;
+use crate::launcher::Launcher;
 use crate::local::Cluster;
 
 /// The network of a cluster, and a table of rules in each of its namespaces.
 pub struct Network {
     /// Where each node and mount is.
     places: BTreeMap<String, Place>,
+    launcher: Arc<Launcher>,
 }
 
 struct Place {
@@ -39,14 +42,14 @@ impl Network {
         let number: u16 = number.context("the cluster was not started with --netns")?.trim().parse()?;
         let mut names = cluster.nodes();
         names.extend((1..=cluster.mounts().len()).map(|number| format!("m{number}")));
-        let mut places = BTreeMap::new();
+        let mut network = Network { places: BTreeMap::new(), launcher: cluster.launcher() };
         for name in names {
             let namespace = format!("dfs{number:04x}-{name}");
             let place = Place { addr: address(&namespace)?, namespace };
-            place.nft(TABLE)?;
-            places.insert(name, place);
+            network.nft(&place, TABLE)?;
+            network.places.insert(name, place);
         }
-        Ok(Network { places })
+        Ok(network)
     }
 
     /// What `from` sends no longer arrives at `to`, for each of these links. Undone, all of them work again.
@@ -62,29 +65,27 @@ impl Network {
 
     fn change(&self, verb: &str, from: &str, to: &str) -> Result<()> {
         let addr = &self.place(from)?.addr;
-        self.place(to)?.nft(&format!("{verb} element inet torture unheard {{ {addr} }}"))
+        self.nft(self.place(to)?, &format!("{verb} element inet torture unheard {{ {addr} }}"))
     }
 
     /// So many of a hundred packets that arrive at any of them are lost.
     pub fn lose(&self, percent: u64) -> Result<Fault<'_>> {
         ensure!(percent <= 100, "{percent} of a hundred");
         let fault = Fault::new(format!("{percent} % of packets lost"), move || {
-            self.places.values().try_for_each(|place| place.nft("flush chain inet torture losing"))
+            self.places.values().try_for_each(|place| self.nft(place, "flush chain inet torture losing"))
         });
         let rule = format!("add rule inet torture losing meta l4proto udp numgen random mod 100 < {percent} drop");
-        self.places.values().try_for_each(|place| place.nft(&rule))?;
+        self.places.values().try_for_each(|place| self.nft(place, &rule))?;
         Ok(fault)
+    }
+
+    fn nft(&self, place: &Place, commands: &str) -> Result<()> {
+        let namespace = format!("--net=/run/netns/{}", place.namespace);
+        self.launcher.run(&["nsenter", &namespace, "nft", commands])
     }
 
     fn place(&self, name: &str) -> Result<&Place> {
         self.places.get(name).with_context(|| format!("there is no {name}"))
-    }
-}
-
-impl Place {
-    fn nft(&self, commands: &str) -> Result<()> {
-        let namespace = format!("--net=/run/netns/{}", self.namespace);
-        tool(Command::new("nsenter").arg(namespace).arg("nft").arg(commands))
     }
 }
 
