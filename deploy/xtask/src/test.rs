@@ -18,7 +18,15 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result<()> {
     let mut steps = Steps::default();
-    steps.step("prerequisites", prerequisites::install)?;
+    steps.step("prerequisites", || {
+        prerequisites::install()?;
+        // All of it now: the mount tests run some of the programs, too.
+        if !options.quick {
+            prerequisites::install_for_programs()?;
+            prerequisites::install_for_torture()?;
+        }
+        Ok(())
+    })?;
     steps.step("format", || must(&mut cargo(["fmt", "--all", "--check"])))?;
     steps.step("lints", || {
         must(cargo(["clippy", "--release", "--workspace", "--all-targets"]).args(["--", "--deny", "warnings"]))
