@@ -25,6 +25,12 @@ const KEPT_MAX: usize = 2048;
 /// The first time that files of a directory are opened ahead; then twice as many each time, as long as they are wanted.
 const FIRST: usize = 4;
 
+/// How often a directory whose files were not wanted is left alone before it is tried again.
+const REST: u32 = 64;
+
+/// In a larger directory nothing is guessed: that takes a look at all of it.
+const DIRECTORY_MAX: usize = 4096;
+
 /// Directories in which files were opened; beyond that all begin anew.
 const RUNS_MAX: usize = 256;
 
@@ -57,17 +63,22 @@ struct Run {
     /// Opened ahead with the last question, and how many of any have been wanted since.
     opened: usize,
     wanted: usize,
+    rest: u32,
 }
 
 impl Run {
     /// How many to open with the next file that was not.
     fn next(&mut self) -> usize {
+        if self.rest > 0 {
+            self.rest -= 1;
+            return 0;
+        }
         let next = match self.opened {
             0 => FIRST,
             opened if self.wanted * 2 >= opened => (opened * 2).min(OPEN_AHEAD_MAX),
-            opened => (opened / 2).max(1),
+            opened => opened / 2,
         };
-        *self = Run { opened: next, wanted: 0 };
+        *self = Run { opened: next, wanted: 0, rest: if next == 0 { REST } else { 0 } };
         next
     }
 }
@@ -83,7 +94,7 @@ impl OpenedAhead {
     }
 
     /// A file is about to be opened that was not opened ahead: where it is, and how many more to open there. Nothing of
-    /// the first file of a directory.
+    /// the first file of a directory, and of one whose files were not wanted.
     fn missed(&self, inode: InodeId) -> Option<(InodeId, usize)> {
         let State { kept, parents, runs } = &mut *self.0.lock();
         let directory = *parents.get(&inode)?;
@@ -92,7 +103,7 @@ impl OpenedAhead {
         }
         let room = KEPT_MAX.saturating_sub(kept.len());
         match runs.get_mut(&directory) {
-            Some(run) => Some((directory, run.next().min(room))),
+            Some(run) => Some((directory, run.next().min(room))).filter(|(_, count)| *count > 0),
             None => {
                 runs.insert(directory, Run::default());
                 None
@@ -220,8 +231,8 @@ impl Client {
     /// through a directory in the order in which it was filled.
     fn next_files(&self, directory: InodeId, inode: InodeId, count: usize) -> Vec<InodeId> {
         let mut next = match self.private.holds(directory) {
-            true => self.private.files_in(directory),
-            false => self.watch.known_files(directory),
+            true => self.private.files_in(directory, DIRECTORY_MAX),
+            false => self.watch.known_files(directory, DIRECTORY_MAX),
         };
         next.retain(|other| *other > inode);
         next.sort_unstable();
@@ -239,33 +250,14 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dfs_proto::{Timestamp, XattrKinds};
 
     const DIR: InodeId = InodeId(1);
     const SESSION: SessionId = SessionId(5);
 
     fn file(inode: u64) -> OpenedFile {
-        let (inode, epoch) = (InodeId(inode), Timestamp::default());
-        let attr = Attr {
-            inode,
-            kind: FileKind::File,
-            mode: 0o644,
-            nlink: 1,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            size_bytes: 0,
-            mapped_bytes: 0,
-            atime: epoch,
-            mtime: epoch,
-            ctime: epoch,
-            crtime: epoch,
-            version: 1,
-            replication: 3,
-            xattrs: XattrKinds::default(),
-        };
+        let inode = InodeId(inode);
         let grant = Grant { inode, session: SESSION, read: true, write: false, key: 1, mac: [0; 32] };
-        OpenedFile { attr, grant, front: None }
+        OpenedFile { attr: crate::watch::test_attr(inode), grant, front: None }
     }
 
     fn at(ms: u64) -> Moment {
@@ -294,6 +286,18 @@ mod tests {
             counts.push(count);
         }
         assert_eq!(counts, [4, 8, 16, 32, OPEN_AHEAD_MAX, OPEN_AHEAD_MAX, OPEN_AHEAD_MAX, OPEN_AHEAD_MAX / 2]);
+    }
+
+    #[test]
+    fn a_directory_whose_files_are_not_wanted_is_left_alone_for_a_while() {
+        let ahead = OpenedAhead::default();
+        ahead.found(DIR, InodeId(1));
+        let counts: Vec<usize> =
+            (0..5 + REST as usize).map(|_| ahead.missed(InodeId(1)).map_or(0, |(_, count)| count)).collect();
+        let tried = [0, FIRST, FIRST / 2, FIRST / 4];
+        assert_eq!(counts[..4], tried);
+        assert!(counts[4..].iter().all(|count| *count == 0));
+        assert_eq!(ahead.missed(InodeId(1)), Some((DIR, FIRST)));
     }
 
     #[test]

@@ -104,9 +104,9 @@ impl Private {
         (state.entry(parent, name) == Some(inode)).then(work)
     }
 
-    /// The regular files in a private directory.
-    pub fn files_in(&self, directory: InodeId) -> Vec<InodeId> {
-        self.state.lock().files_in(directory)
+    /// The regular files in a private directory; none of one with more than `max` names.
+    pub fn files_in(&self, directory: InodeId, max: usize) -> Vec<InodeId> {
+        self.state.lock().files_in(directory, max)
     }
 
     /// The attributes with what was changed here.

@@ -21,6 +21,8 @@ use crate::client::Client;
 use crate::error::{Error, Result, unexpected_answer};
 use crate::leader::{ATTEMPT, Group};
 use crate::lent::Lent;
+#[cfg(test)]
+pub(crate) use memory::tests::attr as test_attr;
 use memory::{Asked, Concerned, Memory};
 
 /// Pause before the stream is opened again.
@@ -55,9 +57,9 @@ impl Watch {
         }
     }
 
-    /// The files of a directory that are remembered.
-    pub fn known_files(&self, directory: InodeId) -> Vec<InodeId> {
-        self.memory.lock().files_in(directory)
+    /// The files of a directory that are remembered; none of one with more than `max` names.
+    pub fn known_files(&self, directory: InodeId, max: usize) -> Vec<InodeId> {
+        self.memory.lock().files_in(directory, max)
     }
 
     /// Does `work` while what this client believes of an inode are these attributes, with the moment until which it does.

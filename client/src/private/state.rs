@@ -155,10 +155,10 @@ impl State {
         self.tree.as_ref().filter(|tree| tree.is_directory(parent))?.entry(parent, name).ok().flatten()
     }
 
-    /// The regular files in a private directory.
-    pub fn files_in(&self, directory: InodeId) -> Vec<InodeId> {
+    /// The regular files in a private directory; none of one with more than `max` names.
+    pub fn files_in(&self, directory: InodeId, max: usize) -> Vec<InodeId> {
         let tree = self.tree.as_ref().filter(|tree| tree.is_directory(directory));
-        tree.and_then(|tree| tree.files_in(directory).ok()).unwrap_or_default()
+        tree.and_then(|tree| tree.files_in(directory, max).ok()).unwrap_or_default()
     }
 
     pub fn last(&self) -> u64 {

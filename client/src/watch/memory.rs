@@ -178,9 +178,10 @@ impl Memory {
         }
     }
 
-    /// The regular files that names in the directory are known to lead to.
-    pub fn files_in(&self, directory: InodeId) -> Vec<InodeId> {
-        let names = self.names.get(&directory).into_iter().flat_map(|names| names.values().copied().flatten());
+    /// The regular files that names in the directory are known to lead to; none if more than `max` names are known.
+    pub fn files_in(&self, directory: InodeId, max: usize) -> Vec<InodeId> {
+        let names = self.names.get(&directory).filter(|names| names.len() <= max);
+        let names = names.into_iter().flat_map(|names| names.values().copied().flatten());
         names.filter(|inode| self.attrs.get(inode).is_some_and(|attr| attr.kind == FileKind::File)).collect()
     }
 
@@ -289,14 +290,14 @@ fn mark_of(inode: InodeId) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use dfs_proto::{Timestamp, XattrKinds};
 
     const DIR: InodeId = InodeId(1);
     const FILE: InodeId = InodeId(2);
 
-    fn attr(inode: InodeId) -> Attr {
+    pub fn attr(inode: InodeId) -> Attr {
         let epoch = Timestamp::default();
         Attr {
             inode,
@@ -341,6 +342,18 @@ mod tests {
         let asked = memory.ask(at(500));
         memory.learn_attr(asked, &attr(InodeId(9)), at(900));
         assert_eq!(memory.name(DIR, &name("file"), at(899)), Some(Some(&attr(FILE))));
+    }
+
+    #[test]
+    fn the_files_of_a_directory_are_told_unless_there_are_many() {
+        let mut memory = Memory::new();
+        let asked = memory.ask(at(0));
+        let folder = Attr { kind: FileKind::Directory, ..attr(InodeId(9)) };
+        memory.learn_name(asked, DIR, &name("file"), Some(&attr(FILE)), at(400));
+        memory.learn_name(asked, DIR, &name("folder"), Some(&folder), at(400));
+        memory.learn_name(asked, DIR, &name("nothing"), None, at(400));
+        assert_eq!(memory.files_in(DIR, 3), [FILE]);
+        assert!(memory.files_in(DIR, 2).is_empty() && memory.files_in(FILE, 3).is_empty());
     }
 
     #[test]

@@ -83,6 +83,8 @@ fn hear(stdout: ChildStdout, waiting: &Waiting) {
             let _ = sender.send(code as i32);
         }
     }
+    // Nobody answers any more.
+    locked(waiting).clear();
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -14,7 +14,7 @@ use crate::apply::{Client, perform};
 use crate::ops::sequence::may_be_step;
 use crate::private::Touched;
 use crate::query::{self, Asker};
-use crate::rows::{self, Config, Content, DirIndexRow, FIRST_COOKIE, InodeRow, Row, SessionRow, Totals};
+use crate::rows::{self, Config, Content, FIRST_COOKIE, InodeRow, Row, SessionRow, Totals};
 use crate::tx::Tx;
 use crate::view::{Change, Fault, MemoryView, Table, View};
 use crate::xattrs;
@@ -282,24 +282,21 @@ impl LocalTree {
         Ok(self.entries(directory)?.into_iter().map(|(inode, _)| inode).collect())
     }
 
-    /// The regular files among them.
-    pub fn files_in(&self, directory: InodeId) -> Result<Vec<InodeId>, Fault> {
-        let entries = self.rows_of(directory)?.into_iter();
-        Ok(entries.filter(|entry| entry.kind == FileKind::File).map(|entry| entry.inode).collect())
+    /// The regular files in a directory; none if it has more than `max` names, which are not looked at.
+    pub fn files_in(&self, directory: InodeId, max: usize) -> Result<Vec<InodeId>, Fault> {
+        let names = rows::list_dir(&self.view, directory, 0, max + 1)?;
+        let files = names.iter().filter(|(_, entry)| entry.kind == FileKind::File).map(|(_, entry)| entry.inode);
+        Ok(if names.len() > max { Vec::new() } else { files.collect() })
     }
 
     fn entries(&self, directory: InodeId) -> Result<Vec<(InodeId, Name)>, Fault> {
-        Ok(self.rows_of(directory)?.into_iter().map(|entry| (entry.inode, entry.name)).collect())
-    }
-
-    fn rows_of(&self, directory: InodeId) -> Result<Vec<DirIndexRow>, Fault> {
         let mut entries = Vec::new();
         let mut after = 0;
         loop {
             let page = rows::list_dir(&self.view, directory, after, READDIR_PAGE_MAX as usize)?;
             let Some((last, _)) = page.last() else { return Ok(entries) };
             after = *last;
-            entries.extend(page.into_iter().map(|(_, entry)| entry));
+            entries.extend(page.into_iter().map(|(_, entry)| (entry.inode, entry.name)));
         }
     }
 

@@ -203,9 +203,8 @@ impl Network {
 
     fn make(&mut self, name: String) -> Result<()> {
         must(Command::new("ip").args(["netns", "add", &name]))?;
-        must(enter(&name, "ip").args(["link", "set", "lo", "up"]))?;
-        self.made.push(name);
-        Ok(())
+        self.made.push(name.clone());
+        must(enter(&name, "ip").args(["link", "set", "lo", "up"]))
     }
 
     fn namespace(&self, host: usize) -> String {

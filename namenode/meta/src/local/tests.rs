@@ -246,6 +246,16 @@ fn a_sequence_is_done_wholly_or_not_at_all_and_only_where_it_may_be() {
 }
 
 #[test]
+fn the_files_of_a_directory_are_told_unless_there_are_many() {
+    let mut pair = Pair::new();
+    let top = pair.top;
+    let files = ["a", "b"].map(|text| pair.made(make(top, text, NewNode::File)));
+    pair.made(make_private(top, "folder"));
+    assert_eq!(pair.tree.files_in(top, 3).unwrap(), files);
+    assert!(pair.tree.files_in(top, 2).unwrap().is_empty());
+}
+
+#[test]
 fn what_reaches_outside_is_not_decided_here() {
     let mut pair = Pair::new();
     let top = pair.top;
