@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Instant;
 
@@ -27,9 +27,11 @@ fn mount_with(bed: &Bed, on: &Mount, options: &str) -> Pid {
 /// The process belongs to whoever reaps orphans, so that it is gone when it has ended, or a zombie.
 fn wait_for_end(pid: Pid) {
     let end = Instant::now() + DEADLINE;
-    let is_zombie =
-        || fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).is_ok_and(|stat| stat.contains(") Z "));
-    while test_kill_process(pid).is_ok() && !is_zombie() {
+    let proc = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+    let is_zombie = || fs::read_to_string(proc.join("stat")).is_ok_and(|stat| stat.contains(") Z "));
+    // The first thread is a zombie already while the others still hold the process's files.
+    let is_alone = || fs::read_dir(proc.join("task")).is_ok_and(|threads| threads.count() == 1);
+    while test_kill_process(pid).is_ok() && !(is_zombie() && is_alone()) {
         assert!(Instant::now() < end, "the mount's process does not end");
         std::thread::yield_now();
     }
