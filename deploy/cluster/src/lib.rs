@@ -23,7 +23,7 @@ pub use check::{AtRest, check_at_rest, check_fsck, fsck};
 pub use dice::Dice;
 pub use fault::Fault;
 pub use ledger::{CallError, Ledger, LedgerReport, Names, OnError};
-pub use local::{Cluster, Layout, output_within};
+pub use local::{Cluster, Layout, is_alive, output_within};
 pub use mount_helper::MountHelper;
 pub use registers::{Registers, RegistersReport};
 pub use renames::{Renames, RenamesReport};

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 
 use crate::launcher::Launcher;
@@ -244,7 +245,7 @@ impl Cluster {
     }
 
     pub fn is_running(&self, name: &str) -> bool {
-        self.pid(name).is_ok_and(|pid| test_kill_process(pid).is_ok() && !is_zombie(pid))
+        self.pid(name).is_ok_and(is_alive)
     }
 
     pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
@@ -378,10 +379,12 @@ fn namenodes_in(text: &str) -> Vec<String> {
     tables.filter_map(name).collect()
 }
 
-/// Whether the process has ended and only waits for its parent to notice.
-fn is_zombie(pid: Pid) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
-    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+/// Whether any thread of the process is left: the first one may be a zombie already while others still hold its files.
+pub fn is_alive(pid: Pid) -> bool {
+    let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // Readable when all of it has ended, though nobody may have noticed yet.
+    poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&at_once)) == Ok(0)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{Fault, poll_until};
 use crate::local::Cluster;
 
-/// Kinds of calls that change what is on a disk.
+/// Kinds of calls by which a process changes something outside of itself.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Calls {
     /// What makes bytes durable.
@@ -21,16 +21,19 @@ pub enum Calls {
     Write,
     /// What makes, moves, cuts and removes files. There are few of these.
     Names,
+    /// What tells others: requests to nodes, and a mount's answers to its kernel.
+    Send,
 }
 
 impl Calls {
-    pub const ALL: [Calls; 3] = [Calls::Sync, Calls::Write, Calls::Names];
+    pub const OF_DISKS: [Calls; 3] = [Calls::Sync, Calls::Write, Calls::Names];
 
     fn list(self) -> &'static str {
         match self {
             Calls::Sync => "fsync,fdatasync,sync_file_range",
             Calls::Write => "write,writev,pwrite64,pwritev",
             Calls::Names => "rename,renameat,renameat2,unlink,unlinkat,ftruncate,fallocate,mkdir,mkdirat",
+            Calls::Send => "sendmsg,sendmmsg,write,writev",
         }
     }
 
@@ -39,6 +42,7 @@ impl Calls {
             Calls::Sync => "sync",
             Calls::Write => "write",
             Calls::Names => "name",
+            Calls::Send => "send",
         }
     }
 }

@@ -2,12 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Instant;
 
+use dfs_cluster::is_alive;
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::bed::{Bed, DEADLINE, promised};
 use crate::mounting::{Mount, expect_errno, must};
@@ -24,14 +25,9 @@ fn mount_with(bed: &Bed, on: &Mount, options: &str) -> Pid {
     Pid::from_raw(fs::read_to_string(&pid_file).unwrap().trim().parse().unwrap()).unwrap()
 }
 
-/// The process belongs to whoever reaps orphans, so that it is gone when it has ended, or a zombie.
 fn wait_for_end(pid: Pid) {
     let end = Instant::now() + DEADLINE;
-    let proc = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
-    let is_zombie = || fs::read_to_string(proc.join("stat")).is_ok_and(|stat| stat.contains(") Z "));
-    // The first thread is a zombie already while the others still hold the process's files.
-    let is_alone = || fs::read_dir(proc.join("task")).is_ok_and(|threads| threads.count() == 1);
-    while test_kill_process(pid).is_ok() && !(is_zombie() && is_alone()) {
+    while is_alive(pid) {
         assert!(Instant::now() < end, "the mount's process does not end");
         std::thread::yield_now();
     }

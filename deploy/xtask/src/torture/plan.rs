@@ -35,12 +35,10 @@ pub enum Planned {
         nodes: Vec<String>,
         mounts: bool,
     },
-    /// Dies at its `k`-th call of a kind; a snapshot is made meanwhile, if `snapshot`.
-    Crash {
-        target: Target,
-        calls: Calls,
-        k: u64,
-        snapshot: bool,
+    /// Processes of different roles that die at calls of their own, while the cluster has something to do.
+    Crashes {
+        points: Vec<CrashPoint>,
+        during: During,
     },
     /// The `nth` sync fails, and with `for_ever` each one after it.
     SyncFails {
@@ -96,6 +94,52 @@ pub enum Planned {
         kills: Vec<Target>,
     },
 }
+
+/// A process dies at its `k`-th call of a kind.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CrashPoint {
+    pub target: Target,
+    pub calls: Calls,
+    pub k: u64,
+}
+
+/// What a cluster does beside serving. Deleting is always part of that.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum During {
+    Serving,
+    Snapshots,
+    Scrub,
+    /// This datanode is dead, and what it had is copied from others.
+    Repair(String),
+    /// This datanode is emptied, and filled again.
+    Decommission(String),
+}
+
+impl During {
+    pub fn name(&self) -> &'static str {
+        match self {
+            During::Serving => "serving",
+            During::Snapshots => "snapshots",
+            During::Scrub => "scrub",
+            During::Repair(_) => "repair",
+            During::Decommission(_) => "decommissioning",
+        }
+    }
+
+    /// A datanode that is not there for anything else.
+    fn takes(&self) -> Option<&String> {
+        match self {
+            During::Repair(node) | During::Decommission(node) => Some(node),
+            During::Serving | During::Snapshots | During::Scrub => None,
+        }
+    }
+}
+
+/// Turns of crashes in a row during which the cluster does the same.
+pub const CRASHES_BETWEEN_CHECKS: usize = 20;
+
+/// The mount that dies of crashes: what is checked is written on the other one.
+pub const CRASHING_MOUNT: &str = "m2";
 
 /// A change of what nodes there are and what they are for.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -210,7 +254,7 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
         Kind::PowerCutsOfAll => Planned::PowerCut { nodes: shape.nodes(), mounts: turn % 2 == 1 },
         Kind::PowerCutsOfEverybody => Planned::PowerCut { nodes: shape.nodes(), mounts: true },
         Kind::PowerCuts => Planned::PowerCut { nodes: dice.some(&shape.nodes()), mounts: false },
-        Kind::CrashPoints => crash(turn, shape, dice),
+        Kind::CrashPoints => crashes(turn, shape, dice),
         Kind::FailingSyncs => {
             // Leader, follower and datanode in turn, each once and for ever.
             let for_ever = turn / 3 % 2 == 1;
@@ -349,20 +393,40 @@ fn one_by_one(shape: Shape, dice: &mut Dice) -> Partition {
     Partition::OneByOne(links, back)
 }
 
-fn crash(turn: u64, shape: Shape, dice: &mut Dice) -> Planned {
-    let target = role(turn, shape, dice);
-    let calls = *dice.pick(&Calls::ALL);
-    let snapshot = !matches!(target, Target::Node(_)) && dice.one_in(3);
-    // Counted for each thread, and as many as come within seconds: a datanode's work is spread over many threads.
-    // Calls on names are few: when chunks and database files come and go.
-    let k_max = match (calls, &target) {
-        (Calls::Write, Target::Node(_)) => 30,
-        (Calls::Sync, Target::Node(_)) => 6,
-        (Calls::Write, _) => 300,
-        (Calls::Sync, _) => 60,
-        (Calls::Names, _) => 3,
+/// A namenode, a datanode and a mount. More than one of a kind at once is no promise.
+fn crashes(turn: u64, shape: Shape, dice: &mut Dice) -> Planned {
+    let part = turn / CRASHES_BETWEEN_CHECKS as u64;
+    let nodes = shape.datanodes();
+    let bystander = &nodes[part as usize % nodes.len()];
+    let during = match part % 5 {
+        0 => During::Serving,
+        1 => During::Snapshots,
+        2 => During::Repair(bystander.clone()),
+        3 => During::Scrub,
+        _ => During::Decommission(bystander.clone()),
     };
-    Planned::Crash { target, calls, k: dice.between(1, k_max), snapshot }
+    let namenode = match turn % 2 {
+        0 => Target::Leader,
+        _ => Target::Follower(dice.between(0, shape.namenodes as u64 - 2) as usize),
+    };
+    let others: Vec<String> = nodes.iter().filter(|node| during.takes() != Some(*node)).cloned().collect();
+    let datanode = Target::Node(dice.pick(&others).clone());
+    let mount = Target::Node(CRASHING_MOUNT.to_owned());
+    let on_disks = |dice: &mut Dice| *dice.pick(&Calls::OF_DISKS);
+    let points = [(namenode, on_disks(dice)), (datanode, on_disks(dice)), (mount, Calls::Send)];
+    let point = |(target, calls)| CrashPoint { target, calls, k: dice.between(1, most(calls)) };
+    Planned::Crashes { points: points.into_iter().map(point).collect(), during }
+}
+
+/// Calls are counted for each thread, from a moment that is random already: so many come within a second or two. Calls
+/// on names are few, when chunks and database files come and go.
+fn most(calls: Calls) -> u64 {
+    match calls {
+        Calls::Write => 40,
+        Calls::Sync => 12,
+        Calls::Names => 2,
+        Calls::Send => 60,
+    }
 }
 
 impl fmt::Display for Target {
@@ -383,9 +447,10 @@ impl fmt::Display for Planned {
                 let mounts = if *mounts { " and the mounts" } else { "" };
                 write!(f, "power cut {}{mounts}", nodes.join(" "))
             }
-            Planned::Crash { target, calls, k, snapshot } => {
-                let snapshot = if *snapshot { ", snapshot" } else { "" };
-                write!(f, "crash of {target} at {} call {k}{snapshot}", calls.name())
+            Planned::Crashes { points, during } => {
+                let at = |point: &CrashPoint| format!("{} {} {}", point.target, point.calls.name(), point.k);
+                let points: Vec<String> = points.iter().map(at).collect();
+                write!(f, "{}; {}", points.join(", "), during.name())
             }
             Planned::SyncFails { target, nth, for_ever } => {
                 write!(f, "EIO for {target} at sync {nth}{}", if *for_ever { " and later" } else { "" })
@@ -472,15 +537,22 @@ mod tests {
     }
 
     #[test]
-    fn crash_points_reach_every_role_and_every_kind_of_call() {
+    fn crash_points_reach_every_role_and_every_kind_of_call_whatever_the_cluster_does() {
         let mut seen = std::collections::BTreeSet::new();
-        for turn in plan(Kind::CrashPoints, 1, 200, SHAPE) {
-            let Planned::Crash { target, calls, k, .. } = turn.fault else { panic!("{turn:?}") };
-            assert!((1..=300).contains(&k));
-            seen.insert((target.to_string(), calls));
+        for turn in plan(Kind::CrashPoints, 1, 5 * CRASHES_BETWEEN_CHECKS as u64, SHAPE) {
+            let Planned::Crashes { points, during } = turn.fault else { panic!("{turn:?}") };
+            for CrashPoint { target, calls, k } in points {
+                assert!((1..=most(calls)).contains(&k));
+                let is_away = matches!(&target, Target::Node(node) if Some(node) == during.takes());
+                assert!(!is_away, "{target} is away already");
+                seen.insert((target.to_string(), calls, during.name()));
+            }
         }
-        // The leader, followers and four datanodes.
-        assert_eq!(seen.len(), 6 * Calls::ALL.len());
+        let nodes: Vec<_> = seen.iter().filter(|(target, ..)| target != CRASHING_MOUNT).collect();
+        // Leader and followers, each in all that is done; four datanodes, less the one that is away twice.
+        assert!(nodes.len() > 60, "{nodes:?}");
+        let mounts = seen.iter().filter(|(target, calls, _)| target == CRASHING_MOUNT && *calls == Calls::Send).count();
+        assert_eq!(mounts, 5);
     }
 
     #[test]

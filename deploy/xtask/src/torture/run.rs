@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use dfs_cluster::fault::process;
 use dfs_cluster::fixture::Fixture;
 use dfs_cluster::{AtRest, Cluster, Invariant, Ledger, LedgerReport, OnError, Verdict, check_at_rest};
 
@@ -165,6 +166,17 @@ impl Bed {
     /// Waits for the work that comes before a turn.
     pub fn work(&self, ledger: &Ledger, turn: &Turn) -> Result<()> {
         ledger.go_on(turn.after_steps, DEADLINE)
+    }
+
+    /// Starts the datanodes anew with further lines of configuration.
+    pub fn configure_datanodes(&self, lines: &str) -> Result<()> {
+        for node in self.cluster.datanodes() {
+            let path = self.cluster.dir().join(&node).join("datanode.toml");
+            let text = fs::read_to_string(&path)?;
+            fs::write(&path, format!("{lines}{text}"))?;
+        }
+        process::kill(&self.cluster, &self.cluster.datanodes())?.undo()?;
+        self.cluster.wait_healthy(DEADLINE).map(drop)
     }
 
     /// Every node and mount.

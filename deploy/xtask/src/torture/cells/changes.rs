@@ -171,7 +171,7 @@ fn kill_each(
 
 /// Repeats a command, as its own message says, until it has succeeded or what it is for is reached: the leader that is
 /// asked may die before it answers.
-fn insist<const N: usize>(bed: &Bed, args: [&str; N], reached: impl Fn() -> Result<bool>) -> Result<()> {
+pub fn insist<const N: usize>(bed: &Bed, args: [&str; N], reached: impl Fn() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + DEADLINE;
     loop {
         let output = bed.cluster.output_within(args, DEADLINE)?;
@@ -199,7 +199,7 @@ fn datanode(bed: &Bed, node: &str) -> Result<Value> {
     Ok(found)
 }
 
-fn duty(bed: &Bed, node: &str) -> Result<String> {
+pub fn duty(bed: &Bed, node: &str) -> Result<String> {
     Ok(datanode(bed, node)?["duty"].as_str().context("a datanode has a duty")?.to_owned())
 }
 

@@ -24,7 +24,7 @@ const STREAM_MIB: u64 = 24;
 /// Replicas are damaged while others of the chunk are whole: first one of each chunk, then two.
 pub fn of_replicas(run: &mut Run) -> Result<()> {
     let bed = run.bed("damage", &[])?;
-    scrub_often(&bed)?;
+    bed.configure_datanodes(SCRUB_PERIOD)?;
     let mut dice = Dice::apart(run.seed, "damage");
     for number in 1..=run.rounds {
         if !run.goes_on() {
@@ -55,17 +55,6 @@ pub fn of_replicas(run: &mut Run) -> Result<()> {
         bed.clear(&name)?;
         bed.clear(&format!("{name}-stream"))?;
     }
-    Ok(())
-}
-
-fn scrub_often(bed: &Bed) -> Result<()> {
-    for node in bed.cluster.datanodes() {
-        let path = bed.cluster.dir().join(&node).join("datanode.toml");
-        let text = fs::read_to_string(&path)?;
-        fs::write(&path, format!("{SCRUB_PERIOD}{text}"))?;
-    }
-    process::kill(&bed.cluster, &bed.cluster.datanodes())?.undo()?;
-    bed.cluster.wait_healthy(DEADLINE)?;
     Ok(())
 }
 
