@@ -248,6 +248,13 @@ impl Cluster {
         self.pid(name).is_ok_and(is_alive)
     }
 
+    /// Whether its process runs no more. A tracer may still hold threads of it, and with them its files.
+    pub fn has_died(&self, name: &str) -> bool {
+        let stat =
+            self.pid(name).and_then(|pid| Ok(std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()))?));
+        stat.map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+    }
+
     pub fn signal(&self, name: &str, signal: Signal) -> Result<()> {
         Ok(kill_process(self.pid(name)?, signal)?)
     }

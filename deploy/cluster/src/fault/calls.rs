@@ -65,7 +65,7 @@ pub fn crash_at<'a>(cluster: &'a Cluster, node: &str, calls: Calls, k: u64) -> R
 impl CrashPoint<'_> {
     /// Whether the call was made.
     pub fn has_struck(&self) -> bool {
-        !self.cluster.is_running(&self.node)
+        self.cluster.has_died(&self.node)
     }
 
     /// Starts the process again; one that has not come to the call is killed first, now.
@@ -115,14 +115,15 @@ fn trace(cluster: &Cluster, node: &str, calls: &str, inject: &str) -> Result<Chi
     command.args(["-e", &format!("trace={calls}"), "-e", inject]).stdin(Stdio::null());
     let mut tracer = command.spawn().context("strace, of the package strace")?;
     let attached = poll_until(ATTACH_DEADLINE, "strace attaches", || {
-        if let Some(status) = tracer.try_wait()? {
-            // The process may have died before strace came, or at its very first call.
-            if cluster.is_running(node) {
-                bail!("strace ended with {status}");
-            }
+        // It may have died before strace came, or at its very first call.
+        if cluster.has_died(node) {
             return Ok(true);
         }
-        Ok(threads_are_traced(pid))
+        match tracer.try_wait()? {
+            Some(status) if !cluster.has_died(node) => bail!("strace ended with {status}"),
+            Some(_) => Ok(true),
+            None => Ok(threads_are_traced(pid)),
+        }
     });
     if let Err(error) = attached {
         end_tracer(tracer)?;

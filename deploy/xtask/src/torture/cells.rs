@@ -82,7 +82,7 @@ pub const CELLS: [Cell; 23] = [
     Cell {
         name: "M6",
         text: "crashes at system calls",
-        rounds: 3000,
+        rounds: 1200,
         rounds_at_random: 30,
         rounds_in_tests: Some(6),
         run: crashes::at_calls,

@@ -418,13 +418,13 @@ fn crashes(turn: u64, shape: Shape, dice: &mut Dice) -> Planned {
     Planned::Crashes { points: points.into_iter().map(point).collect(), during }
 }
 
-/// Calls are counted for each thread, from a moment that is random already: so many come within a second or two. Calls
+/// Calls are counted for each thread, from a moment that is random already: so many come within a second. Calls
 /// on names are few, when chunks and database files come and go.
 fn most(calls: Calls) -> u64 {
     match calls {
         Calls::Write => 40,
         Calls::Sync => 12,
-        Calls::Names => 2,
+        Calls::Names => 1,
         Calls::Send => 60,
     }
 }

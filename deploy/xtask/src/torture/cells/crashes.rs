@@ -15,7 +15,7 @@ use crate::torture::plan::{CRASHES_BETWEEN_CHECKS, CRASHING_MOUNT, During, Kind,
 use crate::torture::run::{Bed, DEADLINE, Run, SHAPE, wait};
 
 /// Calls come with the work: a number that is not reached by then is not reached by this kind of node.
-const STRIKE_DEADLINE: Duration = Duration::from_secs(2);
+const STRIKE_DEADLINE: Duration = Duration::from_millis(1500);
 
 /// Deleted chunks leave the disk soon, and every replica has its turn to be verified.
 const BUSY_DISKS: &str = "trash_delay_s = 1\nscrub_period_s = 60\n";
