@@ -30,7 +30,7 @@ pub struct Cell {
     pub run: fn(&mut Run) -> Result<()>,
 }
 
-pub const CELLS: [Cell; 23] = [
+pub const CELLS: [Cell; 24] = [
     Cell {
         name: "M1",
         text: "random kills",
@@ -134,6 +134,14 @@ pub const CELLS: [Cell; 23] = [
         rounds_at_random: 4,
         rounds_in_tests: None,
         run: network::partitions,
+    },
+    Cell {
+        name: "M12L",
+        text: "links are cut for five minutes",
+        rounds: 9,
+        rounds_at_random: 1,
+        rounds_in_tests: None,
+        run: network::long_partitions,
     },
     Cell {
         name: "M13",

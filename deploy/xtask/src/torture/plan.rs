@@ -165,6 +165,20 @@ pub enum Disk {
     Old,
 }
 
+impl Partition {
+    /// Whether somebody is cut off who needs the leader, or there may be no majority: calls that last longer than their
+    /// deadline end with an error then.
+    pub fn may_end_service(&self) -> bool {
+        let is_client = |target: &Target| matches!(target, Target::Node(name) if name.starts_with('m'));
+        match self {
+            Partition::Alone(_) | Partition::Deaf(_) | Partition::Mute(_) => false,
+            Partition::Apart(Target::Leader, other) | Partition::Two(_, other) => is_client(other),
+            Partition::Apart(..) => false,
+            Partition::OneByOne(..) => true,
+        }
+    }
+}
+
 /// Which links do not work.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Partition {
@@ -227,6 +241,8 @@ pub enum Kind {
     LeaderPauses,
     FullDisks,
     Partitions,
+    /// Of the same shapes, each for longer than any lease or deadline.
+    LongPartitions,
     Losses,
     ForgottenNamenodes,
     Changes,
@@ -235,6 +251,9 @@ pub enum Kind {
     ClockRates,
     Versions,
 }
+
+/// How long a long partition lasts.
+const LONG_MS: u64 = 300_000;
 
 /// Seconds of a day.
 const DAY_S: i64 = 86_400;
@@ -276,6 +295,9 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
             // Shorter than a lease: whoever is cut off longer has lost its session, and is told so.
             let hold_ms = dice.between(2000, 10_000);
             return Turn { after_steps, hold_ms, fault: Planned::Partition(partition(turn, shape, dice)) };
+        }
+        Kind::LongPartitions => {
+            return Turn { after_steps, hold_ms: LONG_MS, fault: Planned::Partition(partition(turn, shape, dice)) };
         }
         Kind::Losses => Planned::Loss { percent: [5, 20, 50][(turn % 3) as usize] },
         Kind::ForgottenNamenodes => {
@@ -504,7 +526,7 @@ mod tests {
 
     const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
 
-    const KINDS: [Kind; 19] = [
+    const KINDS: [Kind; 20] = [
         Kind::Kills,
         Kind::LeaderKills,
         Kind::DatanodeKills,
@@ -517,6 +539,7 @@ mod tests {
         Kind::LeaderPauses,
         Kind::FullDisks,
         Kind::Partitions,
+        Kind::LongPartitions,
         Kind::Losses,
         Kind::ForgottenNamenodes,
         Kind::Changes,
@@ -568,6 +591,19 @@ mod tests {
             back.sort_unstable();
             assert_eq!(back, (0..links).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn every_shape_is_held_for_five_minutes_and_most_of_them_are_no_excuse_for_errors() {
+        let turns = plan(Kind::LongPartitions, 6, 9, SHAPE);
+        let mut excused = Vec::new();
+        for turn in turns {
+            let Planned::Partition(shape) = turn.fault else { panic!("{}", turn.fault) };
+            assert_eq!(turn.hold_ms, LONG_MS);
+            excused.extend(shape.may_end_service().then(|| Planned::Partition(shape).to_string()));
+        }
+        let texts = ["the leader and m2 apart from all others", "the leader and m1 apart", "14 links one by one"];
+        assert_eq!(excused, texts);
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use dfs_cluster::Invariant;
 use dfs_cluster::fault::clock::{Clocks, Leftovers};
+use dfs_cluster::{Invariant, OnError};
 
 use crate::torture::cells::kills::with_everybody_at_work;
 use crate::torture::plan::{Kind, Planned, Target, Turn, plan};
@@ -39,7 +39,7 @@ fn wrong_clocks(run: &mut Run, kind: Kind) -> Result<()> {
         if !run.goes_on() {
             break;
         }
-        with_everybody_at_work(run, &bed, part, |run, work| {
+        with_everybody_at_work(run, &bed, part, OnError::Stop, |run, work| {
             work.go_on(turn.after_steps.min(60))?;
             let mut stamps = vec![stamp(&bed, part, "before")?];
             let term = term(&bed)?;

@@ -1,28 +1,43 @@
 //! M12 and M13: links that are cut in every shape, and links that lose packets.
 
+use std::fs::File;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use dfs_cluster::fault::Fault;
 use dfs_cluster::fault::network::{Network, between};
-use dfs_cluster::{Invariant, Stream, check_at_rest};
+use dfs_cluster::{Invariant, OnError, Stream, check_at_rest};
 
 use crate::torture::cells::kills::with_everybody_at_work;
 use crate::torture::plan::{Kind, Partition, Planned, Turn, plan};
-use crate::torture::run::{Bed, DEADLINE, Run, SHAPE};
+use crate::torture::run::{Bed, DEADLINE, Run, SHAPE, wait};
 
 pub fn partitions(run: &mut Run) -> Result<()> {
+    every_shape(run, Kind::Partitions)
+}
+
+/// Five minutes of every shape: sessions end, and calls come to their deadlines.
+pub fn long_partitions(run: &mut Run) -> Result<()> {
+    every_shape(run, Kind::LongPartitions)
+}
+
+fn every_shape(run: &mut Run, kind: Kind) -> Result<()> {
     let bed = run.bed("partitions", &["--netns"])?;
     let network = Network::of(&bed.cluster)?;
     let mut longest = Duration::ZERO;
-    for (part, turn) in plan(Kind::Partitions, run.seed, run.rounds, SHAPE).into_iter().enumerate() {
+    for (part, turn) in plan(kind, run.seed, run.rounds, SHAPE).into_iter().enumerate() {
         if !run.goes_on() {
             break;
         }
-        with_everybody_at_work(run, &bed, part, |run, work| {
+        let on_error = match (&turn.fault, kind) {
+            (Planned::Partition(shape), Kind::LongPartitions) if shape.may_end_service() => OnError::GoOn,
+            _ => OnError::Stop,
+        };
+        with_everybody_at_work(run, &bed, part, on_error, |run, work| {
             hold(&bed, &network, &turn)?;
             let healed = Instant::now();
-            run.verdict.hold(Invariant::CallsEnd, work.go_on(1))?;
+            run.verdict.hold(Invariant::CallsEnd, all_serve(&bed))?;
             bed.cluster.wait_caught_up(DEADLINE)?;
             let healed = healed.elapsed();
             longest = longest.max(healed);
@@ -33,6 +48,22 @@ pub fn partitions(run: &mut Run) -> Result<()> {
         })?;
     }
     run.done.figures.push(format!("all was back {:.1} s after the last link at most", longest.as_secs_f64()));
+    Ok(())
+}
+
+/// Waits until a new file can be written and synced on every mount.
+fn all_serve(bed: &Bed) -> Result<()> {
+    for mount in &bed.mounts {
+        let probe = mount.join("probe");
+        wait(&format!("{} serves", mount.display()), DEADLINE, || {
+            let written = File::create(&probe).and_then(|mut file| {
+                file.write_all(b"after the cut")?;
+                file.sync_all()
+            });
+            Ok(written.is_ok())
+        })?;
+        std::fs::remove_file(&probe)?;
+    }
     Ok(())
 }
 

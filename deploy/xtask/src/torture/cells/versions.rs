@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use dfs_cluster::Invariant;
 use dfs_cluster::fixture::{self, Fixture, Manifest};
+use dfs_cluster::{Invariant, OnError};
 
 use crate::torture::cells::kills::{wait_until_live, with_everybody_at_work};
 use crate::torture::plan::{Kind, Planned, Shape, plan};
@@ -39,7 +39,7 @@ pub fn mixed(run: &mut Run) -> Result<()> {
         names += expected.names();
         let parts = [(there, &new), (back, &old)];
         for (part, (order, program)) in parts.into_iter().enumerate() {
-            with_everybody_at_work(run, &bed, part, |run, work| {
+            with_everybody_at_work(run, &bed, part, OnError::Stop, |run, work| {
                 for node in order {
                     change(&bed, node, program)?;
                     changes += 1;
@@ -52,7 +52,7 @@ pub fn mixed(run: &mut Run) -> Result<()> {
             alike(run, &bed)?;
             holds(run, &bed, &expected)?;
         }
-        with_everybody_at_work(run, &bed, 2, |run, work| {
+        with_everybody_at_work(run, &bed, 2, OnError::Stop, |run, work| {
             run.verdict.hold(Invariant::CallsEnd, work.go_on(turn.after_steps.min(60)))
         })?;
         run.done.rounds += 1;
