@@ -4,6 +4,7 @@
 //! messages and raw bytes, and errors that say what to do next.
 
 mod call;
+mod congestion;
 mod endpoint;
 mod error;
 mod home;

@@ -8,6 +8,7 @@ use dfs_proto::Plane;
 use quinn::congestion::CubicConfig;
 use quinn::{AckFrequencyConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
+use crate::congestion::FlooredConfig;
 use crate::error::RpcError;
 
 /// The largest UDP payload we send or accept. Cost is per packet, so large is fast; but ten of them
@@ -68,7 +69,7 @@ fn transport(idle: Duration, loopback: bool) -> TransportConfig {
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
         .mtu_discovery_config(Some(discovery))
-        .congestion_controller_factory(Arc::new(cubic));
+        .congestion_controller_factory(Arc::new(FlooredConfig(Arc::new(cubic))));
     if loopback {
         // The path is known to carry it: no probing, and a burst of loss does not shrink it.
         config.initial_mtu(UDP_PAYLOAD_MAX).min_mtu(UDP_PAYLOAD_MAX).initial_rtt(Duration::from_millis(1));
