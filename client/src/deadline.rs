@@ -12,13 +12,20 @@ use crate::error::{Error, Result};
 pub(crate) struct Deadline {
     /// `None`: for ever.
     at: Option<Instant>,
+    /// From its beginning.
+    span: Duration,
 }
 
 impl Deadline {
-    pub const NEVER: Deadline = Deadline { at: None };
+    pub const NEVER: Deadline = Deadline { at: None, span: Duration::ZERO };
 
     pub fn after(duration: Duration) -> Deadline {
-        Deadline { at: Some(Instant::now() + duration) }
+        Deadline { at: Some(Instant::now() + duration), span: duration }
+    }
+
+    /// The same, from now: for work that gets on, if slowly.
+    pub fn renewed(&self) -> Deadline {
+        if self.at.is_some() { Deadline::after(self.span) } else { Deadline::NEVER }
     }
 
     /// For one operation under these options.

@@ -227,6 +227,30 @@ async fn with_two_of_three_datanodes_gone_a_flush_waits_and_then_fails() {
 }
 
 #[tokio::test]
+async fn a_flush_may_take_longer_than_the_deadline_as_long_as_bytes_move() {
+    let cluster = Cluster::start(3).await;
+    let deadline = std::time::Duration::from_millis(1000);
+    let dfs = Dfs::connect(&cluster.config, Options { op_deadline: deadline, ..Options::default() }).await.unwrap();
+    // Half of the deadline for what is sent, and acknowledged, as one piece.
+    let takes = deadline / 32;
+    cluster.datanodes.iter().for_each(|node| node.faults.lock().append_takes = takes);
+    let bytes = pattern(9, 96 * (64 << 10));
+    for sync in [false, true] {
+        let name = if sync { "synced" } else { "flushed" };
+        let file = create(&dfs, name).await;
+        file.write(0, bytes.clone()).await.unwrap();
+        let begun = std::time::Instant::now();
+        if sync {
+            file.sync().await.unwrap()
+        } else {
+            file.flush().await.unwrap()
+        }
+        assert!(begun.elapsed() > 2 * deadline, "{:?}", begun.elapsed());
+        assert!(read_elsewhere(&cluster, &format!("/{name}")).await == bytes);
+    }
+}
+
+#[tokio::test]
 async fn a_damaged_replica_is_passed_over_and_reported() {
     let cluster = Cluster::start(3).await;
     let dfs = cluster.client().await;

@@ -64,17 +64,18 @@ impl Client {
         let _flushing = Flushing::start(file);
         let (mark, failures) = self.force(file);
         let stored = |inner: &Inner| inner.writes.is_done(mark);
-        self.wait(file, failures, deadline, "the file's bytes are being stored", stored).await
+        self.wait(file, mark, failures, deadline, "the file's bytes are being stored", stored).await
     }
 
     /// As `flush`, and synced to disk on enough datanodes. Chunks are synced before what lies in them is
     /// committed, as far as a flush or the clock has not committed it already.
     pub async fn sync(self: &Arc<Self>, file: &Arc<FileState>) -> Result<()> {
-        let deadline = self.deadline();
         for _ in 0..SYNC_ROUNDS {
             let (mark, failures) = self.force(file);
             let uploaded = |inner: &Inner| inner.writes.is_uploaded(mark);
-            self.wait(file, failures, deadline, "the file's bytes are being sent", uploaded).await?;
+            self.wait(file, mark, failures, self.deadline(), "the file's bytes are being sent", uploaded).await?;
+            // However long that took: bytes have moved all the time.
+            let deadline = self.deadline();
             let unsynced: Vec<_> = file.inner.lock().unsynced.values().cloned().collect();
             let syncs = unsynced.iter().map(|(writer, end)| writer.sync(*end));
             let synced = deadline.bound("datanodes sync to disk", join_all(syncs)).await?;
@@ -182,15 +183,19 @@ impl Client {
         (mark, failures)
     }
 
-    /// Waits until `done`, or until more bytes were lost than those `failures`.
+    /// Waits until `done`, or until more bytes were lost than those `failures`. The deadline begins anew whenever fewer
+    /// bytes up to the mark have still to be sent than ever before: over a slow link many of them take long, and nothing
+    /// is wrong.
     async fn wait(
         self: &Arc<Self>,
         file: &Arc<FileState>,
+        mark: Mark,
         failures: u64,
-        deadline: Deadline,
+        mut deadline: Deadline,
         what: &str,
         done: impl Fn(&Inner) -> bool,
     ) -> Result<()> {
+        let mut least = None;
         loop {
             let progress = file.progress.notified();
             tokio::pin!(progress);
@@ -203,6 +208,11 @@ impl Client {
                 if done(&inner) {
                     return Ok(());
                 }
+                let unsent = inner.writes.unsent_bytes(mark);
+                if least.is_some_and(|least| unsent < least) {
+                    deadline = deadline.renewed();
+                }
+                least = Some(least.map_or(unsent, |least: u64| least.min(unsent)));
                 inner.wants_commit()
             };
             if commit {

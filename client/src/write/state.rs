@@ -164,10 +164,18 @@ impl WriteState {
 
     /// Whether everything written up to the mark is on datanodes, committed or not.
     pub fn is_uploaded(&self, mark: Mark) -> bool {
-        !self
-            .segments
-            .values()
-            .any(|segment| segment.sequence <= mark.0 && !matches!(segment.place, Place::Acked { .. }))
+        self.unsent(mark).next().is_none()
+    }
+
+    /// How many bytes written up to the mark are on no datanode yet.
+    pub fn unsent_bytes(&self, mark: Mark) -> u64 {
+        self.unsent(mark).map(Segment::len).sum()
+    }
+
+    fn unsent(&self, mark: Mark) -> impl Iterator<Item = &Segment> {
+        let is_unsent =
+            move |segment: &&Segment| segment.sequence <= mark.0 && !matches!(segment.place, Place::Acked { .. });
+        self.segments.values().filter(is_unsent)
     }
 
     pub fn is_empty(&self) -> bool {

@@ -363,6 +363,8 @@ pub struct Faults {
     pub fail_append_at: Option<usize>,
     /// Every append fails at once.
     pub refuse_appends: bool,
+    /// Every appended frame takes so long.
+    pub append_takes: Duration,
     /// A byte of every frame that is read is wrong.
     pub corrupt_reads: bool,
     /// So is one of the frames that have these bytes of their chunk.
@@ -418,6 +420,8 @@ impl Datanode {
                     let mut bytes = vec![0; header.len as usize];
                     recv.read_exact(&mut bytes).await?;
                     assert!(header.matches(chunk, &bytes));
+                    let takes = self.faults.lock().append_takes;
+                    tokio::time::sleep(takes).await;
                     written += header.len;
                     let refused = {
                         let mut faults = self.faults.lock();

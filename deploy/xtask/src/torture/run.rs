@@ -18,6 +18,7 @@ pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// For each node: mkfs.xfs refuses less than 300 MiB.
 const FILE_SYSTEM: &str = "xfs:400M";
+const LARGE_FILE_SYSTEM: &str = "xfs:8G";
 
 pub const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
 
@@ -62,6 +63,11 @@ impl Run {
     /// With a file system of its own for each node. `extra` are further arguments of `dfs up`.
     pub fn bed(&self, name: &str, extra: &[&str]) -> Result<Bed> {
         self.bed_with(name, &[&["--fs", FILE_SYSTEM], extra].concat())
+    }
+
+    /// As `bed`, with more room than the work of an hour takes. The images are sparse.
+    pub fn roomy_bed(&self, name: &str, extra: &[&str]) -> Result<Bed> {
+        self.bed_with(name, &[&["--fs", LARGE_FILE_SYSTEM], extra].concat())
     }
 
     /// As `bed`, with plain folders: for faults that no disk has a part in. It is up sooner.
