@@ -125,11 +125,14 @@ pub fn losses(run: &mut Run) -> Result<()> {
             break;
         }
         let Planned::Loss { percent } = turn.fault else { unreachable!("plans of losses") };
-        let healthy = streamed(run, &bed, &format!("healthy{number}"))?;
+        let names = [format!("healthy{number}"), format!("lossy{number}")];
+        let healthy = streamed(run, &bed, &names[0])?;
         let losing = network.lose(percent)?;
-        let lossy = streamed(run, &bed, &format!("lossy{number}"));
+        let lossy = streamed(run, &bed, &names[1]);
         losing.undo()?;
         let lossy = lossy?;
+        check_at_rest(&bed.cluster, DEADLINE, &mut run.verdict)?;
+        names.iter().try_for_each(|name| bed.clear(name))?;
         let line = format!("{healthy:.0} MiB/s, {lossy:.0} MiB/s with {percent} % lost");
         run.say(number, &turn.fault, &line);
         run.done.figures.push(line);
@@ -145,7 +148,5 @@ fn streamed(run: &mut Run, bed: &Bed, name: &str) -> Result<f64> {
     let report = stream.finish()?;
     run.expect_no_errors(&report.errors);
     report.check(&bed.mounts[1].join(name), &mut run.verdict);
-    bed.clear(name)?;
-    check_at_rest(&bed.cluster, DEADLINE, &mut run.verdict)?;
     Ok((report.bytes >> 20) as f64 / report.elapsed.as_secs_f64())
 }
