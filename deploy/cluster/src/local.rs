@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -9,11 +10,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 
+use crate::fault::poll_until;
 use crate::launcher::Launcher;
 use crate::ledger::Names;
 
 /// `dfs down` kills what has not stopped after 20 s.
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
+
+/// A mount waits for the operation deadline while the cluster is away.
+const MOUNT_DEADLINE: Duration = Duration::from_secs(60);
 
 /// What `dfs up` is asked for.
 #[derive(Clone, Debug)]
@@ -292,10 +297,18 @@ impl Cluster {
         std::fs::read_link(&link).with_context(|| format!("{name}: {link}"))
     }
 
-    /// Starts a node again exactly as before, by its `NODE.start`.
+    /// Starts a node or mount again exactly as before, by its `NAME.start`. A mount is there when this returns: what is
+    /// written to its folder before that goes to the disk below.
     pub fn start(&self, name: &str) -> Result<()> {
         let script = self.dir.join(format!("{name}.start"));
-        self.launcher.run(&[script.to_str().context("the cluster's folder is not text")?])
+        self.launcher.run(&[script.to_str().context("the cluster's folder is not text")?])?;
+        let number = name.strip_prefix('m').and_then(|number| number.parse::<usize>().ok());
+        let Some(mount) = number.and_then(|number| self.mounts().get(number.checked_sub(1)?)) else { return Ok(()) };
+        let below = std::fs::metadata(mount.parent().context("a mount is in a folder")?)?.dev();
+        poll_until(MOUNT_DEADLINE, &format!("{} is mounted", mount.display()), || {
+            // Whoever was mounted there before is an error.
+            Ok(std::fs::metadata(mount).is_ok_and(|top| top.dev() != below))
+        })
     }
 
     /// Those that the cluster file names: their number and their names change with the group.

@@ -26,7 +26,7 @@ pub enum Calls {
 }
 
 impl Calls {
-    pub const OF_DISKS: [Calls; 3] = [Calls::Sync, Calls::Write, Calls::Names];
+    pub const OF_BYTES: [Calls; 2] = [Calls::Sync, Calls::Write];
 
     fn list(self) -> &'static str {
         match self {
