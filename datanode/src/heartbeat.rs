@@ -5,6 +5,7 @@ pub mod group;
 mod outcomes;
 mod skew;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +61,8 @@ struct Link {
     node: Arc<Node>,
     name: String,
     target: Target,
+    /// Where the configuration says that it is, if that is elsewhere: what the group says of itself may be older.
+    configured: Option<SocketAddr>,
     /// Whether the last heartbeat was answered; `None` before the first.
     reached: Option<bool>,
     clocks: Samples,
@@ -73,7 +76,9 @@ impl Link {
     fn new(node: Arc<Node>, namenode: &NamenodeAddr) -> Link {
         let target = Target { plane: Plane::Meta, role: Role::Namenode, node: namenode.id, addr: namenode.addr };
         let (name, clocks) = (namenode.name.clone(), Samples::default());
-        Link { node, name, target, reached: None, clocks, reporting: None, obeyed: 0 }
+        let configured = node.config.namenodes.iter().filter(|configured| configured.id == namenode.id);
+        let configured = configured.map(|configured| configured.addr).find(|addr| *addr != namenode.addr);
+        Link { node, name, target, configured, reached: None, clocks, reporting: None, obeyed: 0 }
     }
 
     /// Sends one heartbeat and does what the answer says.
@@ -95,6 +100,9 @@ impl Link {
                     self.node.pool.forget(&self.target);
                 }
                 self.clocks.clear();
+                if let Some(other) = &mut self.configured {
+                    std::mem::swap(other, &mut self.target.addr);
+                }
             }
         }
     }

@@ -494,3 +494,20 @@ async fn a_volume_is_added_and_emptied_by_an_administrator_only() {
     assert!(here[0].verified_s > 0 && here[0].volume == path(&second));
     rig.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_namenode_that_has_moved_is_found_where_the_configuration_says() {
+    let mut rig = Rig::start(1).await;
+    rig.stop_node(1).await;
+    // As the group named it before, at an address where nobody is any more.
+    let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let learnt = format!(
+        "[[namenodes]]\nid = {}\nname = \"nn1\"\naddr = \"{}\"\n",
+        rig::NAMENODE.0,
+        nobody.local_addr().unwrap()
+    );
+    std::fs::write(rig.data_dir(1).join("namenodes.toml"), learnt).unwrap();
+    // Returns when it has been heard.
+    rig.start_node(1).await;
+    rig.stop().await;
+}

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, NamenodeAddr};
 
 pub const CLIENT: NodeId = NodeId(500);
-const NAMENODE: NodeId = NodeId(100);
+pub const NAMENODE: NodeId = NodeId(100);
 const EPOCH: Epoch = Epoch(1);
 /// Far beyond anything that works; a test that hits it has failed.
 const PATIENCE: Duration = Duration::from_secs(40);
