@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::clock::Clock;
 use super::node::{ProposeError, write_error};
-use super::types::{Batch, Raft};
+use super::types::{Batch, Metrics, Raft};
 
 /// Proposals that wait. More means that the disk or the quorum does not keep up: newcomers are told to
 /// come back rather than to wait for a deadline.
@@ -54,7 +54,17 @@ impl Batcher {
     pub fn start(raft: Raft, clock: Clock) -> Batcher {
         let write = move |batch| {
             let raft = raft.clone();
-            async move { Ok(raft.client_write(batch).await.map_err(write_error)?.data.each) }
+            async move {
+                let mut metrics = raft.metrics();
+                let term = metrics.borrow_and_update().current_term;
+                tokio::select! {
+                    // An answer that is there is right, whatever else has happened.
+                    biased;
+                    written = raft.client_write(batch) => Ok(written.map_err(write_error)?.data.each),
+                    // It ends with Raft, which ends the write as well.
+                    Ok(_) = metrics.wait_for(|now| is_overtaken(term, now)) => Err(ProposeError::Overtaken),
+                }
+            }
         };
         Batcher::start_with(write, clock)
     }
@@ -92,6 +102,15 @@ impl Batcher {
         })?;
         outcome.await.unwrap_or_else(|_| Err(ProposeError::Unavailable("this namenode is stopping".into())))
     }
+}
+
+/// Whether nobody will say any more what became of an entry that was proposed in `term`. openraft answers a proposal when
+/// its entry is applied here, or when it is cut off from the log for another leader's. A snapshot of that leader takes the
+/// place of both, and the answer never comes: without this the batcher would wait for it for ever, and every proposal
+/// behind it, also when this node leads again. Once something of a later term has been applied, all that was of this one
+/// has been, or is gone.
+fn is_overtaken(term: u64, now: &Metrics) -> bool {
+    now.last_applied.is_some_and(|applied| applied.leader_id.term > term)
 }
 
 async fn run<W, F>(write: W, clock: Clock, mut proposals: mpsc::Receiver<Proposal>)
@@ -206,6 +225,17 @@ mod tests {
             }
         };
         Batcher::start_with(write, Clock::default())
+    }
+
+    #[test]
+    fn a_proposal_is_overtaken_by_what_is_applied_of_a_later_term_and_not_by_hearing_of_one() {
+        let mut metrics = Metrics::new_initial(1);
+        assert!(!is_overtaken(3, &metrics));
+        metrics.current_term = 4;
+        metrics.last_applied = Some(openraft::LogId::new(openraft::CommittedLeaderId::new(3, 1), 70));
+        assert!(!is_overtaken(3, &metrics), "it may be applied yet");
+        metrics.last_applied = Some(openraft::LogId::new(openraft::CommittedLeaderId::new(4, 2), 80));
+        assert!(is_overtaken(3, &metrics));
     }
 
     #[tokio::test]

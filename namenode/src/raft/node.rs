@@ -70,6 +70,9 @@ pub enum ProposeError {
     /// Whether the command is or will be done is unknown.
     #[error("not committed within {} s: a majority of the namenodes cannot be reached", PROPOSE_DEADLINE.as_secs())]
     Timeout,
+    /// Unknown as well, and nobody will find out by waiting.
+    #[error("another namenode has led meanwhile")]
+    Overtaken,
 }
 
 impl From<ProposeError> for WireError {
@@ -77,7 +80,7 @@ impl From<ProposeError> for WireError {
         let (kind, leader) = match &error {
             ProposeError::NotLeader { leader } => (ErrorKind::NotLeader, *leader),
             ProposeError::Unavailable(_) => (ErrorKind::Unavailable, None),
-            ProposeError::Timeout => (ErrorKind::Timeout, None),
+            ProposeError::Timeout | ProposeError::Overtaken => (ErrorKind::Timeout, None),
         };
         WireError { leader, ..WireError::new(kind, error.to_string()) }
     }

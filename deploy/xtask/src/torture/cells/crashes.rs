@@ -34,7 +34,8 @@ struct Count {
 type Counts = BTreeMap<(&'static str, &'static str), Count>;
 
 pub fn at_calls(run: &mut Run) -> Result<()> {
-    let bed = run.bed("crashes", &[])?;
+    // Whoever dies leaves open chunks, for which room is kept until its lease ends.
+    let bed = run.roomy_bed("crashes", &[])?;
     bed.configure_datanodes(BUSY_DISKS)?;
     let mut counts = Counts::new();
     let mut left = None;
