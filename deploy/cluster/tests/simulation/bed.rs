@@ -32,8 +32,8 @@ pub struct Bed {
     pub clients: Vec<Client>,
     /// Sees everything, from a machine that nothing is done to.
     pub observer: Dfs,
-    /// What was done, for whoever wants to understand a failure.
-    pub faults: Vec<String>,
+    /// That were inflicted.
+    pub faults: u64,
     /// In which somebody was seen to lead.
     pub terms: BTreeSet<u64>,
     begun: Instant,
@@ -116,7 +116,7 @@ impl Bed {
             nodes: Vec::new(),
             clients: Vec::new(),
             observer,
-            faults: Vec::new(),
+            faults: 0,
             terms: BTreeSet::new(),
             begun: Instant::now(),
             ended: Vec::new(),
@@ -134,8 +134,7 @@ impl Bed {
         let members = bed.config.namenodes.iter().map(|node| Member { node: node.id, addr: node.addr }).collect();
         bed.observer.initialize(members, 3, 2).await.map_err(|error| anyhow!("form the cluster: {error}"))?;
         for id in 1..=CLIENTS {
-            // Every other one remembers names, as a mount does.
-            let dfs = bed.client(id, id % 2 == 1).await?;
+            let dfs = bed.client(id, id != 2, id == 1).await?;
             bed.clients.push(Client { ip: ip(3, id), dfs });
         }
         Ok(bed)
@@ -160,8 +159,8 @@ impl Bed {
             tls: certificate(&self.authority, self.dir.path(), Role::Namenode, id)?,
             timers: dfs_namenode::Timers::default(),
             // Few enough that a namenode that was away for long gets a snapshot.
-            snapshot_log_entries: 400,
-            log_keep_entries: 200,
+            snapshot_log_entries: 1000,
+            log_keep_entries: 500,
             network: self.fabric.host(ip(1, id)),
         };
         Ok(Node { name, ip: ip(1, id), config: Config::Namenode(Box::new(config)), running: None })
@@ -181,12 +180,14 @@ impl Bed {
         Ok(Node { name, ip: ip(2, id), config: Config::Datanode(Box::new(config)), running: None })
     }
 
-    /// A client of a machine of its own.
-    pub async fn client(&self, id: u64, remember: bool) -> Result<Dfs> {
+    /// A client of a machine of its own. One that remembers names is like a mount; one that writes behind is like a mount
+    /// with `-o writebehind`.
+    pub async fn client(&self, id: u64, remember: bool, write_behind: bool) -> Result<Dfs> {
         let tls = certificate(&self.authority, self.dir.path(), Role::Client, 200 + id)?;
         let config = ClusterConfig { tls, ..self.config.clone() };
         let description = format!("client {id}");
-        let options = Options { remember, description, network: self.fabric.host(ip(3, id)), ..Options::default() };
+        let network = self.fabric.host(ip(3, id));
+        let options = Options { remember, write_behind, description, network, ..Options::default() };
         Ok(Dfs::connect(&config, options).await?)
     }
 

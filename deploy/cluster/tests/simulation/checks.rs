@@ -23,7 +23,7 @@ const AGREE: Duration = Duration::from_secs(30);
 pub async fn at_rest(bed: &Bed, report: &Report, verdict: &mut Verdict) -> Duration {
     let begun = Instant::now();
     // Whoever has never seen the cluster before has nothing in memory.
-    match bed.client(99, false).await {
+    match bed.client(99, false, false).await {
         Ok(fresh) => report.check_files(&fresh, verdict).await,
         Err(error) => verdict.broken(Invariant::CallsEnd, format!("a new client: {error:#}")),
     }

@@ -81,8 +81,9 @@ pub async fn inflict(bed: &mut Bed, seed: u64) -> Result<()> {
         };
         let hold = Duration::from_millis(hold);
         let leader = bed.leader().await;
-        let text = format!("{:7.1} s: {shape:?} for {hold:.1?}, nn{} leads", bed.elapsed().as_secs_f64(), leader + 1);
-        bed.faults.push(text);
+        let text = format!("{:6.1} s: {shape:?} for {hold:.1?}, nn{} leads", bed.elapsed().as_secs_f64(), leader + 1);
+        println!("  {text}");
+        bed.faults += 1;
         one(bed, shape, hold, leader, &mut dice).await;
     }
     Ok(())

@@ -115,7 +115,7 @@ async fn run(seed: u64) -> Result<Outcome> {
     let figures = format!(
         "{} faults, {} leaders, {} register operations, {} files synced, {} calls failed, healthy after {:.0} s, \
          {:.0} s of virtual time",
-        bed.faults.len(),
+        bed.faults,
         bed.terms.len(),
         report.operations(),
         report.synced.len(),
@@ -124,7 +124,6 @@ async fn run(seed: u64) -> Result<Outcome> {
         bed.elapsed().as_secs_f64()
     );
     if !verdict.is_clean() {
-        bed.faults.iter().for_each(|fault| println!("  {fault}"));
         report.errors.iter().take(20).for_each(|error| println!("  error: {error}"));
     }
     let stopped = bed.stop().await;

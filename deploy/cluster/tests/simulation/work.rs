@@ -27,8 +27,9 @@ const NAMES: usize = 2;
 /// The length of the text of a value.
 const DIGITS: usize = 20;
 
-/// Tasks of each client.
-const TASKS: usize = 2;
+/// Of each client. The first one writes its register, so that there is one write of it at a time; the last one only reads
+/// names.
+const TASKS: usize = 3;
 /// Between two operations of one task, in milliseconds.
 const PAUSE_MS: (u64, u64) = (10, 600);
 
@@ -55,7 +56,8 @@ impl Register {
 /// A file whose bytes were acknowledged as synced; they follow from its number.
 #[derive(Clone)]
 pub struct Synced {
-    name: String,
+    /// In the root, or in a folder of its own.
+    path: String,
     number: u64,
     len: usize,
 }
@@ -106,8 +108,7 @@ struct Worker {
     shared: Arc<Shared>,
     dfs: Dfs,
     client: usize,
-    /// Of a client's tasks one writes its register, so that there is one write at a time.
-    first: bool,
+    task: usize,
     dice: Dice,
 }
 
@@ -128,7 +129,7 @@ impl Work {
                     shared: shared.clone(),
                     dfs: bed.clients[client].dfs.clone(),
                     client,
-                    first: task == 0,
+                    task,
                     dice: Dice::apart(seed, &format!("client {client} {task}")),
                 };
                 if client == 0 && task == 0 {
@@ -182,13 +183,13 @@ impl Report {
     /// Every file that was synced, as this client reads it now.
     pub async fn check_files(&self, dfs: &Dfs, verdict: &mut Verdict) {
         for file in &self.synced {
-            match read_file(dfs, &file.name, file.len + 1).await {
+            match read_file(dfs, &file.path, file.len + 1).await {
                 Ok(bytes) if bytes == file.bytes() => verdict.fine(Invariant::AcknowledgedSurvives, 1),
                 Ok(bytes) => {
-                    let why = format!("{}: other bytes than were synced, {} of {}", file.name, bytes.len(), file.len);
+                    let why = format!("{}: other bytes than were synced, {} of {}", file.path, bytes.len(), file.len);
                     verdict.broken(Invariant::AcknowledgedSurvives, why);
                 }
-                Err(error) => verdict.broken(Invariant::AcknowledgedSurvives, format!("{}: {error}", file.name)),
+                Err(error) => verdict.broken(Invariant::AcknowledgedSurvives, format!("{}: {error}", file.path)),
             }
         }
     }
@@ -241,10 +242,18 @@ impl Worker {
     }
 
     async fn operate(&mut self) -> Result<(), (String, Error)> {
-        match self.dice.between(0, 9) {
+        let first = self.task == 0;
+        let what = self.dice.between(0, 9);
+        match what {
+            // Who writes, or reads bytes, soon waits for a leader or a datanode that cannot do it. Names must not be old
+            // even so.
+            _ if self.task == TASKS - 1 => {
+                let register = self.any_name();
+                self.read_register(register).await
+            }
             0 => self.write_file().await,
             1 => self.compare_file().await,
-            2 if self.first => self.write_register(Register::Bytes(self.client)).await,
+            2 if first => self.write_register(Register::Bytes(self.client)).await,
             2..=4 => {
                 let client = self.dice.between(0, self.shared.clients as u64 - 1) as usize;
                 // On the client that writes it a write shows before it is acknowledged, which is promised as well.
@@ -253,16 +262,19 @@ impl Worker {
                 }
                 self.read_register(Register::Bytes(client)).await
             }
-            // Who writes soon waits in a write for a leader that cannot do it. Reads must not be old even so.
-            5 | 6 if self.first => {
-                let register = Register::Name(self.dice.between(0, NAMES as u64 - 1) as usize);
+            5 | 6 if first => {
+                let register = self.any_name();
                 self.write_register(register).await
             }
             _ => {
-                let register = Register::Name(self.dice.between(0, NAMES as u64 - 1) as usize);
+                let register = self.any_name();
                 self.read_register(register).await
             }
         }
+    }
+
+    fn any_name(&mut self) -> Register {
+        Register::Name(self.dice.between(0, NAMES as u64 - 1) as usize)
     }
 
     async fn write_register(&mut self, register: Register) -> Result<(), (String, Error)> {
@@ -319,9 +331,10 @@ impl Worker {
             1..=3 => self.dice.between(64 << 10, 512 << 10),
             _ => self.dice.between(1, 32 << 10),
         };
-        let file = Synced { name: format!("file{number}"), number, len: len as usize };
-        let written = write_file(&self.dfs, &file.name, file.bytes()).await;
-        written.map_err(|error| (format!("write {}", file.name), error))?;
+        let path = if self.dice.one_in(3) { format!("folder{number}/file") } else { format!("file{number}") };
+        let file = Synced { path, number, len: len as usize };
+        let written = write_file(&self.dfs, &file.path, file.bytes()).await;
+        written.map_err(|error| (format!("write {}", file.path), error))?;
         self.shared.found.lock().synced.push(file);
         Ok(())
     }
@@ -334,21 +347,21 @@ impl Worker {
             }
             self.dice.pick(&found.synced).clone()
         };
-        let read = read_file(&self.dfs, &file.name, file.len + 1).await;
+        let read = read_file(&self.dfs, &file.path, file.len + 1).await;
         let mut found = self.shared.found.lock();
         found.compared += 1;
         match read {
             Ok(bytes) if bytes == file.bytes() => Ok(()),
             Ok(bytes) => {
-                let why = format!("{}: other bytes than were synced, {} of {}", file.name, bytes.len(), file.len);
+                let why = format!("{}: other bytes than were synced, {} of {}", file.path, bytes.len(), file.len);
                 found.broken.push((Invariant::OnlyRightBytes, why));
                 Ok(())
             }
             Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Stale) => {
-                found.broken.push((Invariant::AcknowledgedSurvives, format!("{}: {error}", file.name)));
+                found.broken.push((Invariant::AcknowledgedSurvives, format!("{}: {error}", file.path)));
                 Ok(())
             }
-            Err(error) => Err((format!("read {}", file.name), error)),
+            Err(error) => Err((format!("read {}", file.path), error)),
         }
     }
 
@@ -381,9 +394,17 @@ impl Drop for Written {
     }
 }
 
-async fn write_file(dfs: &Dfs, file: &str, bytes: Bytes) -> Result<(), Error> {
+async fn write_file(dfs: &Dfs, path: &str, bytes: Bytes) -> Result<(), Error> {
+    let (folder, file) = match path.split_once('/') {
+        Some((folder, file)) => {
+            let exclusive = MakeOptions { exclusive: true, ..MakeOptions::default() };
+            let made = dfs.make(&ROOT, FOLDER, &name(folder), NewNode::Directory, 0o755, exclusive).await?;
+            (made.attr.inode, file)
+        }
+        None => (FOLDER, path),
+    };
     let options = MakeOptions { exclusive: true, open: Some(OpenMode::WRITE), ..MakeOptions::default() };
-    let made = dfs.make(&ROOT, FOLDER, &name(file), NewNode::File, 0o644, options).await?;
+    let made = dfs.make(&ROOT, folder, &name(file), NewNode::File, 0o644, options).await?;
     let Some(file) = made.file else { return Err(unlikely("the new file was not opened")) };
     file.write(0, bytes).await?;
     file.sync().await?;
@@ -391,9 +412,12 @@ async fn write_file(dfs: &Dfs, file: &str, bytes: Bytes) -> Result<(), Error> {
 }
 
 /// At most `max` bytes.
-async fn read_file(dfs: &Dfs, file: &str, max: usize) -> Result<Bytes, Error> {
-    let attr = dfs.lookup(&ROOT, FOLDER, &name(file)).await?;
-    let file = dfs.open(&ROOT, attr.inode, OpenMode::READ).await?;
+async fn read_file(dfs: &Dfs, path: &str, max: usize) -> Result<Bytes, Error> {
+    let mut at = FOLDER;
+    for part in path.split('/') {
+        at = dfs.lookup(&ROOT, at, &name(part)).await?.inode;
+    }
+    let file = dfs.open(&ROOT, at, OpenMode::READ).await?;
     let bytes = file.read(0, max).await?;
     file.close().await?;
     Ok(bytes)
