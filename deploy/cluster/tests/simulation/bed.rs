@@ -222,11 +222,10 @@ impl Bed {
     }
 
     /// Mends every link and starts every node.
-    pub async fn make_whole(&mut self) -> Result<()> {
+    pub fn make_whole(&mut self) {
         self.fabric.mend_all();
         self.fabric.delay_as_usual();
         self.nodes.iter_mut().for_each(Node::start);
-        Ok(())
     }
 
     /// No node has ended by itself, nor badly.

@@ -3,14 +3,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::Result;
 use dfs_cluster::Dice;
 use tokio::time::sleep;
 
 use crate::bed::Bed;
 
 /// Faults of one run.
-const FAULTS: u64 = 8;
+const FAULTS: usize = 8;
 
 #[derive(Clone, Copy, Debug)]
 enum Shape {
@@ -62,16 +61,11 @@ const SHAPES: [Shape; 16] = [
 ];
 
 /// One fault after the other, with pauses.
-pub async fn inflict(bed: &mut Bed, seed: u64) -> Result<()> {
+pub async fn inflict(bed: &mut Bed, seed: u64) {
     let mut dice = Dice::apart(seed, "faults");
-    // Every shape comes, in runs that follow each other.
-    let mut shapes = Vec::new();
-    while (shapes.len() as u64) < FAULTS {
-        let mut all = SHAPES;
-        dice.shuffle(&mut all);
-        shapes.extend(all);
-    }
-    for shape in shapes.into_iter().take(FAULTS as usize) {
+    let mut shapes = SHAPES;
+    dice.shuffle(&mut shapes);
+    for shape in shapes.into_iter().take(FAULTS) {
         sleep(Duration::from_millis(dice.between(500, 12_000))).await;
         // Mostly as long as a lease or a silence, now and then minutes.
         let hold = match dice.between(0, 7) {
@@ -86,7 +80,6 @@ pub async fn inflict(bed: &mut Bed, seed: u64) -> Result<()> {
         bed.faults += 1;
         one(bed, shape, hold, leader, &mut dice).await;
     }
-    Ok(())
 }
 
 async fn one(bed: &mut Bed, shape: Shape, hold: Duration, leader: usize, dice: &mut Dice) {
