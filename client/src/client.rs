@@ -1,7 +1,7 @@
 //! What all clones of a `Dfs` share, and the calls everything else is made of.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use dfs_proto::msg::meta::{Answer, MetaReply, MetaRequest, Op, OpReply, Query};
 use dfs_proto::{Caller, ErrorKind, NodeId, SessionId, Timestamp};
@@ -55,8 +55,8 @@ impl Client {
                 format!("the certificate is of cluster {}, not of {}", tls.identity().cluster, config.cluster),
             ));
         }
-        let meta = Pool::new(Endpoint::client(&tls)?);
-        let data = Pool::new(Endpoint::client(&tls)?);
+        let meta = Pool::new(Endpoint::client_on(&options.network, &tls)?);
+        let data = Pool::new(Endpoint::client_on(&options.network, &tls)?);
         let namenodes = config.namenodes.iter().map(|node| (node.id, node.addr));
         let group = Arc::new(Group::new(meta.clone(), namenodes));
         let client = Arc::new(Client {
@@ -248,8 +248,7 @@ const REPORT: Duration = Duration::from_secs(10);
 
 /// This client's clock.
 pub(crate) fn now() -> Timestamp {
-    // A clock before 1970 is shown as 1970.
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = dfs_rpc::since_1970();
     Timestamp { secs: since.as_secs() as i64, nanos: since.subsec_nanos() }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dfs_proto::limits::REPLICATION_MAX;
 use dfs_proto::{ClusterId, ErrorKind, NodeId};
-use dfs_rpc::TlsFiles;
+use dfs_rpc::{Network, TlsFiles};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -155,6 +155,8 @@ pub struct Options {
     pub atime: bool,
     /// Who this is, for people: host, process, mount point. Cut at 255 bytes.
     pub description: String,
+    /// What its connections go over.
+    pub network: Network,
 }
 
 impl Default for Options {
@@ -168,6 +170,7 @@ impl Default for Options {
             write_behind: false,
             atime: false,
             description: format!("process {}", std::process::id()),
+            network: Network::Udp,
         }
     }
 }

@@ -1,13 +1,7 @@
 //! The wall clock, read in one place.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use dfs_proto::Timestamp;
-
-/// The time since 1970; 0 if the clock stands before that.
-fn since_1970() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
-}
+use dfs_rpc::since_1970;
 
 pub fn now() -> Timestamp {
     let now = since_1970();

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, ensure};
 use dfs_proto::{ClusterId, NodeId, PeerIdentity, Role};
-use dfs_rpc::TlsFiles;
+use dfs_rpc::{Network, TlsFiles};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Everything a datanode is told. Relative paths are taken from the folder of the file.
@@ -54,6 +54,9 @@ pub struct Config {
     /// `prepare`, so they must be there.
     #[serde(default)]
     pub must_exist: bool,
+    /// What its connections go over; a file does not say, and it is UDP.
+    #[serde(skip)]
+    pub network: Network,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -117,6 +120,7 @@ impl Config {
             copy_parallel: default::copy_parallel(),
             scrub_period_s: default::scrub_period_s(),
             must_exist: false,
+            network: Network::Udp,
         }
     }
 

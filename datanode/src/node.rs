@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_proto::msg::meta::ReplicaAt;
 use dfs_proto::{
@@ -11,6 +11,7 @@ use dfs_proto::{
 use dfs_rpc::{Pool, Target};
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock;

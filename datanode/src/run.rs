@@ -40,7 +40,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     ensure!(tls.identity() == me, "the certificate is for {}, and this is {me}", tls.identity());
     let opening = config.clone();
     let store = tokio::task::spawn_blocking(move || Store::open(&opening)).await?.context("cannot open the store")?;
-    let endpoint = Endpoint::server(&tls, config.listen, &[Plane::Data])
+    let endpoint = Endpoint::server_on(&config.network, &tls, config.listen, &[Plane::Data])
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     let (orders, queues) = Orders::new();
     let addr = config.advertise.unwrap_or(endpoint.local_addr()?);

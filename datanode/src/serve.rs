@@ -10,11 +10,12 @@ mod read;
 pub use frames::receive_bytes;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_proto::msg::data::DataRequest;
 use dfs_proto::{PeerIdentity, Plane};
 use dfs_rpc::{Handler, RecvStream, SendStream};
+use tokio::time::Instant;
 use tracing::{Instrument, debug, info_span};
 
 use crate::node::Node;

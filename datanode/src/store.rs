@@ -29,7 +29,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
 
 use anyhow::{Context, bail};
 use dfs_proto::msg::data::{ReplicaState, ReplicaStatus};
@@ -37,6 +36,7 @@ use dfs_proto::msg::node::{Pace, ReplicaReport, ScrubStatus, VolumeStatus};
 use dfs_proto::{ChunkId, ClusterId};
 use dfs_rpc::{Home, HomeError};
 use parking_lot::{Mutex, MutexGuard, RwLock};
+use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::config::Config;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use dfs_proto::ClusterId;
-use dfs_rpc::TlsFiles;
+use dfs_rpc::{Network, TlsFiles};
 use serde::{Deserialize, Serialize};
 
 use crate::raft::Member;
@@ -40,6 +40,9 @@ pub struct Config {
     /// Entries kept behind a snapshot, for followers that are only a little behind.
     #[serde(default = "default_log_keep_entries")]
     pub log_keep_entries: u64,
+    /// What its connections go over; a file does not say, and it is UDP.
+    #[serde(skip)]
+    pub network: Network,
 }
 
 /// Another namenode.

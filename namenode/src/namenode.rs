@@ -1,7 +1,7 @@
 //! The parts of one namenode, shared by its server and its workers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_meta::{Body, Fault, Outcome, Reply, View, rows};
 use dfs_proto::msg::admin::Liveness;
@@ -9,6 +9,7 @@ use dfs_proto::{ClusterId, ErrorKind, NodeId, WireError};
 use dfs_rpc::Moment;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::fail_stop::FailStop;

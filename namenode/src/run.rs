@@ -41,8 +41,8 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     );
     ensure!(me.cluster == config.cluster_id()?, "the certificate is of cluster {}", me.cluster);
     let home = Home::create_or_open(&config.data_dir, me).context("cannot use the data folder")?;
-    let meta = Endpoint::server(&tls, config.listen, &[Plane::Meta])?;
-    let raft = Endpoint::server(&tls, config.raft_listen, &[Plane::Raft])?;
+    let meta = Endpoint::server_on(&config.network, &tls, config.listen, &[Plane::Meta])?;
+    let raft = Endpoint::server_on(&config.network, &tls, config.raft_listen, &[Plane::Raft])?;
 
     let fail = FailStop::default();
     let tasks = CancellationToken::new();

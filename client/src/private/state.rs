@@ -1,13 +1,14 @@
 //! What was done and is not sent yet, and which of two places decides about a request. Does no IO.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_meta::private::Touched;
 use dfs_meta::{Fault, LocalTree, Routed};
 use dfs_proto::limits::SEQUENCE_MAX;
 use dfs_proto::msg::meta::{Answer, NewNode, Op, OpReply, Query, RenameMode, SessionGrant, Step};
 use dfs_proto::{Attr, Caller, ErrorKind, FileKind, InodeId, Name, SessionId, Timestamp, WireError, XattrKinds};
+use tokio::time::Instant;
 
 use crate::client::now;
 use crate::error::Error;

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_proto::limits::LOCAL_TICKET_S;
 use dfs_proto::msg::data::{FRAME_HEADER_LEN, LocalChunk, LocalDoor, LocalHello, LocalOpen};
@@ -13,6 +13,7 @@ use dfs_rpc::{LocalListener, LocalStream, RpcError};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 

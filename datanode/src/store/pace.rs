@@ -1,10 +1,11 @@
 //! How long syncs take on this node, for the leader to compare with other nodes.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_proto::msg::node::Pace;
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 /// What is older says nothing about how the node is now.
 const WINDOW: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@
 //! the others open and read. (On the writing mount a write shows before it is acknowledged, which is promised as well
 //! and is no register.)
 
-mod history;
+pub mod history;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

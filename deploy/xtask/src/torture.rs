@@ -14,7 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail};
 use dfs_cluster::{Dice, Verdict};
 
-use crate::{prerequisites, run::program};
+use crate::prerequisites;
+use crate::run::{cargo, must, program};
 use cells::{CELLS, Cell};
 use run::{Done, Run};
 
@@ -41,6 +42,12 @@ pub struct Options {
     /// Decides what is injected when; printed, so that a run can be repeated
     #[arg(long)]
     seed: Option<u64>,
+    /// Run the simulation instead: a cluster in one process, over a network in memory, in virtual time
+    #[arg(long, conflicts_with_all = ["program", "other_program", "mount_options", "cell", "rounds", "minutes", "dir"])]
+    simulate: bool,
+    /// So many seeds of the simulation, from --seed on
+    #[arg(long, value_name = "N", requires = "simulate")]
+    seeds: Option<u64>,
     /// Where the clusters go; a folder on a real disk
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -48,6 +55,9 @@ pub struct Options {
 
 pub fn run(options: &Options) -> Result<()> {
     prerequisites::install()?;
+    if options.simulate {
+        return simulate(options.seed.unwrap_or_else(seed_of_now), options.seeds.unwrap_or(1));
+    }
     if !rustix::process::geteuid().is_root() {
         bail!("torture needs root: it mounts file systems, cuts them off and traces processes");
     }
@@ -70,6 +80,13 @@ pub fn run(options: &Options) -> Result<()> {
         Some(minutes) => torture.at_random(&wanted, Duration::from_secs(60 * minutes)),
         None => torture.in_order(wanted.iter().map(|cell| (*cell, options.rounds.unwrap_or(cell.rounds)))),
     }
+}
+
+/// Needs neither root nor the program: the nodes are part of the test.
+fn simulate(seed: u64, seeds: u64) -> Result<()> {
+    let mut tests = cargo(["test", "--release", "--package", "dfs-cluster", "--test", "simulation"]);
+    tests.args(["--", "--nocapture"]);
+    must(tests.env("DFS_SIM_SEED", seed.to_string()).env("DFS_SIM_SEEDS", seeds.to_string()))
 }
 
 /// The fixed part that `cargo xtask test` runs.

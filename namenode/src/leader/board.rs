@@ -2,12 +2,13 @@
 //! deletions ordered, and the result of the last pass for `Status`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_meta::repair::{ChunkView, Flight};
 use dfs_proto::msg::admin::{ChunkHealth, CopyStatus, RepairStatus};
 use dfs_proto::{ChunkId, Epoch, NodeId};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 /// A copy that its target does not list as under way after so long was lost on the way there.
 const COPY_UNCONFIRMED: Duration = Duration::from_secs(8);

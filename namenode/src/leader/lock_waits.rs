@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_meta::Fault;
 use dfs_meta::locks::{Held, Holder, conflict, in_the_way};
@@ -14,6 +14,7 @@ use dfs_proto::msg::meta::LockClaim;
 use dfs_proto::{ErrorKind, InodeId, SessionId, WireError};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// Waiting claims, in all and of one session: each is about 200 bytes and one parked request.
 const WAITS_MAX: usize = 16_384;

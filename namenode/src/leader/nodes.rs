@@ -2,13 +2,14 @@
 //! knows at once who is alive.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_meta::{placement, repair};
 use dfs_proto::msg::admin::{Duty, Liveness};
 use dfs_proto::msg::node::{Heartbeat, Pace, ScrubStatus, VolumeStatus};
 use dfs_proto::{ChunkId, NodeId, Timestamp};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::pace::Laggards;

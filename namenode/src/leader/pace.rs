@@ -5,10 +5,11 @@
 //! hardware, so a node is compared with the others at the same time: where all are slow nobody is.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_proto::NodeId;
 use dfs_proto::msg::node::Pace;
+use tokio::time::Instant;
 
 /// Syncs of the last ten seconds below which nothing is concluded.
 const SYNCS_MIN: u32 = 8;

@@ -4,10 +4,11 @@
 //! leader cannot know it and gives every session a full lease.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_proto::{ErrorKind, NodeId, SessionId, WireError};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 #[derive(Default)]
 pub struct Sessions(Mutex<Leases>);

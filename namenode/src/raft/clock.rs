@@ -1,7 +1,6 @@
 //! The leader's clock: what it stamps never goes back, whoever leads.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use dfs_proto::Timestamp;
 use parking_lot::Mutex;
@@ -29,7 +28,7 @@ impl Clock {
 /// The machine's clock as it is, for comparing it with others'.
 pub fn machine_time() -> Timestamp {
     // A clock before 1970 is a broken one; what was observed then decides.
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = dfs_rpc::since_1970();
     Timestamp { secs: since.as_secs() as i64, nanos: since.subsec_nanos() }
 }
 

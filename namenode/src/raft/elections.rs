@@ -11,11 +11,12 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::Rng;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::info;
 
 use super::node::Standing;

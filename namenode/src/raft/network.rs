@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_proto::{ErrorKind, PeerIdentity, Plane, Role, WireError};
 use dfs_rpc::{Handler, Moment, RecvStream, RpcError, SendStream};
@@ -11,6 +11,7 @@ use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::{AnyError, OptionalSend};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::elections::Ear;

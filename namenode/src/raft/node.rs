@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context;
 use dfs_meta::{Body, Event, Outcome};
@@ -12,6 +12,7 @@ use dfs_rpc::Moment;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, Fatal, RaftError};
 use openraft::{Config, ServerState, SnapshotPolicy};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::barrier::Barrier;
@@ -333,7 +334,7 @@ async fn take_part(
     standing: watch::Receiver<Standing>,
 ) {
     presences.recognised().await;
-    tokio::time::sleep_until(silent_until.into()).await;
+    tokio::time::sleep_until(silent_until).await;
     raft.runtime_config().elect(true);
     elections::run(raft, ear, standing).await;
 }

@@ -1,7 +1,6 @@
 //! Sessions, mutations and queries.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use dfs_meta::locks::Holder;
 use dfs_meta::private::{self, Touched};
@@ -15,6 +14,7 @@ use dfs_proto::{
     Attr, Caller, ChunkId, Epoch, ErrorKind, FileKind, InodeId, Name, NodeId, RequestId, SessionId, WireError,
 };
 use dfs_rpc::{Moment, RecvStream, RpcError, SendStream};
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::leader::{Knowledge, Recall};

@@ -1,7 +1,6 @@
 //! Heartbeats and reports of datanodes, and the orders that go back.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use dfs_meta::reconcile::{self, Verdict};
 use dfs_meta::{Body, duty, rows};
@@ -11,6 +10,7 @@ use dfs_proto::msg::admin::{Duty, Liveness};
 use dfs_proto::msg::node::{Heartbeat, HeartbeatReply, NodeReply, NodeRequest, Order, Outcome, ReplicaReport};
 use dfs_proto::{ChunkId, Epoch, ErrorKind, NodeId, WireError};
 use futures::StreamExt;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::namenode::Namenode;

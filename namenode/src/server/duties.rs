@@ -1,12 +1,12 @@
 //! What administrators ask of datanodes: another duty, a scrub now.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use dfs_meta::{Body, duty, rows};
 use dfs_proto::msg::admin::{AdminReply, Duty, DutyChange, DutyPlan, Liveness};
 use dfs_proto::msg::node::Order;
 use dfs_proto::{ErrorKind, NodeId, WireError};
+use tokio::time::Instant;
 use tracing::info;
 
 use crate::namenode::Namenode;

@@ -2,13 +2,14 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_meta::locks::Holder;
 use dfs_meta::rows;
 use dfs_proto::limits::LOCK_WAIT_MAX_MS;
 use dfs_proto::msg::meta::{LockClaim, MetaReply};
 use dfs_proto::{ErrorKind, InodeId, NodeId, SessionId, WireError};
+use tokio::time::Instant;
 
 use crate::leader::Verdict;
 use crate::namenode::Namenode;

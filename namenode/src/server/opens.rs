@@ -1,12 +1,12 @@
 //! What clients say of the files they have open, and who holds what has lost its name.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use dfs_meta::rows::{self, UNDECIDED};
 use dfs_meta::{Body, HolderChange, query};
 use dfs_proto::msg::meta::MetaReply;
 use dfs_proto::{ErrorKind, InodeId, NodeId, SessionId, WireError};
+use tokio::time::Instant;
 use tracing::warn;
 
 use crate::leader::{Leaving, Removing};

@@ -1,12 +1,12 @@
 //! What `dfs status` shows.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use dfs_meta::{Fault, View, duty, rows};
 use dfs_proto::msg::admin::{Counts, DatanodeStatus, Duty, NamenodeStatus, RepairStatus, Status};
 use dfs_proto::msg::node::Pace;
 use dfs_proto::{NodeId, SessionId, WireError};
+use tokio::time::Instant;
 
 use crate::namenode::Namenode;
 use crate::raft::Standing;

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::thread;
 
+use dfs_rpc::OtherThread;
 use tokio::sync::{mpsc, oneshot};
 
 use super::StoreError;
@@ -23,7 +24,7 @@ pub type Done = Box<dyn FnOnce(Result<(), String>) + Send>;
 struct Job {
     changes: Vec<LogChange>,
     /// `None`: need not be on the disk soon; rides along with the next synced write.
-    done: Option<Done>,
+    done: Option<(Done, OtherThread)>,
 }
 
 /// Sends work to the thread. Dropping the last handle waits until all that was sent is written and the
@@ -63,8 +64,9 @@ impl LogWriter {
 
     /// Queues changes and calls `done` when they are synced.
     pub async fn send(&self, changes: Vec<LogChange>, done: Done) {
-        if let Err(mpsc::error::SendError(job)) = self.jobs.send(Job { changes, done: Some(done) }).await
-            && let Some(done) = job.done
+        let done = Some((done, OtherThread::begins()));
+        if let Err(mpsc::error::SendError(job)) = self.jobs.send(Job { changes, done }).await
+            && let Some((done, _)) = job.done
         {
             done(Err(self.reason()));
         }
@@ -114,7 +116,7 @@ fn write_all(log: &LogDb, mut queue: mpsc::Receiver<Job>, fail: &FailStop) {
             }
         }
         let result = log.write(&changes, !waiting.is_empty()).map_err(|error| error.to_string());
-        for done in waiting {
+        for (done, _thread) in waiting {
             done(result.clone());
         }
         if let Err(reason) = result {
@@ -122,7 +124,7 @@ fn write_all(log: &LogDb, mut queue: mpsc::Receiver<Job>, fail: &FailStop) {
             fail.fail(format!("writing the log failed: {reason}"));
             queue.close();
             while let Some(job) = queue.blocking_recv() {
-                if let Some(done) = job.done {
+                if let Some((done, _)) = job.done {
                     done(Err(reason.clone()));
                 }
             }

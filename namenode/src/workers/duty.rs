@@ -4,13 +4,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_meta::placement::NodeView;
 use dfs_meta::{Body, duty, rows};
 use dfs_proto::msg::admin::{Duty, Liveness};
 use dfs_proto::msg::node::Order;
 use dfs_proto::{NodeId, WireError};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 

@@ -2,11 +2,11 @@
 //! for.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use dfs_meta::Event;
 use dfs_proto::msg::node::Order;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::namenode::Namenode;

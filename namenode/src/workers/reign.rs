@@ -1,10 +1,11 @@
 //! Takes up and gives up the lead.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_meta::rows;
 use dfs_proto::WireError;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dfs_meta::repair::{self, ChunkView, CopyPlan, CutPlan, DropPlan, Known, Plan, Policy};
 use dfs_meta::{Body, Fault, View, duty, rows};
@@ -11,6 +11,7 @@ use dfs_proto::msg::admin::{ChunkHealth, Liveness};
 use dfs_proto::msg::meta::ReplicaAt;
 use dfs_proto::msg::node::Order;
 use dfs_proto::{Access, Capability, CapabilityKey, NodeId, Timestamp, WireError};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 

@@ -87,6 +87,7 @@ impl Group {
             timers: Timers::default(),
             snapshot_log_entries: 10_000,
             log_keep_entries: 1000,
+            network: dfs_rpc::Network::Udp,
         };
         tune(&mut config);
         Node { id: own.id, config, running: None }

@@ -3,20 +3,30 @@
 use bytes::Bytes;
 use dfs_proto::codec;
 use dfs_proto::limits::{CONTROL_FRAME_MAX, RAFT_FRAME_MAX};
-use quinn::{ReadError, ReadExactError, VarInt};
+use quinn::VarInt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::RpcError;
+use crate::memory;
 
 /// The sending half. Dropped without `finish`, it ends the stream in order all the same.
 pub struct SendStream {
-    inner: quinn::SendStream,
+    inner: Sending,
+}
+
+enum Sending {
+    Quic(quinn::SendStream),
+    Memory(memory::SendStream),
 }
 
 impl SendStream {
-    pub(crate) fn new(inner: quinn::SendStream) -> SendStream {
-        SendStream { inner }
+    pub(crate) fn quic(inner: quinn::SendStream) -> SendStream {
+        SendStream { inner: Sending::Quic(inner) }
+    }
+
+    pub(crate) fn memory(inner: memory::SendStream) -> SendStream {
+        SendStream { inner: Sending::Memory(inner) }
     }
 
     /// Sends a message: its length in four little-endian bytes, then the codec's bytes.
@@ -25,45 +35,75 @@ impl SendStream {
         let mut framed = Vec::with_capacity(4 + body.len());
         framed.extend_from_slice(&(body.len() as u32).to_le_bytes());
         framed.extend_from_slice(&body);
-        Ok(self.inner.write_chunk(Bytes::from(framed)).await?)
+        self.send_raw(Bytes::from(framed)).await
     }
 
     /// Sends bulk bytes as they are, without a copy.
     pub async fn send_raw(&mut self, bytes: Bytes) -> Result<(), RpcError> {
-        Ok(self.inner.write_chunk(bytes).await?)
+        match &mut self.inner {
+            Sending::Quic(stream) => Ok(stream.write_chunk(bytes).await?),
+            Sending::Memory(stream) => stream.write(bytes).await,
+        }
     }
 
     /// Sends several pieces in order, without a copy.
     pub async fn send_raw_all(&mut self, pieces: &mut [Bytes]) -> Result<(), RpcError> {
-        Ok(self.inner.write_all_chunks(pieces).await?)
+        match &mut self.inner {
+            Sending::Quic(stream) => Ok(stream.write_all_chunks(pieces).await?),
+            Sending::Memory(stream) => {
+                for piece in pieces {
+                    stream.write(std::mem::take(piece)).await?;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// Nothing more will be sent.
     pub fn finish(&mut self) {
-        // Fails only if the stream is finished or reset already.
-        let _ = self.inner.finish();
+        match &mut self.inner {
+            // Fails only if the stream is finished or reset already.
+            Sending::Quic(stream) => _ = stream.finish(),
+            Sending::Memory(stream) => stream.finish(),
+        }
     }
 
     /// Returns when the peer does not want to read any more, or is gone.
     pub async fn abandoned(&mut self) {
-        // However it ended, nobody reads.
-        let _ = self.inner.stopped().await;
+        match &mut self.inner {
+            // However it ended, nobody reads.
+            Sending::Quic(stream) => _ = stream.stopped().await,
+            Sending::Memory(stream) => stream.stopped().await,
+        }
     }
 
     /// Gives the stream up: what is under way is dropped, and the peer sees an error.
     pub fn reset(&mut self) {
-        let _ = self.inner.reset(VarInt::from_u32(1));
+        match &mut self.inner {
+            // Fails only if the stream is reset already.
+            Sending::Quic(stream) => _ = stream.reset(VarInt::from_u32(1)),
+            Sending::Memory(stream) => stream.reset(),
+        }
     }
 }
 
 /// The receiving half. Dropped early, it tells the peer to stop sending.
 pub struct RecvStream {
-    inner: quinn::RecvStream,
+    inner: Receiving,
+}
+
+enum Receiving {
+    Quic(quinn::RecvStream),
+    Memory(memory::RecvStream),
 }
 
 impl RecvStream {
-    pub(crate) fn new(inner: quinn::RecvStream) -> RecvStream {
-        RecvStream { inner }
+    pub(crate) fn quic(inner: quinn::RecvStream) -> RecvStream {
+        RecvStream { inner: Receiving::Quic(inner) }
+    }
+
+    pub(crate) fn memory(inner: memory::RecvStream) -> RecvStream {
+        RecvStream { inner: Receiving::Memory(inner) }
     }
 
     /// Receives a control message of at most `limits::CONTROL_FRAME_MAX` bytes.
@@ -109,34 +149,45 @@ impl RecvStream {
 
     /// Fills `buf` with raw bytes.
     pub async fn read_exact(&mut self, buf: &mut [u8]) -> Result<(), RpcError> {
-        self.inner.read_exact(buf).await.map_err(|e| match e {
-            ReadExactError::FinishedEarly(_) => RpcError::Closed("stream ended too early".into()),
-            ReadExactError::ReadError(e) => read_failed(e),
-        })
+        match self.read_exact_or_end(buf).await? {
+            true => Ok(()),
+            false => Err(RpcError::Closed("stream ended too early".into())),
+        }
     }
 
     /// Fills `buf`, or returns `false` if the stream ends before its first byte.
     pub async fn read_exact_or_end(&mut self, buf: &mut [u8]) -> Result<bool, RpcError> {
-        match self.inner.read_exact(buf).await {
-            Ok(()) => Ok(true),
-            Err(ReadExactError::FinishedEarly(0)) => Ok(false),
-            Err(ReadExactError::FinishedEarly(_)) => Err(RpcError::Closed("stream ended too early".into())),
-            Err(ReadExactError::ReadError(e)) => Err(read_failed(e)),
+        let mut filled = 0;
+        while filled < buf.len() {
+            match self.read_chunk(buf.len() - filled).await? {
+                Some(bytes) => {
+                    buf[filled..filled + bytes.len()].copy_from_slice(&bytes);
+                    filled += bytes.len();
+                }
+                None if filled == 0 => return Ok(false),
+                None => return Err(RpcError::Closed("stream ended too early".into())),
+            }
         }
+        Ok(true)
     }
 
     /// Whatever has arrived next, in order, at most `max` bytes, without a copy; `None` at the end.
     pub async fn read_chunk(&mut self, max: usize) -> Result<Option<Bytes>, RpcError> {
-        Ok(self.inner.read_chunk(max, true).await.map_err(read_failed)?.map(|chunk| chunk.bytes))
+        match &mut self.inner {
+            Receiving::Quic(stream) => match stream.read_chunk(max, true).await {
+                Ok(chunk) => Ok(chunk.map(|chunk| chunk.bytes)),
+                Err(error) => Err(RpcError::Closed(error.to_string())),
+            },
+            Receiving::Memory(stream) => stream.read(max).await,
+        }
     }
 
     /// Tells the peer that nothing more is wanted.
     pub fn stop(&mut self) {
-        // Fails only if the stream is over already.
-        let _ = self.inner.stop(VarInt::from_u32(1));
+        match &mut self.inner {
+            // Fails only if the stream is over already.
+            Receiving::Quic(stream) => _ = stream.stop(VarInt::from_u32(1)),
+            Receiving::Memory(stream) => stream.stop(),
+        }
     }
-}
-
-fn read_failed(error: ReadError) -> RpcError {
-    RpcError::Closed(error.to_string())
 }

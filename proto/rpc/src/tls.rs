@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use dfs_proto::{PeerIdentity, Plane};
 use rustls::RootCertStore;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use serde::{Deserialize, Serialize};
 
 use crate::error::RpcError;
@@ -80,6 +82,30 @@ impl Tls {
         // 0-RTT could be replayed by anyone who saw it: off.
         config.max_early_data_size = 0;
         Ok(config)
+    }
+
+    /// What the one who dials finds out about the peer in a handshake: whether its certificate is of our authority and
+    /// names just `expected`.
+    pub(crate) fn verify_server(&self, peer: &Tls, expected: PeerIdentity) -> Result<(), String> {
+        let (own, others) = peer.chain.split_first().ok_or("no certificate")?;
+        let name = ServerName::try_from(expected.to_string()).map_err(|e| e.to_string())?;
+        WebPkiServerVerifier::builder_with_provider(self.roots.clone(), provider())
+            .build()
+            .map_err(|e| e.to_string())?
+            .verify_server_cert(own, others, &name, &[], UnixTime::now())
+            .map(drop)
+            .map_err(|e| e.to_string())
+    }
+
+    /// What the one who is dialled finds out: who the peer is, if its certificate is of our authority.
+    pub(crate) fn verify_client(&self, peer: &Tls) -> Result<PeerIdentity, String> {
+        let (own, others) = peer.chain.split_first().ok_or("no certificate")?;
+        WebPkiClientVerifier::builder_with_provider(self.roots.clone(), provider())
+            .build()
+            .map_err(|e| e.to_string())?
+            .verify_client_cert(own, others, UnixTime::now())
+            .map_err(|e| e.to_string())?;
+        identity_of(own).ok_or_else(|| "the certificate names no node".into())
     }
 
     /// A secret of this certificate's holder that survives a restart, for one named purpose.

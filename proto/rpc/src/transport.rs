@@ -17,14 +17,14 @@ pub(crate) const UDP_PAYLOAD_MAX: u16 = 6500;
 
 /// Bytes a peer may have under way on one stream and on one connection. Enough for a 10 Gbit/s link at
 /// 10 ms; memory is at most this per connection.
-const STREAM_WINDOW: u32 = 16 << 20;
+pub(crate) const STREAM_WINDOW: u32 = 16 << 20;
 const CONNECTION_WINDOW: u32 = 64 << 20;
 
 /// A congestion window to start from: inside a cluster the first megabyte need not be probed for.
 const INITIAL_WINDOW: u64 = 2 << 20;
 
 /// Requests under way on one connection. More would only queue behind the same disk.
-const STREAMS_MAX: u32 = 256;
+pub(crate) const STREAMS_MAX: u32 = 256;
 
 /// Packets received before an acknowledgement is sent for its own sake, and how long they wait for one. What answers a
 /// request carries it otherwise: a packet for nothing but that costs both sides as much as one with a message. Few enough
@@ -35,15 +35,19 @@ const ACK_DELAY: Duration = Duration::from_millis(5);
 /// Kernel buffers of a socket; the default of 208 KiB drops packets even on loopback.
 const SOCKET_BUFFER: usize = 4 << 20;
 
-pub(crate) fn client_transport(plane: Plane, peer: IpAddr) -> Arc<TransportConfig> {
+/// How long a connection may be silent: the shorter time of the two sides is valid, which is that of the one who dialled.
+pub(crate) fn client_idle(plane: Plane) -> Duration {
     // A dead peer is noticed by silence, and whoever lives says something once a second: no disk, however busy, keeps a
     // node from that. A dead datanode holds up a stream for as long as this, so it is short.
-    let idle = match plane {
+    match plane {
         Plane::Raft => Duration::from_secs(4),
         Plane::Meta => Duration::from_secs(6),
         Plane::Data => Duration::from_secs(3),
-    };
-    Arc::new(transport(idle, peer.is_loopback()))
+    }
+}
+
+pub(crate) fn client_transport(plane: Plane, peer: IpAddr) -> Arc<TransportConfig> {
+    Arc::new(transport(client_idle(plane), peer.is_loopback()))
 }
 
 pub(crate) fn server_transport(bind: IpAddr) -> Arc<TransportConfig> {
