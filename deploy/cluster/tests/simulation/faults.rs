@@ -135,7 +135,7 @@ async fn one(bed: &mut Bed, shape: Shape, hold: Duration, leader: usize, dice: &
 }
 
 /// Parts `some` from all others: nothing gets out, nothing gets in, or both.
-fn part(bed: &Bed, some: &[IpAddr], all: &[IpAddr], out: bool, in_: bool) {
+pub fn part(bed: &Bed, some: &[IpAddr], all: &[IpAddr], out: bool, in_: bool) {
     for one in some {
         for other in all.iter().filter(|other| !some.contains(other)) {
             if out {

@@ -5,6 +5,7 @@
 //! * `faults`: what is done to them.
 //! * `work`: what the clients do, and what they were promised.
 //! * `checks`: what must hold in the end.
+//! * `returning`: one course of events that no seed has come upon.
 //!
 //! The seed decides what is cut, stopped and delayed for how long, and what each client does after how long a pause. It does
 //! not decide how threads interleave, nor what the nodes draw by themselves (election timeouts, placement, keys): the same
@@ -13,6 +14,7 @@
 mod bed;
 mod checks;
 mod faults;
+mod returning;
 mod work;
 
 use std::sync::{Arc, OnceLock};
@@ -46,6 +48,11 @@ fn promises_are_kept_whatever_is_cut_off_and_stopped() {
     assert!(failed.is_empty(), "failed: seeds {failed:?}");
 }
 
+#[test]
+fn a_leader_that_comes_back_by_a_snapshot_serves_when_it_leads_again() {
+    in_virtual_time(returning::by_a_snapshot()).unwrap_or_else(|error| panic!("{error:?}"));
+}
+
 /// `DFS_SIM_SEED`, and as many from there on as `DFS_SIM_SEEDS` says.
 fn seeds() -> Result<Vec<u64>> {
     let number = |name: &str| match std::env::var(name) {
@@ -63,20 +70,7 @@ fn seeds() -> Result<Vec<u64>> {
 fn holds(seed: u64) -> bool {
     let begun = Instant::now();
     println!("simulation of seed {seed}");
-    let clock: Arc<OnceLock<VirtualTime>> = Arc::default();
-    let of_thread = clock.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .on_thread_start(move || of_thread.get_or_init(VirtualTime::start).install())
-        .build();
-    let outcome = runtime.context("start a runtime").and_then(|runtime| {
-        runtime.block_on(async {
-            clock.get_or_init(VirtualTime::start).install();
-            bed::log();
-            run(seed).await
-        })
-    });
+    let outcome = in_virtual_time(run(seed));
     let took = begun.elapsed().as_secs_f64();
     let fine = match &outcome {
         Ok(Outcome { verdict, figures }) => {
@@ -95,6 +89,22 @@ fn holds(seed: u64) -> bool {
         println!("  again: cargo xtask torture --simulate --seed {seed}");
     }
     fine
+}
+
+/// Runs a future on a thread whose time passes only when nobody has anything to do.
+fn in_virtual_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let clock: Arc<OnceLock<VirtualTime>> = Arc::default();
+    let of_thread = clock.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .on_thread_start(move || of_thread.get_or_init(VirtualTime::start).install())
+        .build();
+    runtime.context("start a runtime")?.block_on(async {
+        clock.get_or_init(VirtualTime::start).install();
+        bed::log();
+        work.await
+    })
 }
 
 async fn run(seed: u64) -> Result<Outcome> {
