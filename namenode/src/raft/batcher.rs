@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dfs_meta::{Body, Command, Outcome};
 use dfs_proto::codec;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clock::Clock;
 use super::node::{ProposeError, write_error};
-use super::types::{Batch, Metrics, Raft};
+use super::types::{Batch, Raft};
 
 /// Proposals that wait. More means that the disk or the quorum does not keep up: newcomers are told to
 /// come back rather than to wait for a deadline.
@@ -50,19 +50,23 @@ impl Drop for Pause {
 }
 
 impl Batcher {
-    /// Starts the task; it ends when the last handle is dropped.
-    pub fn start(raft: Raft, clock: Clock) -> Batcher {
+    /// Starts the task; it ends when the last handle is dropped. `applied_term` is that of the last entry applied here.
+    ///
+    /// openraft answers a proposal when its entry is applied here, or when it is cut off from the log for another leader's.
+    /// A snapshot of that leader takes the place of both, and the answer never comes: whoever waited for it would wait for
+    /// ever, and every proposal behind it, also when this node leads again. But once something of a later term has been
+    /// applied, all that was of this one has been, or is gone.
+    pub fn start(raft: Raft, clock: Clock, applied_term: watch::Receiver<u64>) -> Batcher {
         let write = move |batch| {
-            let raft = raft.clone();
+            let (raft, mut applied_term) = (raft.clone(), applied_term.clone());
             async move {
-                let mut metrics = raft.metrics();
-                let term = metrics.borrow_and_update().current_term;
+                let term = raft.metrics().borrow().current_term;
                 tokio::select! {
                     // An answer that is there is right, whatever else has happened.
                     biased;
                     written = raft.client_write(batch) => Ok(written.map_err(write_error)?.data.each),
                     // It ends with Raft, which ends the write as well.
-                    Ok(_) = metrics.wait_for(|now| is_overtaken(term, now)) => Err(ProposeError::Overtaken),
+                    Ok(_) = applied_term.wait_for(|applied| *applied > term) => Err(ProposeError::Overtaken),
                 }
             }
         };
@@ -102,15 +106,6 @@ impl Batcher {
         })?;
         outcome.await.unwrap_or_else(|_| Err(ProposeError::Unavailable("this namenode is stopping".into())))
     }
-}
-
-/// Whether nobody will say any more what became of an entry that was proposed in `term`. openraft answers a proposal when
-/// its entry is applied here, or when it is cut off from the log for another leader's. A snapshot of that leader takes the
-/// place of both, and the answer never comes: without this the batcher would wait for it for ever, and every proposal
-/// behind it, also when this node leads again. Once something of a later term has been applied, all that was of this one
-/// has been, or is gone.
-fn is_overtaken(term: u64, now: &Metrics) -> bool {
-    now.last_applied.is_some_and(|applied| applied.leader_id.term > term)
 }
 
 async fn run<W, F>(write: W, clock: Clock, mut proposals: mpsc::Receiver<Proposal>)
@@ -204,7 +199,7 @@ mod tests {
     use std::task::{Context, Waker};
 
     use dfs_meta::Reply;
-    use tokio::sync::{Semaphore, watch};
+    use tokio::sync::Semaphore;
 
     use super::*;
 
@@ -225,17 +220,6 @@ mod tests {
             }
         };
         Batcher::start_with(write, Clock::default())
-    }
-
-    #[test]
-    fn a_proposal_is_overtaken_by_what_is_applied_of_a_later_term_and_not_by_hearing_of_one() {
-        let mut metrics = Metrics::new_initial(1);
-        assert!(!is_overtaken(3, &metrics));
-        metrics.current_term = 4;
-        metrics.last_applied = Some(openraft::LogId::new(openraft::CommittedLeaderId::new(3, 1), 70));
-        assert!(!is_overtaken(3, &metrics), "it may be applied yet");
-        metrics.last_applied = Some(openraft::LogId::new(openraft::CommittedLeaderId::new(4, 2), 80));
-        assert!(is_overtaken(3, &metrics));
     }
 
     #[tokio::test]

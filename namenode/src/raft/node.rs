@@ -192,11 +192,11 @@ impl Consensus {
         // A node that never took part has promised nothing to anybody.
         let promise = if raft.is_initialized().await? { timeouts.max } else { Duration::ZERO };
         let silent_until = Instant::now() + promise;
-        let standing = follow(&raft, &presences, &ear, options.snapshot_log_entries, fail);
+        let (standing, applied_term) = follow(&raft, &presences, &ear, options.snapshot_log_entries, fail);
         tokio::spawn(take_part(raft.clone(), presences.clone(), silent_until, ear.clone(), standing.clone()));
         tokio::spawn(follow_members(links.clone(), standing.clone()));
         tokio::spawn(presences.clone().run(links.clone()));
-        let batcher = Batcher::start(raft.clone(), clock.clone());
+        let batcher = Batcher::start(raft.clone(), clock.clone(), applied_term);
         let (unrecognised, pause) = (presences.clone(), batcher.pause());
         tokio::spawn(async move {
             unrecognised.recognised().await;
@@ -380,20 +380,21 @@ fn config(options: &Options) -> anyhow::Result<Config> {
     config.validate().context("raft settings")
 }
 
-/// Turns openraft's metrics into our standing, takes a snapshot when enough has been applied, and
-/// latches when Raft has died. Ends with Raft.
+/// Turns openraft's metrics into our standing and the term of what was applied last, takes a snapshot when enough has been
+/// applied, and latches when Raft has died. Ends with Raft.
 fn follow(
     raft: &Raft,
     presences: &Presences,
     ear: &Ear,
     snapshot_log_entries: u64,
     fail: FailStop,
-) -> watch::Receiver<Standing> {
+) -> (watch::Receiver<Standing>, watch::Receiver<u64>) {
     let mut metrics = raft.metrics();
     let mut any_leader = ear.any_leader();
     let presences = presences.clone();
     let raft = raft.clone();
     let (sender, receiver) = watch::channel(Standing::of(&metrics.borrow().clone(), false, false));
+    let (applied, applied_term) = watch::channel(0);
     tokio::spawn(async move {
         // The index that the last trigger was for: metrics come often, and building takes a while.
         let mut triggered = 0;
@@ -418,6 +419,8 @@ fn follow(
                     warn!(%error, "no snapshot was taken");
                 }
             }
+            let term = current.last_applied.map_or(0, |last| last.leader_id.term);
+            applied.send_if_modified(|old| std::mem::replace(old, term) != term);
             sender.send_if_modified(|old| {
                 let changed = *old != standing;
                 *old = standing;
@@ -433,7 +436,7 @@ fn follow(
             }
         }
     });
-    receiver
+    (receiver, applied_term)
 }
 
 pub(super) fn write_error(error: RaftError<u64, ClientWriteError<u64, Member>>) -> ProposeError {
