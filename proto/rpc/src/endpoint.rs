@@ -147,7 +147,7 @@ impl Endpoint {
         }
     }
 
-    /// Ends every connection and waits, at most a second, until the peers have been told.
+    /// Ends every connection and tells the peers.
     pub async fn close(&self) {
         match &self.inner {
             Inner::Quic(endpoint) => endpoint.close().await,

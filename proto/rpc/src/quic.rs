@@ -17,9 +17,16 @@ use crate::transport::{UDP_PAYLOAD_MAX, bind, client_transport, server_transport
 /// Bytes buffered for handshakes that wait to be accepted: strangers get no more.
 const INCOMING_BYTES_MAX: u64 = 16 << 20;
 
+/// How long peers are waited for at the end. The word is sent at once; what comes later only answers those who have not
+/// heard it, and whoever has only dialled need not: its peers notice by silence. A command would take longer for its
+/// goodbye than for all it has to say.
+const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL_OF_DIALLERS: Duration = Duration::from_millis(10);
+
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     inner: quinn::Endpoint,
+    farewell: Duration,
     clients: Arc<[(Plane, Arc<QuicClientConfig>)]>,
 }
 
@@ -44,7 +51,8 @@ impl Endpoint {
                 Ok((plane, Arc::new(crypto)))
             })
             .collect::<Result<_, RpcError>>()?;
-        Ok(Endpoint { inner, clients })
+        let farewell = if planes.is_empty() { FAREWELL_OF_DIALLERS } else { FAREWELL };
+        Ok(Endpoint { inner, farewell, clients })
     }
 
     pub fn local_addr(&self) -> Result<SocketAddr, RpcError> {
@@ -103,11 +111,11 @@ impl Endpoint {
         self.inner.set_server_config(None);
     }
 
-    /// Ends every connection and waits, at most a second, until the peers have been told.
+    /// Ends every connection and tells the peers.
     pub async fn close(&self) {
         self.inner.close(VarInt::from_u32(0), b"closing");
         // A peer that is gone does not answer; there is nothing to do about that.
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.inner.wait_idle()).await;
+        let _ = tokio::time::timeout(self.farewell, self.inner.wait_idle()).await;
     }
 }
 
