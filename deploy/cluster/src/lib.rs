@@ -25,7 +25,7 @@ pub use fault::Fault;
 pub use ledger::{CallError, Ledger, LedgerReport, Names, OnError};
 pub use local::{Cluster, Layout, is_alive, output_within};
 pub use mount_helper::MountHelper;
-pub use registers::{Registers, RegistersReport, history};
+pub use registers::{Registers, RegistersReport, history, judge};
 pub use renames::{Renames, RenamesReport};
 pub use stream::{Stream, StreamReport};
 pub use tree::{Digest, Tree, copy_file, copy_tree, digest_file};

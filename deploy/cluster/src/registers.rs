@@ -144,19 +144,24 @@ impl Drop for Registers {
     }
 }
 
+/// Whether what was done to each register can be put in order.
+pub fn judge<R: Copy + Ord + std::fmt::Debug>(operations: &[(R, Operation)], verdict: &mut Verdict) {
+    let mut registers: Vec<R> = operations.iter().map(|(register, _)| *register).collect();
+    registers.sort_unstable();
+    registers.dedup();
+    for register in registers {
+        let of_register = operations.iter().filter(|(of, _)| *of == register);
+        let history: Vec<Operation> = of_register.map(|(_, operation)| *operation).collect();
+        verdict.fine(Invariant::Linearizable, history.len() as u64);
+        if let Err(why) = history::check(&history) {
+            verdict.broken(Invariant::Linearizable, format!("register {register:?}: {why}"));
+        }
+    }
+}
+
 impl RegistersReport {
     pub fn check(&self, verdict: &mut Verdict) {
-        let mut registers: Vec<Register> = self.operations.iter().map(|(register, _)| *register).collect();
-        registers.sort_unstable();
-        registers.dedup();
-        for register in registers {
-            let of_register = self.operations.iter().filter(|(of, _)| *of == register);
-            let history: Vec<Operation> = of_register.map(|(_, operation)| *operation).collect();
-            verdict.fine(Invariant::Linearizable, history.len() as u64);
-            if let Err(why) = history::check(&history) {
-                verdict.broken(Invariant::Linearizable, format!("register {register:?}: {why}"));
-            }
-        }
+        judge(&self.operations, verdict);
     }
 
     /// Operations that are known to have happened.

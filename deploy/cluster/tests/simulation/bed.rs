@@ -14,12 +14,16 @@ use dfs_rpc::pki::Authority;
 use dfs_rpc::{Fabric, TlsFiles};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 const NAMENODES: u64 = 3;
 const DATANODES: u64 = 4;
 const CLIENTS: u64 = 3;
+
+/// Few enough that a namenode that was away for long gets a snapshot.
+pub const SNAPSHOT_ENTRIES: u64 = 1000;
+pub const KEPT_ENTRIES: u64 = 500;
 
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 
@@ -158,9 +162,8 @@ impl Bed {
             peers: (1..=NAMENODES).map(peer).collect(),
             tls: certificate(&self.authority, self.dir.path(), Role::Namenode, id)?,
             timers: dfs_namenode::Timers::default(),
-            // Few enough that a namenode that was away for long gets a snapshot.
-            snapshot_log_entries: 1000,
-            log_keep_entries: 500,
+            snapshot_log_entries: SNAPSHOT_ENTRIES,
+            log_keep_entries: KEPT_ENTRIES,
             network: self.fabric.host(ip(1, id)),
         };
         Ok(Node { name, ip: ip(1, id), config: Config::Namenode(Box::new(config)), running: None })
@@ -250,8 +253,6 @@ impl Bed {
         for node in self.nodes.iter_mut().rev() {
             node.stop().await?;
         }
-        // The observer's own shutdown has nobody to talk to.
-        sleep(Duration::from_secs(1)).await;
         match self.ended.first() {
             Some(why) => bail!("{why}"),
             None => Ok(()),

@@ -10,13 +10,13 @@ use dfs_proto::msg::meta::NewNode;
 use dfs_proto::{Caller, InodeId, Name, NodeId};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::bed::Bed;
+use crate::bed::{Bed, KEPT_ENTRIES, SNAPSHOT_ENTRIES};
 use crate::faults::part;
 
 const ROOT: Caller = Caller::ROOT;
 
-/// More entries than a namenode keeps and takes before its next snapshot.
-const ENTRIES: usize = 2500;
+/// More entries than a namenode takes before its next snapshot, and keeps behind it.
+const ENTRIES: u64 = 2 * SNAPSHOT_ENTRIES + KEPT_ENTRIES;
 
 /// For everything that needs no more than an election.
 const SOON: Duration = Duration::from_secs(30);
@@ -45,6 +45,7 @@ pub async fn by_a_snapshot() -> Result<()> {
     while !matches!(bed.observer.change_group(GroupRequest::HandOver { to }).await, Ok(GroupReply::Leads(now)) if now == to)
     {
         ensure!(Instant::now() < end, "the lead cannot be handed to nn{}", to.0);
+        // Of virtual time, as all of this.
         sleep(Duration::from_secs(1)).await;
     }
     timeout(SOON, make(&other, "after")).await.context("nothing is done by the leader that came back")??;

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use dfs_client::{Dfs, Error, MakeOptions, OpenMode};
-use dfs_cluster::history::{self, Action, INITIAL, Nanos, Operation};
-use dfs_cluster::{Dice, Invariant, Verdict};
+use dfs_cluster::history::{Action, INITIAL, Nanos, Operation};
+use dfs_cluster::{Dice, Invariant, Verdict, judge};
 use dfs_proto::msg::meta::{NewNode, RenameMode};
 use dfs_proto::{Caller, ErrorKind, InodeId, Name};
 use parking_lot::Mutex;
@@ -162,17 +162,7 @@ impl Report {
     }
 
     pub fn check(&self, verdict: &mut Verdict) {
-        let mut registers: Vec<Register> = self.operations.iter().map(|(register, _)| *register).collect();
-        registers.sort_unstable();
-        registers.dedup();
-        for register in registers {
-            let of_register = self.operations.iter().filter(|(of, _)| *of == register);
-            let history: Vec<Operation> = of_register.map(|(_, operation)| *operation).collect();
-            verdict.fine(Invariant::Linearizable, history.len() as u64);
-            if let Err(why) = history::check(&history) {
-                verdict.broken(Invariant::Linearizable, format!("register {register:?}: {why}"));
-            }
-        }
+        judge(&self.operations, verdict);
         verdict.fine(Invariant::AcknowledgedSurvives, self.compared);
         verdict.fine(Invariant::CallsEnd, self.calm);
         for (invariant, evidence) in &self.broken {
