@@ -19,6 +19,7 @@ mod replicate;
 mod run;
 mod scrub;
 mod serve;
+mod source;
 mod store;
 mod upkeep;
 

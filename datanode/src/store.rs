@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use anyhow::{Context, bail};
 use dfs_proto::msg::data::{ReplicaState, ReplicaStatus};
 use dfs_proto::msg::node::{Pace, ReplicaReport, ScrubStatus, VolumeStatus};
-use dfs_proto::{ChunkId, ClusterId};
+use dfs_proto::{ChunkId, ClusterId, Epoch};
 use dfs_rpc::{Home, HomeError};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use tokio::time::Instant;
@@ -159,6 +159,12 @@ impl Store {
 
     pub fn get(&self, chunk: ChunkId) -> Option<Replica> {
         self.chunks.get(chunk)
+    }
+
+    /// Whether the sealed replica of this epoch and length is here, on a volume that counts. Says nothing of its bytes.
+    pub fn has_sealed(&self, chunk: ChunkId, epoch: Epoch, len: u32) -> bool {
+        let wanted = (State::Sealed, epoch, len, false);
+        self.get(chunk).is_some_and(|replica| (replica.state, replica.epoch, replica.len, replica.lost) == wanted)
     }
 
     pub fn digests(&self) -> Vec<u64> {
