@@ -42,6 +42,7 @@ use tracing::{error, warn};
 use crate::config::Config;
 use chunk_file::ChunkFile;
 use chunks::Chunks;
+use copy::Copying;
 use pace::PaceMeter;
 use register::{Found, Known, Register};
 use volume::{Volume, sync_dir};
@@ -67,6 +68,7 @@ pub struct Store {
     chunks: Chunks,
     /// Chunks whose files are held open for appending and syncing.
     open: Mutex<HashMap<ChunkId, Arc<OpenChunk>>>,
+    copying: Copying,
     /// A chunk's gate is held by whoever creates, seals, condemns, replaces or deletes its file.
     gates: Vec<Mutex<()>>,
     register: Mutex<Register>,
@@ -130,6 +132,7 @@ impl Store {
             volumes: RwLock::new(volumes),
             chunks: Chunks::default(),
             open: Mutex::default(),
+            copying: Copying::default(),
             gates: (0..GATES).map(|_| Mutex::default()).collect(),
             register: Mutex::new(register),
             scanned: AtomicBool::new(false),

@@ -1,5 +1,6 @@
 //! A copy on its way in: written beside the chunks, and one of them only when it is whole and synced.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dfs_proto::limits::CHUNK_FRAMES_MAX;
 use dfs_proto::{ChunkId, Epoch, FrameHeader};
+use parking_lot::Mutex;
 
 use super::chunk_file::ChunkFile;
 use super::error::StoreError;
@@ -16,6 +18,17 @@ use super::volume::Volume;
 use super::volumes::Moved;
 use super::{Replica, Store};
 use crate::clock;
+
+/// Chunks that something is on its way in of. A copy, a gathering and a move between volumes may come upon the same
+/// chunk, and in one volume they would write to one file.
+#[derive(Clone, Default)]
+pub(super) struct Copying(Arc<Mutex<HashSet<ChunkId>>>);
+
+/// Keeps others from bringing in the same chunk until it is dropped.
+struct Claim {
+    copying: Copying,
+    chunk: ChunkId,
+}
 
 /// Removed from disk when dropped, unless it was published.
 pub struct Incoming {
@@ -28,10 +41,15 @@ pub struct Incoming {
     file: ChunkFile,
     frames: u32,
     have: u32,
+    /// Let go of last: what is removed from disk is this copy's own.
+    _claim: Claim,
 }
 
 impl Store {
+    /// # Errors
+    /// `Copying` while another one of the chunk is on its way in.
     pub fn begin_copy(&self, chunk: ChunkId, epoch: Epoch, len: u32) -> Result<Incoming, StoreError> {
+        let claim = self.copying.claim(chunk).ok_or(StoreError::Copying(chunk))?;
         let volume = &self.roomiest_volume()?;
         volume.take_room(u64::from(len))?;
         let path = volume.incoming_path(chunk);
@@ -42,7 +60,7 @@ impl Store {
                 _ => ChunkFile::create(&path, &Header::open(self.cluster, chunk, epoch)),
             }
         })?;
-        Ok(Incoming { chunk, epoch, len, volume: volume.clone(), path, file, frames: 0, have: 0 })
+        Ok(Incoming { chunk, epoch, len, volume: volume.clone(), path, file, frames: 0, have: 0, _claim: claim })
     }
 
     /// Writes the frames that follow what is there and match their digests, up to the first that does
@@ -158,5 +176,18 @@ impl Drop for Incoming {
     fn drop(&mut self) {
         // Published, the path is gone. What cannot be removed is removed at the next start.
         let _ = fs::remove_file(&self.path);
+    }
+}
+
+impl Copying {
+    fn claim(&self, chunk: ChunkId) -> Option<Claim> {
+        let free = self.0.lock().insert(chunk);
+        free.then(|| Claim { copying: self.clone(), chunk })
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.copying.0.lock().remove(&self.chunk);
     }
 }

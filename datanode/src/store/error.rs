@@ -31,6 +31,8 @@ pub enum StoreError {
     Short { chunk: ChunkId, here: u32, asked: u32 },
     #[error("chunk {chunk} is damaged: {reason}")]
     Damaged { chunk: ChunkId, reason: String },
+    #[error("another copy of chunk {0} is on its way in")]
+    Copying(ChunkId),
     #[error("no room on any volume")]
     NoSpace,
     #[error("volume {} has failed: {reason}", .path.display())]
@@ -62,7 +64,7 @@ impl StoreError {
             StoreError::Full(_) => ErrorKind::FileTooLarge,
             StoreError::NotSealed(_) => ErrorKind::NotSupported,
             StoreError::NoSpace => ErrorKind::NoSpace,
-            StoreError::NotScanned => ErrorKind::Unavailable,
+            StoreError::NotScanned | StoreError::Copying(_) => ErrorKind::Unavailable,
             StoreError::VolumeFailed { .. } | StoreError::Io { .. } => ErrorKind::Internal,
         }
     }

@@ -452,6 +452,26 @@ fn a_copy_is_a_replica_only_when_it_is_whole() {
 }
 
 #[test]
+fn a_second_copy_of_a_chunk_is_refused_until_the_first_is_over() {
+    let rig = Rig::with_volumes(1);
+    let store = rig.open();
+    let frames = frames(CHUNK, &[500, 700]);
+    let mut first = store.begin_copy(CHUNK, FIRST, 1200).unwrap();
+    store.copy_frames(&mut first, &frames[..1]).unwrap();
+    assert!(matches!(store.begin_copy(CHUNK, SECOND, 1200), Err(StoreError::Copying(CHUNK))));
+    // Being refused leaves the one that is under way alone.
+    assert!(matches!(store.begin_copy(CHUNK, SECOND, 1200), Err(StoreError::Copying(CHUNK))));
+    store.copy_frames(&mut first, &frames[1..]).unwrap();
+    store.publish(first).unwrap();
+    let mut second = store.begin_copy(CHUNK, SECOND, 1200).unwrap();
+    store.copy_frames(&mut second, &frames).unwrap();
+    store.publish(second).unwrap();
+    assert_eq!(read_all(&store, CHUNK).unwrap(), frames);
+    drop(store.begin_copy(CHUNK, SECOND, 1200).unwrap());
+    assert!(store.begin_copy(CHUNK, SECOND, 1200).is_ok());
+}
+
+#[test]
 fn a_copy_replaces_an_older_replica_and_never_a_newer_one() {
     let rig = Rig::with_volumes(2);
     let store = rig.open();
