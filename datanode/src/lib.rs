@@ -4,7 +4,7 @@
 //! * `store`: files, crash rules, the table of what is where. Blocks; knows no network.
 //! * `serve`: the data plane, reads and append streams.
 //! * `heartbeat`: tells every namenode how the node stands, and hears the leader.
-//! * `orders`, `replicate`: what the leader orders, carried out.
+//! * `orders`, `replicate`, `gather`: what the leader orders, carried out; `source` is how they read of other nodes.
 //! * `scrub`, `upkeep`, `drain`: background work by deadline, by interval, by wish.
 //!
 //! The formats on disk are drawn in `FORMAT.md`.
@@ -12,6 +12,7 @@
 mod clock;
 mod config;
 mod drain;
+mod gather;
 mod heartbeat;
 mod node;
 mod orders;

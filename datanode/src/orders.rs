@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, info, info_span, warn};
 
 use crate::clock;
+use crate::gather;
 use crate::node::Node;
 use crate::replicate;
 use crate::scrub;
@@ -51,6 +52,7 @@ enum Kind {
     Verify,
     EndAppends,
     Scrub,
+    Gather,
 }
 
 impl Orders {
@@ -70,7 +72,7 @@ impl Orders {
         }
         let queue = match key.0 {
             Kind::Seal | Kind::Delete | Kind::EndAppends | Kind::Scrub => &self.quick,
-            Kind::Copy => &self.copies,
+            Kind::Copy | Kind::Gather => &self.copies,
             Kind::Verify => &self.verifications,
         };
         if queue.try_send(order).is_err() {
@@ -108,6 +110,7 @@ fn key(order: &Order) -> (Kind, ChunkId) {
         Order::EndAppends { chunk, .. } => (Kind::EndAppends, *chunk),
         // Of the whole node.
         Order::Scrub { .. } => (Kind::Scrub, ChunkId(0)),
+        Order::Gather { chunk, .. } => (Kind::Gather, *chunk),
     }
 }
 
@@ -157,6 +160,9 @@ async fn carry_out(node: &Arc<Node>, order: Order) {
         Order::Copy { chunk, epoch, len, sources, capability } => {
             let copy = replicate::CopyOrder { chunk, epoch, len, sources, capability };
             Some(replicate::copy(node, copy).await)
+        }
+        Order::Gather { chunk, epoch, pieces, sources } => {
+            Some(gather::gather(node, gather::GatherOrder { chunk, epoch, pieces, sources }).await)
         }
         Order::EndAppends { chunk, epoch } => {
             node.store.end_appends(chunk, epoch);

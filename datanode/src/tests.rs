@@ -1,5 +1,6 @@
 //! Whole datanodes in one process, over real QUIC on loopback, with a namenode that says what it is told to.
 
+mod gather;
 mod rig;
 
 use std::os::unix::fs::FileExt;

@@ -78,7 +78,8 @@ impl Plane {
             // 2: attributes carry the kinds of extended attributes in the bits above the mode.
             // 3: heartbeats and their answers carry what clock skew and scrubbing need, status the datanodes' duties.
             // 4: status and checks tell of chunks whose end was cut off, datanodes of replicas that are short.
-            Plane::Meta => b"dfs-meta/8",
+            // 9: datanodes gather chunks out of pieces of others.
+            Plane::Meta => b"dfs-meta/9",
             Plane::Raft => b"dfs-raft/1",
             Plane::Data => b"dfs-data/2",
         }

@@ -127,3 +127,9 @@ pub const RESERVE_MAX: u32 = 8192;
 
 /// Changes in one `Op::Sequence`, and directories in one `Op::Share`.
 pub const SEQUENCE_MAX: usize = 1024;
+
+/// Pieces that one chunk is gathered from. As many half-dead frames as the worst chunk has.
+pub const GATHER_PIECES_MAX: usize = 8192;
+
+/// Chunks that one chunk is gathered from.
+pub const GATHER_SOURCES_MAX: usize = 64;

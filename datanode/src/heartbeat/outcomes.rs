@@ -29,7 +29,9 @@ struct Queue {
 impl Outcomes {
     /// Adds an outcome, unless the same one is waiting.
     pub fn push(&self, mut outcome: Outcome) {
-        if let Outcome::CopyFailed { reason, .. } | Outcome::Bad { reason, .. } = &mut outcome {
+        if let Outcome::CopyFailed { reason, .. } | Outcome::GatherFailed { reason, .. } | Outcome::Bad { reason, .. } =
+            &mut outcome
+        {
             let end = (0..=REASON_MAX.min(reason.len())).rev().find(|end| reason.is_char_boundary(*end));
             reason.truncate(end.unwrap_or(0));
         }
@@ -93,8 +95,16 @@ mod tests {
         assert_eq!(outcomes.pending().0[0], deleted(10));
         assert_eq!(outcomes.pending().0.len(), CARRIED_MAX);
         let outcomes = Outcomes::default();
-        outcomes.push(Outcome::Bad { chunk: ChunkId(1), epoch: Epoch(1), reason: "ä".repeat(1000) });
-        let Outcome::Bad { reason, .. } = &outcomes.pending().0[0] else { panic!("another outcome") };
-        assert!(reason.len() <= REASON_MAX);
+        let (chunk, epoch, reason) = (ChunkId(1), Epoch(1), "ä".repeat(1000));
+        outcomes.push(Outcome::Bad { chunk, epoch, reason: reason.clone() });
+        outcomes.push(Outcome::GatherFailed { chunk, epoch, reason });
+        let (waiting, _) = outcomes.pending();
+        assert_eq!(waiting.len(), 2);
+        for outcome in waiting {
+            let (Outcome::Bad { reason, .. } | Outcome::GatherFailed { reason, .. }) = outcome else {
+                panic!("another outcome")
+            };
+            assert!(reason.len() <= REASON_MAX);
+        }
     }
 }

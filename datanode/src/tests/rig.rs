@@ -231,6 +231,11 @@ impl Rig {
         self.until(|heard| heard.outcomes.get(&node)?.iter().find(|outcome| wanted(outcome)).cloned()).await
     }
 
+    /// Forgets the outcomes that were told so far.
+    pub fn forget_outcomes(&self) {
+        self.namenode.heard.lock().outcomes.clear();
+    }
+
     pub async fn reported(&self, node: u64, shard: u16) -> Vec<ReplicaReport> {
         self.until(|heard| heard.reports.get(&(node, shard)).cloned()).await
     }

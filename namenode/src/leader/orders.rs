@@ -33,6 +33,7 @@ enum Kind {
     Verify,
     EndAppends,
     Scrub,
+    Gather,
 }
 
 impl Orders {
@@ -91,6 +92,7 @@ fn key(order: &Order) -> (Kind, ChunkId, Epoch) {
         Order::EndAppends { chunk, epoch } => (Kind::EndAppends, *chunk, *epoch),
         // Of the whole node, and the latest wish counts.
         Order::Scrub { wish } => (Kind::Scrub, ChunkId(0), Epoch(*wish)),
+        Order::Gather { chunk, epoch, .. } => (Kind::Gather, *chunk, *epoch),
     }
 }
 

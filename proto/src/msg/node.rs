@@ -151,6 +151,30 @@ pub enum Order {
     /// Verify every sealed replica that was not verified since this order came, ahead of its turn. `wish` tells one
     /// wish from the next: what comes twice does not begin again.
     Scrub { wish: u64 },
+    /// Make a sealed replica of this epoch out of `pieces` of other chunks, one behind the other; verify every frame that
+    /// they are in, sync the replica, then say so in `outcomes`. At most `limits::GATHER_PIECES_MAX` pieces.
+    Gather { chunk: ChunkId, epoch: Epoch, pieces: Vec<Piece>, sources: Vec<GatherSource> },
+}
+
+/// A range of a chunk that goes into another one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, Debug)]
+pub struct Piece {
+    /// Which of the sources, counted from 0.
+    pub source: u16,
+    /// In the source, in bytes.
+    pub offset: u32,
+    /// In bytes, above 0.
+    pub len: u32,
+}
+
+/// A chunk that pieces are taken from.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct GatherSource {
+    pub chunk: ChunkId,
+    pub epoch: Epoch,
+    /// To try in this order, after the node's own.
+    pub replicas: Vec<ReplicaAt>,
+    pub capability: Capability,
 }
 
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
@@ -196,6 +220,18 @@ pub enum Outcome {
         epoch: Epoch,
         /// Bytes that are here.
         len: u32,
+    },
+    /// The replica that was to be gathered is complete, verified and synced here.
+    Gathered {
+        chunk: ChunkId,
+        epoch: Epoch,
+        /// First eight bytes, little-endian, of the BLAKE3 of all its bytes: the same on every node.
+        hash: u64,
+    },
+    GatherFailed {
+        chunk: ChunkId,
+        epoch: Epoch,
+        reason: String,
     },
 }
 
