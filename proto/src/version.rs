@@ -12,7 +12,8 @@
 /// 4: the table of chunks whose end was cut off. Rows of 3 are rows of 4; a program of before cannot apply the command.
 /// 5: directories that are private to a session, and the table of numbers that sessions have reserved. Rows of 4 are rows
 /// of 5.
-pub const STATE_VERSION: u32 = 5;
+/// 6: chunks that are gathered out of others, and the table of what from. Rows of 5 are rows of 6.
+pub const STATE_VERSION: u32 = 6;
 
 /// Version of a chunk file, in its header; drawn in `datanode/FORMAT.md`.
 ///

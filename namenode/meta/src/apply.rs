@@ -8,8 +8,8 @@ use crate::dedup::{self, Request};
 use crate::ops::make::Make;
 use crate::ops::rename::Rename;
 use crate::ops::{
-    allocate, clone, commit, datanode, fallocate, genesis, link, lock, namenode, note_reads, open, reclaim, release,
-    replica, reserve, rmdir, sequence, session, set_attr, share, unlink, xattr,
+    allocate, clone, commit, compact, datanode, fallocate, genesis, link, lock, namenode, note_reads, open, reclaim,
+    release, replica, reserve, rmdir, sequence, session, set_attr, share, unlink, xattr,
 };
 use crate::private::{self, Touched};
 use crate::tx::{Failure, Tx};
@@ -175,6 +175,9 @@ fn administer(tx: &mut Tx<'_>, now: Timestamp, body: &Body) -> Result<Reply, Fai
         Body::RetireNamenode { node } => namenode::retire(tx, *node),
         Body::CheckState => Ok(Reply::Done),
         Body::CutChunk { chunk, epoch, len, replicas } => replica::cut(tx, *chunk, *epoch, *len, replicas),
+        Body::BeginCompaction { sources, pieces, nodes } => compact::begin(tx, sources, pieces, nodes),
+        Body::Relocate { chunk, extents } => compact::relocate(tx, *chunk, extents),
+        Body::EndCompaction { chunk } => compact::end(tx, *chunk),
         Body::Client { .. } | Body::Removal { .. } => {
             Err(Failure::Fault(Fault("a client's request is not dispatched here".into())))
         }

@@ -5,7 +5,8 @@ use dfs_proto::{ChunkId, NodeId};
 
 use crate::command::Event;
 use crate::rows::{
-    AttentionRow, ChunkRow, ChunkState, LostEndRow, NodeChunkRow, NodeDigestRow, SessionChunkRow, lost_end,
+    AttentionRow, ChunkRow, ChunkState, CompactionRow, LostEndRow, NodeChunkRow, NodeDigestRow, SessionChunkRow,
+    lost_end,
 };
 use crate::tx::Tx;
 use crate::view::Fault;
@@ -45,6 +46,29 @@ pub(crate) fn delete(tx: &mut Tx<'_>, chunk: ChunkId, row: &ChunkRow) -> Result<
     }
     tx.delete(AttentionRow::key(chunk));
     tx.delete(LostEndRow::key(chunk));
+    tx.delete(CompactionRow::key(chunk));
+    tx.delete(ChunkRow::key(chunk));
+    tx.totals.counts.chunks = crate::usage::shifted(tx.totals.counts.chunks, -1, "chunks")?;
+    tx.event(Event::ChunkDeleted { chunk, epoch: row.epoch, replicas: row.replicas.clone() });
+    Ok(())
+}
+
+/// All nodes of a chunk have gathered it: it is sealed from here on, under the epoch that they have. The caller sees to it
+/// that something in it lives.
+pub(crate) fn gathered(tx: &mut Tx<'_>, chunk: ChunkId, row: ChunkRow) -> Result<(), Fault> {
+    let row = ChunkRow { state: ChunkState::Sealed, ..row };
+    for node in &row.replicas {
+        flip_digest(tx, *node, chunk, &row)?;
+    }
+    tx.put(ChunkRow::key(chunk), &row)?;
+    note_attention(tx, chunk, &row)
+}
+
+/// Nobody gathers the chunk any more. A replica of it that turns up later is known to be superfluous.
+pub(crate) fn forget_gathering(tx: &mut Tx<'_>, chunk: ChunkId, row: &ChunkRow) -> Result<(), Fault> {
+    for node in &row.replicas {
+        tx.delete(NodeChunkRow::key(*node, chunk));
+    }
     tx.delete(ChunkRow::key(chunk));
     tx.totals.counts.chunks = crate::usage::shifted(tx.totals.counts.chunks, -1, "chunks")?;
     tx.event(Event::ChunkDeleted { chunk, epoch: row.epoch, replicas: row.replicas.clone() });

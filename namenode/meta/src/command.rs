@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use dfs_proto::msg::admin::Duty;
 use dfs_proto::msg::meta::{Op, OpReply, SessionGrant};
+use dfs_proto::msg::node::Piece;
 use dfs_proto::{
     Caller, CapabilityKey, ChunkId, ClusterId, Epoch, InodeId, NodeId, RequestId, SessionId, Timestamp, WireError,
 };
@@ -80,6 +81,15 @@ pub enum Body {
     /// unless the chunk is what the proposer saw, with exactly these replicas. That none of them can be longer is for
     /// the proposer to know.
     CutChunk { chunk: ChunkId, epoch: Epoch, len: u32, replicas: Vec<NodeId> },
+    /// A new chunk is to be gathered on `nodes` out of `pieces` of the `sources`, which are sealed chunks at these epochs.
+    /// It is found again in the rows (`Compactions`).
+    BeginCompaction { sources: Vec<(ChunkId, Epoch)>, pieces: Vec<Piece>, nodes: Vec<NodeId> },
+    /// All nodes of a chunk that was gathered have it: extents that name bytes of its pieces come to name it instead. Each
+    /// is told by its inode and the end of its range in the file; at most `RANGE_EXTENTS_MAX`. Those that are not there, or
+    /// name something else by now, are passed over; refused if that is all of them.
+    Relocate { chunk: ChunkId, extents: Vec<(InodeId, u64)> },
+    /// A compaction is over, or given up: then the chunk, which is still gathering, is deleted.
+    EndCompaction { chunk: ChunkId },
 }
 
 /// Sessions that no longer hold a nameless inode (`rows::UNDECIDED` among them), and those that do.
@@ -108,7 +118,10 @@ impl Body {
             | Body::AdmitNamenode { .. }
             | Body::RetireNamenode { .. }
             | Body::CheckState
-            | Body::CutChunk { .. } => None,
+            | Body::CutChunk { .. }
+            | Body::BeginCompaction { .. }
+            | Body::Relocate { .. }
+            | Body::EndCompaction { .. } => None,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! argument why the whole is consistent is told in `namenode/CONSISTENCY.md`.
 
 pub mod command;
+pub mod compaction;
 pub mod duty;
 pub mod fsck;
 pub mod locks;

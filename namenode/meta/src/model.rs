@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 
 use dfs_proto::msg::meta::{ChunkCommit, NewNode, Op, OpReply, RenameMode};
+use dfs_proto::msg::node::Piece;
 use dfs_proto::{ChunkId, Extent, FileKind, Grant, InodeId, NodeId, SetAttr, XattrMode, XattrValue};
 use proptest::prelude::*;
 
 use crate::acl::tests::acl;
 use crate::command::{Body, Command, Outcome, Reply};
+use crate::compaction::{self, Candidate, GatherPlan};
 use crate::rows::{self, RECLAIM_QUEUE};
 use crate::testing::{NODES, Rig, name, xattr_name};
 use crate::view::MemoryView;
@@ -47,6 +49,11 @@ enum Step {
     AddReplica(usize, usize),
     /// Cuts a sealed chunk by a part of its length, in 256ths.
     Cut(usize, u8),
+    /// Begins to gather what lives in some sealed chunks, one behind the other.
+    Gather(usize, usize),
+    /// Relocates so many extents of a compaction, or ends it if there are none.
+    Relocate(usize, usize),
+    EndCompaction(usize),
 }
 
 /// Lists, some of which say no more than a mode.
@@ -173,6 +180,8 @@ struct System {
     open: Option<(ChunkId, u32)>,
     /// Content seen under each version of each inode.
     versions: BTreeMap<(InodeId, u64), Vec<u8>>,
+    /// The bytes of chunks that were put together from others.
+    gathered: BTreeMap<ChunkId, Vec<u8>>,
 }
 
 /// The byte that stands in a chunk at an offset, as if a client had written it there.
@@ -242,11 +251,71 @@ impl System {
         (at..end).map(|offset| byte(chunk, offset)).collect()
     }
 
+    /// What the datanodes have there.
+    fn byte(&self, chunk: ChunkId, offset: u32) -> u8 {
+        self.gathered.get(&chunk).map_or_else(|| byte(chunk, offset), |bytes| bytes[offset as usize])
+    }
+
+    /// Begins a compaction of sealed chunks as the leader would, though more may live in them.
+    fn gather(&mut self, pick: usize, count: usize) {
+        let busy = rows::compactions(&self.rig.state).unwrap();
+        let lost = rows::lost_ends(&self.rig.state).unwrap();
+        let mut chosen = Vec::new();
+        rows::chunks(&self.rig.state, &mut |chunk, row| {
+            let taken = busy.values().any(|row| row.sources.iter().any(|(source, _)| *source == chunk));
+            if row.is_sealed() && !taken && !busy.contains_key(&chunk) && !lost.contains_key(&chunk) {
+                let (live_bytes, replicas) = (row.live_bytes.min(u64::from(row.len)) as u32, row.replicas.len() as u8);
+                chosen.push(Candidate {
+                    chunk,
+                    epoch: row.epoch,
+                    len: row.len,
+                    live_bytes,
+                    target: row.target,
+                    replicas,
+                });
+            }
+        })
+        .unwrap();
+        let chosen: Vec<_> = chosen.iter().copied().cycle().skip(pick % 7).take(count.min(chosen.len())).collect();
+        let Some(GatherPlan { sources, pieces, target, .. }) = compaction::plan(&self.rig.state, &chosen).unwrap()
+        else {
+            return;
+        };
+        let chunk = self.rig.totals().next_chunk;
+        let mut bytes = Vec::new();
+        for Piece { source, offset, len } in &pieces {
+            let source = sources[usize::from(*source)].0;
+            bytes.extend((*offset..offset + len).map(|at| self.byte(source, at)));
+        }
+        self.gathered.insert(chunk, bytes);
+        let nodes = NODES[..usize::from(target).min(NODES.len())].to_vec();
+        self.rig.apply(Body::BeginCompaction { sources, pieces, nodes }).unwrap();
+    }
+
+    fn relocate(&mut self, pick: usize, limit: usize) {
+        let Some((chunk, row)) = self.compaction(pick) else { return };
+        let extents = compaction::left(&self.rig.state, chunk, &row, limit).unwrap();
+        let len = rows::chunk(&self.rig.state, chunk).unwrap().unwrap().len;
+        match self.rig.apply(Body::Relocate { chunk, extents: extents.clone() }) {
+            Ok(_) => assert!(!extents.is_empty()),
+            // Nothing left; or all of it lies behind an end that was cut.
+            Err(_) => {
+                assert!(extents.is_empty() || u64::from(len) < row.bytes(), "{extents:?} cannot be relocated");
+                self.rig.apply(Body::EndCompaction { chunk }).unwrap();
+            }
+        }
+    }
+
+    fn compaction(&self, pick: usize) -> Option<(ChunkId, rows::CompactionRow)> {
+        let under_way: Vec<_> = rows::compactions(&self.rig.state).unwrap().into_iter().collect();
+        (!under_way.is_empty()).then(|| under_way[pick % under_way.len()].clone())
+    }
+
     fn read(&self, inode: InodeId) -> Vec<u8> {
         let mut bytes = vec![0; self.rig.attr(inode).size_bytes as usize];
         for extent in self.rig.extents(inode) {
             for i in 0..extent.len {
-                bytes[(extent.file_offset + u64::from(i)) as usize] = byte(extent.chunk, extent.chunk_offset + i);
+                bytes[(extent.file_offset + u64::from(i)) as usize] = self.byte(extent.chunk, extent.chunk_offset + i);
             }
         }
         bytes
@@ -517,6 +586,13 @@ fn take(system: &mut System, model: &mut Model, step: &Step) {
                 system.rig.apply(cut).unwrap();
             }
         }
+        Step::Gather(pick, count) => system.gather(*pick, *count),
+        Step::Relocate(pick, limit) => system.relocate(*pick, *limit),
+        Step::EndCompaction(pick) => {
+            if let Some((chunk, _)) = system.compaction(*pick) {
+                system.rig.apply(Body::EndCompaction { chunk }).unwrap();
+            }
+        }
         Step::AddReplica(chunk, node) => {
             if let Some((chunk, row)) = system.sealed(*chunk) {
                 let node: NodeId = NODES[node % NODES.len()];
@@ -579,6 +655,9 @@ fn any_step() -> impl Strategy<Value = Step> {
         1 => any::<(usize, usize)>().prop_map(|(chunk, node)| Step::DropReplica(chunk, node)),
         1 => any::<(usize, usize)>().prop_map(|(chunk, node)| Step::AddReplica(chunk, node)),
         1 => any::<(usize, u8)>().prop_map(|(chunk, part)| Step::Cut(chunk, part)),
+        3 => (any::<usize>(), 1usize..4).prop_map(|(pick, count)| Step::Gather(pick, count)),
+        6 => (any::<usize>(), 1usize..6).prop_map(|(pick, limit)| Step::Relocate(pick, limit)),
+        1 => any::<usize>().prop_map(Step::EndCompaction),
     ]
 }
 
@@ -607,7 +686,12 @@ proptest! {
         steps in prop::collection::vec(any_step(), 1..80),
         lengths in prop::collection::vec(1usize..12, 1..5),
     ) {
-        let mut system = System { rig: Rig::new(), open: None, versions: BTreeMap::new() };
+        let mut system = System {
+            rig: Rig::new(),
+            open: None,
+            versions: BTreeMap::new(),
+            gathered: BTreeMap::new(),
+        };
         let mut model = Model::default();
         for step in seed_steps().iter().chain(&steps) {
             take(&mut system, &mut model, step);

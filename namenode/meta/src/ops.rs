@@ -6,6 +6,7 @@
 pub(crate) mod allocate;
 pub(crate) mod clone;
 pub(crate) mod commit;
+pub(crate) mod compact;
 pub(crate) mod datanode;
 pub(crate) mod fallocate;
 pub(crate) mod genesis;

@@ -26,7 +26,13 @@ pub struct NodeView {
 /// Drawn at random by weight rather than always the best: all writers that ask within one heartbeat
 /// see the same numbers, and the best node would get all their chunks.
 pub fn choose(nodes: &[NodeView], count: usize, avoid: &[NodeId], seed: u64) -> Vec<NodeId> {
-    let mut eligible: Vec<&NodeView> = nodes.iter().filter(|node| is_eligible(node)).collect();
+    // A whole chunk must fit: one that ends early for want of room costs a seal and a switch.
+    choose_for(u64::from(CHUNK_MAX), nodes, count, avoid, seed)
+}
+
+/// As [`choose`], for a chunk of which it is known how many bytes it will have.
+pub fn choose_for(bytes: u64, nodes: &[NodeView], count: usize, avoid: &[NodeId], seed: u64) -> Vec<NodeId> {
+    let mut eligible: Vec<&NodeView> = nodes.iter().filter(|node| is_eligible(node, bytes)).collect();
     eligible.sort_by_key(|node| node.node);
     eligible.dedup_by_key(|node| node.node);
     let place = |node: NodeId| avoid.iter().position(|&avoided| avoided == node);
@@ -46,11 +52,13 @@ pub fn check(nodes: &[NodeView], count: usize, avoid: &[NodeId], chosen: &[NodeI
         }
         match nodes.iter().find(|view| view.node == *node) {
             None => return Err(format!("node {node} is not known")),
-            Some(view) if !is_eligible(view) => return Err(format!("node {node} cannot take a chunk")),
+            Some(view) if !is_eligible(view, u64::from(CHUNK_MAX)) => {
+                return Err(format!("node {node} cannot take a chunk"));
+            }
             Some(_) => {}
         }
     }
-    let unused = || nodes.iter().filter(|view| is_eligible(view) && !chosen.contains(&view.node));
+    let unused = || nodes.iter().filter(|view| is_eligible(view, u64::from(CHUNK_MAX)) && !chosen.contains(&view.node));
     if chosen.len() > count {
         return Err(format!("{} nodes are chosen for {count} copies", chosen.len()));
     }
@@ -65,9 +73,8 @@ pub fn check(nodes: &[NodeView], count: usize, avoid: &[NodeId], chosen: &[NodeI
     Ok(())
 }
 
-/// A whole chunk must fit: a chunk that ends early for want of room costs a seal and a switch.
-fn is_eligible(node: &NodeView) -> bool {
-    node.liveness == Liveness::Live && node.writable && node.free_bytes >= u64::from(CHUNK_MAX)
+fn is_eligible(node: &NodeView, bytes: u64) -> bool {
+    node.liveness == Liveness::Live && node.writable && node.free_bytes >= bytes
 }
 
 /// Draws up to `count` nodes, one after the other, each with a chance that grows with its free space

@@ -25,6 +25,7 @@
 //! | `Duties` | node | [`DutyRow`]: of datanodes that do not simply serve; a removed one's stays for ever |
 //! | `SessionInodes` | session, first inode | [`SessionInodesRow`]: numbers that the session may give to what it makes |
 //! | `LostEnds` | chunk | [`LostEndRow`]: committed bytes behind the chunk's end, which was cut off |
+//! | `Compactions` | chunk | [`CompactionRow`]: what the chunk is, or was lately, gathered from |
 //!
 //! Extents are keyed by their end because the first extent that reaches past an offset is then found
 //! by one forward seek. By their start it would take a backward seek, or a walk over everything that
@@ -32,6 +33,7 @@
 
 mod chunks;
 mod cluster;
+mod compactions;
 mod duties;
 mod files;
 mod locks;
@@ -54,6 +56,7 @@ pub use chunks::{
 pub use cluster::{
     CapabilityKeys, Config, NamenodeIdRow, NamenodeIds, Totals, capability_keys, config, namenode_ids, totals,
 };
+pub use compactions::{CompactionRow, compaction, compactions};
 pub use duties::{DutyRow, duties, duty};
 pub use files::{
     Content, DentryRow, DirIndexRow, ExtentRow, FIRST_COOKIE, FileSpan, InodeRow, dentry, extents_back, extents_past,

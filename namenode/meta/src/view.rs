@@ -37,10 +37,11 @@ pub enum Table {
     Duties,
     LostEnds,
     SessionInodes,
+    Compactions,
 }
 
 impl Table {
-    pub const ALL: [Table; 23] = [
+    pub const ALL: [Table; 24] = [
         Table::Meta,
         Table::Inodes,
         Table::Dentries,
@@ -64,6 +65,7 @@ impl Table {
         Table::Duties,
         Table::LostEnds,
         Table::SessionInodes,
+        Table::Compactions,
     ];
 
     /// The name on disk. Never changes for a table that exists.
@@ -92,6 +94,7 @@ impl Table {
             Table::Duties => "duties",
             Table::LostEnds => "lost_ends",
             Table::SessionInodes => "session_inodes",
+            Table::Compactions => "compactions",
         }
     }
 }

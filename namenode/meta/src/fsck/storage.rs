@@ -11,7 +11,9 @@ use super::Findings;
 use super::tree::{Tree, number_at};
 use crate::extents;
 use crate::repair::Known;
-use crate::rows::{self, AttentionRow, ChunkFileRow, ChunkRow, Content, ExtentRow, NodeChunkRow, NodeDigestRow};
+use crate::rows::{
+    self, AttentionRow, ChunkFileRow, ChunkRow, ChunkState, Content, ExtentRow, NodeChunkRow, NodeDigestRow,
+};
 use crate::view::{Fault, View};
 
 pub(super) struct Storage {
@@ -38,6 +40,7 @@ impl Storage {
         })?;
         storage.check_extents(view, tree, found)?;
         storage.check_chunks(view, tree, found)?;
+        storage.check_compactions(view, found)?;
         storage.check_nodes(view, found)?;
         storage.check_attention(view, found)?;
         Ok(storage)
@@ -198,6 +201,31 @@ impl Storage {
         }
         for chunk in live.keys() {
             found.broken_chunk(*chunk, format!("extents name chunk {chunk}, which does not exist"));
+        }
+        Ok(())
+    }
+
+    /// Chunks that are gathered, and what from.
+    fn check_compactions(&self, view: &dyn View, found: &mut Findings) -> Result<(), Fault> {
+        let compactions = rows::compactions(view)?;
+        for (chunk, compaction) in &compactions {
+            let wrong = match self.chunks.get(chunk) {
+                None => Some("does not exist".to_string()),
+                Some(row) if row.state == ChunkState::Gathering && u64::from(row.len) != compaction.bytes() => {
+                    Some(format!("has {} bytes, and its pieces {}", row.len, compaction.bytes()))
+                }
+                Some(row) if matches!(row.state, ChunkState::Open { .. }) => Some("is open for a session".into()),
+                Some(_) => None,
+            };
+            if let Some(wrong) = wrong {
+                found.broken_chunk(*chunk, format!("chunk {chunk} is gathered from others and {wrong}"));
+            }
+        }
+        for (chunk, row) in &self.chunks {
+            if row.state == ChunkState::Gathering && (row.live_bytes > 0 || !compactions.contains_key(chunk)) {
+                let text = format!("chunk {chunk} is to be gathered, has {} live bytes, and", row.live_bytes);
+                found.broken_chunk(*chunk, format!("{text} its pieces are known: {}", compactions.contains_key(chunk)));
+            }
         }
         Ok(())
     }

@@ -32,6 +32,9 @@ pub enum ChunkState {
     Open { session: SessionId },
     /// Immutable.
     Sealed,
+    /// Its nodes put it together from pieces of other chunks, which its [`CompactionRow`](super::CompactionRow) names.
+    /// Nobody appends, no extent names it, and its length is that of the pieces from the start.
+    Gathering,
 }
 
 impl Row for ChunkRow {

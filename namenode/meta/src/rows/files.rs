@@ -249,14 +249,19 @@ impl Row for ExtentRow {
 
 impl ExtentRow {
     pub fn key(inode: InodeId, extent: &Extent) -> Key<ExtentRow> {
-        Key::new(pair(inode.0, extent.file_end()))
+        ExtentRow::key_at(inode, extent.file_end())
+    }
+
+    /// Of the extent that ends at this offset in the file.
+    pub fn key_at(inode: InodeId, file_end: u64) -> Key<ExtentRow> {
+        Key::new(pair(inode.0, file_end))
     }
 
     pub fn of(extent: &Extent) -> ExtentRow {
         ExtentRow { chunk: extent.chunk, chunk_offset: extent.chunk_offset, len: extent.len }
     }
 
-    pub(super) fn extent(self, file_end: u64) -> Result<Extent, Fault> {
+    pub(crate) fn extent(self, file_end: u64) -> Result<Extent, Fault> {
         let file_offset = file_end
             .checked_sub(u64::from(self.len))
             .ok_or_else(|| Fault(format!("an extent of {} bytes ends at {file_end}", self.len)))?;
