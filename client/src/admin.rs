@@ -50,12 +50,12 @@ impl Dfs {
         while let Ok(Some(answer)) = grace.bound("the leader's status is awaited", answers.next()).await {
             match answer {
                 Ok(MetaReply::Admin(reply)) => match *reply {
-                    AdminReply::Status(status) if status.leader == Some(status.from) => return Ok(status),
+                    AdminReply::Status(status) if status.leader == Some(status.from) => return Ok(*status),
                     AdminReply::Status(status) => {
                         if best.is_none() {
                             grace = Deadline::after(LEADER_GRACE);
                         }
-                        best.get_or_insert(status);
+                        best.get_or_insert(*status);
                     }
                     _ => failure = unexpected_answer("Status"),
                 },

@@ -74,6 +74,9 @@ pub struct Timers {
     pub datanode_suspect_ms: u64,
     /// A datanode silent for so long has its replicas copied again.
     pub datanode_dead_ms: u64,
+    /// A chunk has been mostly dead for so long before what lives in it is copied elsewhere: of one that is being
+    /// overwritten even less will live soon.
+    pub compaction_after_ms: u64,
 }
 
 impl Default for Timers {
@@ -85,6 +88,7 @@ impl Default for Timers {
             session_lease_ms: 15_000,
             datanode_suspect_ms: 3_000,
             datanode_dead_ms: 10_000,
+            compaction_after_ms: 10_000,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! on their way. All of it is soft: a new leader builds it again from the rows and from heartbeats.
 
 mod board;
+mod gatherings;
 mod lock_waits;
 mod nodes;
 mod opens;
@@ -14,6 +15,7 @@ mod sessions;
 mod watches;
 
 pub use board::{Board, CopyInFlight};
+pub use gatherings::{Gatherings, Next};
 pub use lock_waits::{LockWaits, Verdict};
 pub use nodes::Nodes;
 pub use opens::{Knowledge, Leaving, Opens, Removing};

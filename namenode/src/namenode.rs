@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::config::Config;
 use crate::fail_stop::FailStop;
 use crate::group::Changes;
-use crate::leader::{Board, LockWaits, Nodes, Opens, Orders, Recalls, Reign, Reports, Sessions, Watches};
+use crate::leader::{Board, Gatherings, LockWaits, Nodes, Opens, Orders, Recalls, Reign, Reports, Sessions, Watches};
 use crate::raft::{Consensus, Kept};
 use crate::store::state::StateStore;
 
@@ -35,6 +35,7 @@ pub struct Namenode {
     pub orders: Orders,
     pub reports: Reports,
     pub board: Board,
+    pub gatherings: Gatherings,
     pub lock_waits: LockWaits,
     pub recalls: Recalls,
     pub opens: Arc<Opens>,
@@ -43,6 +44,8 @@ pub struct Namenode {
     pub repair_wanted: Notify,
     /// A nameless inode waits to be taken apart.
     pub reclaim_wanted: Notify,
+    /// A compaction may have come a step further.
+    pub compaction_wanted: Notify,
     last_tick: Mutex<Instant>,
 }
 
@@ -69,12 +72,14 @@ impl Namenode {
             orders: Orders::default(),
             reports: Reports::default(),
             board: Board::default(),
+            gatherings: Gatherings::default(),
             lock_waits: LockWaits::default(),
             recalls: Recalls::default(),
             opens: Arc::default(),
             changes: Changes::default(),
             repair_wanted: Notify::new(),
             reclaim_wanted: Notify::new(),
+            compaction_wanted: Notify::new(),
             last_tick: Mutex::new(Instant::now()),
         }
     }

@@ -1,6 +1,7 @@
 //! What a leader does by itself. Each worker is a loop with a clock around one step; the steps do
 //! nothing on a namenode that does not lead, and nothing is lost when the lead moves between two steps.
 
+mod compaction;
 mod duty;
 mod group;
 mod hints;
@@ -25,6 +26,7 @@ pub fn start(namenode: &Arc<Namenode>, events: mpsc::Receiver<Event>, shutdown: 
     workers.spawn(hints::run(namenode.clone(), events, shutdown.clone()));
     workers.spawn(sessions::run(namenode.clone(), shutdown.clone()));
     workers.spawn(repair::run(namenode.clone(), shutdown.clone()));
+    workers.spawn(compaction::run(namenode.clone(), shutdown.clone()));
     workers.spawn(duty::run(namenode.clone(), shutdown.clone()));
     workers.spawn(reclaim::run(namenode.clone(), shutdown.clone()));
     workers.spawn(group::run(namenode.clone(), shutdown.clone()));

@@ -90,9 +90,9 @@ fn key(order: &Order) -> (Kind, ChunkId, Epoch) {
         Order::Copy { chunk, epoch, .. } => (Kind::Copy, *chunk, *epoch),
         Order::Verify { chunk, epoch, .. } => (Kind::Verify, *chunk, *epoch),
         Order::EndAppends { chunk, epoch } => (Kind::EndAppends, *chunk, *epoch),
+        Order::Gather { chunk, epoch, .. } => (Kind::Gather, *chunk, *epoch),
         // Of the whole node, and the latest wish counts.
         Order::Scrub { wish } => (Kind::Scrub, ChunkId(0), Epoch(*wish)),
-        Order::Gather { chunk, epoch, .. } => (Kind::Gather, *chunk, *epoch),
     }
 }
 

@@ -28,7 +28,7 @@ pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<A
             initialize(namenode, cluster, members, default_replication, min_copies).await?;
             Ok(AdminReply::Done)
         }
-        AdminRequest::Status => status::status(namenode).await.map(AdminReply::Status),
+        AdminRequest::Status => status::status(namenode).await.map(Box::new).map(AdminReply::Status),
         AdminRequest::Fsck { root } => {
             namenode.leading()?;
             namenode.read_barrier().await?;

@@ -148,8 +148,15 @@ async fn outcome_came(namenode: &Arc<Namenode>, node: NodeId, outcome: Outcome) 
         Outcome::Verified { chunk, .. } => namenode.board.found_good(chunk, node),
         Outcome::Deleted { chunk, .. } => namenode.board.deleted(chunk, node),
         Outcome::Unwanted { chunk, .. } => namenode.board.unwanted(chunk, node, Instant::now()),
+        Outcome::Gathered { chunk, hash, .. } => gathered(namenode, node, chunk, Ok(hash)),
+        Outcome::GatherFailed { chunk, reason, .. } => gathered(namenode, node, chunk, Err(reason)),
     }
     namenode.repair_wanted.notify_one();
+}
+
+fn gathered(namenode: &Namenode, node: NodeId, chunk: ChunkId, answer: Result<u64, String>) {
+    namenode.gatherings.answered(chunk, node, answer);
+    namenode.compaction_wanted.notify_one();
 }
 
 /// Whether a node's replica counts, for a sealed chunk of this epoch.

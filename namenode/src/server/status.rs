@@ -40,6 +40,7 @@ pub async fn status(namenode: &Arc<Namenode>) -> Result<Status, WireError> {
         counts,
         chunks,
         repair,
+        compaction: namenode.gatherings.status(),
         default_replication: config.map_or(0, |config| config.default_replication),
         min_copies: config.map_or(0, |config| config.min_copies),
         removed,

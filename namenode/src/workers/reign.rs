@@ -56,6 +56,7 @@ async fn begin(namenode: &Arc<Namenode>, term: u64) -> Result<bool, WireError> {
     namenode.orders.clear();
     namenode.reports.clear();
     namenode.board.clear();
+    namenode.gatherings.clear();
     namenode.lock_waits.clear();
     let standing = namenode.consensus.standing();
     if !standing.leads() || standing.term != term {
@@ -64,5 +65,6 @@ async fn begin(namenode: &Arc<Namenode>, term: u64) -> Result<bool, WireError> {
     namenode.reign.begin(term);
     namenode.repair_wanted.notify_one();
     namenode.reclaim_wanted.notify_one();
+    namenode.compaction_wanted.notify_one();
     Ok(true)
 }

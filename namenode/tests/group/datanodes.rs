@@ -8,7 +8,9 @@ use dfs_proto::limits::DIGEST_SHARDS;
 use dfs_proto::msg::admin::{AdminReply, AdminRequest, DatanodeStatus, Duty, DutyChange, DutyPlan, FileInfo, Liveness};
 use dfs_proto::msg::meta::{ChunkCommit, ChunkLocation, FileCommit, MetaReply, MetaRequest, NewNode, Op, OpReply};
 use dfs_proto::msg::node::{Heartbeat, NodeRequest, Order, Outcome, Pace, ReplicaReport, ScrubStatus, VolumeStatus};
-use dfs_proto::{Access, ChunkId, Epoch, ErrorKind, Extent, InodeId, NodeId, RequestId, Role, Timestamp, WireError};
+use dfs_proto::{
+    Access, ChunkId, Epoch, ErrorKind, Extent, InodeId, NodeId, RequestId, Role, SessionId, Timestamp, WireError,
+};
 
 use dfs_rpc::RpcError;
 
@@ -17,20 +19,22 @@ use crate::support::{Client, Group, make, until};
 const LEN: u32 = 4096;
 
 /// A datanode without a disk: remembers replicas and does what it is told.
-struct Datanode<'g> {
-    id: u64,
+pub struct Datanode<'g> {
+    pub id: u64,
     client: Client<'g>,
-    sealed: BTreeMap<ChunkId, (Epoch, u32)>,
+    pub sealed: BTreeMap<ChunkId, (Epoch, u32)>,
     outcomes: Vec<Outcome>,
     /// What its disk has kept of each chunk that it has not sealed.
     kept: u32,
+    /// What it answers when it is to gather a chunk; nothing if that is `None`.
+    pub gathers: Option<Result<u64, String>>,
     /// Every order that came.
-    orders: Vec<Order>,
+    pub orders: Vec<Order>,
     pace: Pace,
 }
 
 impl<'g> Datanode<'g> {
-    fn new(group: &'g Group, id: u64) -> Datanode<'g> {
+    pub fn new(group: &'g Group, id: u64) -> Datanode<'g> {
         let client = group.client(Role::Datanode, id);
         Datanode {
             id,
@@ -38,6 +42,7 @@ impl<'g> Datanode<'g> {
             sealed: BTreeMap::new(),
             outcomes: Vec::new(),
             kept: u32::MAX,
+            gathers: Some(Ok(7)),
             orders: Vec::new(),
             pace: Pace::default(),
         }
@@ -78,7 +83,7 @@ impl<'g> Datanode<'g> {
     }
 
     /// One heartbeat to one namenode; carries out what comes back.
-    fn beat(&mut self, index: usize) {
+    pub fn beat(&mut self, index: usize) {
         let Some(reply) = self.client.heartbeat(index, self.compose()) else { return };
         if !reply.leading {
             assert!(reply.orders.is_empty());
@@ -113,6 +118,23 @@ impl<'g> Datanode<'g> {
                     false if self.kept < *len => Outcome::Short { chunk: *chunk, epoch: *epoch, len: self.kept },
                     false => Outcome::Bad { chunk: *chunk, epoch: *epoch, reason: "missing".into() },
                 }),
+                Order::Gather { chunk, epoch, pieces, sources } => {
+                    for source in sources {
+                        let good =
+                            source.capability.check(&reply.keys, source.chunk, Access::Read, Timestamp::default());
+                        assert_eq!((good, source.capability.holder), (Ok(()), NodeId(self.id)));
+                        assert_eq!(source.replicas.len(), 3);
+                    }
+                    let (chunk, epoch) = (*chunk, *epoch);
+                    match self.gathers.clone() {
+                        Some(Ok(hash)) => {
+                            self.sealed.insert(chunk, (epoch, pieces.iter().map(|piece| piece.len).sum()));
+                            self.outcomes.push(Outcome::Gathered { chunk, epoch, hash });
+                        }
+                        Some(Err(reason)) => self.outcomes.push(Outcome::GatherFailed { chunk, epoch, reason }),
+                        None => {}
+                    }
+                }
                 Order::EndAppends { .. } | Order::Scrub { .. } => {}
             }
         }
@@ -141,13 +163,18 @@ impl<'g> Datanode<'g> {
 }
 
 /// A file of one sealed chunk.
-struct File {
-    inode: InodeId,
-    chunk: ChunkLocation,
+pub struct File {
+    pub inode: InodeId,
+    pub chunk: ChunkLocation,
 }
 
 fn write_file(client: &Client<'_>, datanodes: &mut [Datanode<'_>]) -> File {
-    let session = client.open_session().session;
+    write_file_of(client, client.open_session().session, datanodes, LEN)
+}
+
+/// In one chunk of so many bytes.
+pub fn write_file_of(client: &Client<'_>, session: SessionId, datanodes: &mut [Datanode<'_>], len: u32) -> File {
+    let leader = client.leader();
     let mut number = 0;
     let mut next_id = || {
         number += 1;
@@ -157,7 +184,7 @@ fn write_file(client: &Client<'_>, datanodes: &mut [Datanode<'_>]) -> File {
         panic!("no file");
     };
     let chunk = until("three datanodes are known", || {
-        datanodes.iter_mut().for_each(|node| node.beat(0));
+        datanodes.iter_mut().for_each(|node| node.beat(leader));
         let allocate = Op::AllocateChunks { count: 1, replication: 3, avoid: Vec::new() };
         // Each try is a request of its own: a refusal would be remembered.
         match client.mutate(next_id(), allocate) {
@@ -167,14 +194,14 @@ fn write_file(client: &Client<'_>, datanodes: &mut [Datanode<'_>]) -> File {
     });
     assert!(chunk.capability.as_ref().is_some_and(|capability| capability.access == Access::Append));
     let replicas = chunk.replicas.iter().map(|at| at.node).collect();
-    let seal = ChunkCommit { chunk: chunk.chunk, epoch: chunk.epoch, len: LEN, replicas, seal: true };
-    let extent = Extent { file_offset: 0, chunk: chunk.chunk, chunk_offset: 0, len: LEN };
+    let seal = ChunkCommit { chunk: chunk.chunk, epoch: chunk.epoch, len, replicas, seal: true };
+    let extent = Extent { file_offset: 0, chunk: chunk.chunk, chunk_offset: 0, len };
     let file = FileCommit { inode: attr.inode, grant, extents: vec![extent], mtime: None, append: false };
     client.mutate(next_id(), Op::Commit { chunks: vec![seal], files: vec![file] }).unwrap();
     File { inode: attr.inode, chunk }
 }
 
-fn info(client: &Client<'_>, inode: InodeId) -> FileInfo {
+pub fn info(client: &Client<'_>, inode: InodeId) -> FileInfo {
     match client.ask_leader(&MetaRequest::Admin(AdminRequest::FileInfo { inode })).unwrap() {
         MetaReply::Admin(reply) => match *reply {
             AdminReply::FileInfo(info) => info,

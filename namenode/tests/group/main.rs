@@ -1,5 +1,6 @@
 //! Namenodes as a group: elections, retries, snapshots, roles, datanodes.
 
+mod compaction;
 mod datanodes;
 mod identity;
 mod large_directory;

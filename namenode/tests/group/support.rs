@@ -347,7 +347,7 @@ impl Client<'_> {
     pub fn status(&self, index: usize) -> Option<Status> {
         match self.ask(index, &MetaRequest::Admin(AdminRequest::Status)).ok()? {
             MetaReply::Admin(reply) => match *reply {
-                AdminReply::Status(status) => Some(status),
+                AdminReply::Status(status) => Some(*status),
                 other => panic!("{other:?}"),
             },
             other => panic!("{other:?}"),

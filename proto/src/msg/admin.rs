@@ -36,7 +36,7 @@ pub enum AdminRequest {
 #[derive(Clone, Serialize, Deserialize, Debug)]
 pub enum AdminReply {
     Done,
-    Status(Status),
+    Status(Box<Status>),
     Fsck(FsckReport),
     FileInfo(FileInfo),
     DutyPlan(Box<DutyPlan>),
@@ -121,6 +121,7 @@ pub struct Status {
     pub counts: Counts,
     pub chunks: ChunkHealth,
     pub repair: RepairStatus,
+    pub compaction: CompactionStatus,
     pub default_replication: u8,
     pub min_copies: u8,
     /// Datanodes that were removed for good; those above are the others.
@@ -206,8 +207,21 @@ pub struct ChunkHealth {
     /// Chunks whose end was cut off, because no disk has it: files that need it have ranges that cannot be read. Each is
     /// counted above as well, by the copies of what is left.
     pub lost_ends: u64,
+    /// Bytes of sealed chunks that no file needs any more, each counted once. They give their room back when less than
+    /// half of their chunk lives, or nothing.
+    pub dead_bytes: u64,
     /// Milliseconds since that pass.
     pub age_ms: u64,
+}
+
+/// How what lives in mostly dead chunks is put together in new ones.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct CompactionStatus {
+    /// Chunks that are being gathered.
+    pub under_way: u64,
+    /// Since this leader leads: chunks that were, and by how many bytes their sources were longer, each counted once.
+    pub done: u64,
+    pub freed_bytes: u64,
 }
 
 #[derive(Clone, Serialize, Deserialize, Debug, Default)]

@@ -191,6 +191,15 @@ fn leader_rows(status: &Status, names: &NodeNames, row: impl Fn(&str, String, St
             ),
         ),
         row(
+            "dead bytes",
+            format!("{} in chunks", units::human(chunks.dead_bytes)),
+            format!(
+                "{} compactions under way, {} freed by this leader",
+                units::count(status.compaction.under_way),
+                units::human(status.compaction.freed_bytes)
+            ),
+        ),
+        row(
             "scrub",
             scrub_summary(status),
             match (repair.damaged_found, repair.damaged) {
@@ -265,6 +274,7 @@ fn object(status: &Status, health: &Health, names: &NodeNames) -> Value {
         "counts": status.counts,
         "chunks": status.chunks,
         "repair": repair_object(status, names),
+        "compaction": status.compaction,
     })
 }
 

@@ -168,6 +168,7 @@ pub(crate) fn count(health: &mut ChunkHealth, chunk: ChunkId, row: &ChunkRow, kn
         return;
     }
     health.over_replicated += u64::from(row.replicas.len() > target);
+    health.dead_bytes += u64::from(row.len).saturating_sub(row.live_bytes);
     match known.good(chunk, row) {
         0 => health.missing += 1,
         copies if copies < target => {

@@ -327,7 +327,9 @@ pub fn left_to_do(status: &Status, names: &NodeNames, settled: Duration) -> Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dfs_proto::msg::admin::{ChunkHealth, CopyStatus, Counts, DatanodeStatus, NamenodeStatus, RepairStatus};
+    use dfs_proto::msg::admin::{
+        ChunkHealth, CompactionStatus, CopyStatus, Counts, DatanodeStatus, NamenodeStatus, RepairStatus,
+    };
     use dfs_proto::msg::node::Pace;
     use dfs_proto::{ChunkId, ClusterId};
     use std::collections::BTreeMap;
@@ -372,6 +374,7 @@ mod tests {
             counts: Counts::default(),
             chunks: ChunkHealth { total: 4, healthy: 4, ..ChunkHealth::default() },
             repair: RepairStatus::default(),
+            compaction: CompactionStatus::default(),
             default_replication: 3,
             min_copies: 2,
             removed: Vec::new(),
