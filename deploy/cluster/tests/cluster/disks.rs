@@ -62,3 +62,29 @@ fn a_full_cluster_says_so_keeps_what_it_has_and_takes_writes_again_once_somethin
     bed.cluster.wait_healthy(DEADLINE).unwrap();
     assert!(bed.cluster.run(["fsck", "/"]).unwrap().contains("is HEALTHY"));
 }
+
+#[test]
+fn room_of_dead_bytes_comes_back_although_something_in_each_chunk_lives() {
+    let bed = Bed::start(1, 3, &["--fs", "xfs:400M"]);
+    let path = |number: u64| bed.mount().join(format!("file{number}"));
+    // Twice what the disks hold, and a 64th of each file stays.
+    const KEPT: u64 = FILE_BYTES as u64 / 64;
+    let files = 48;
+    for number in 0..files {
+        let end = Instant::now() + DEADLINE;
+        while let Err(error) = store(&path(number), number) {
+            assert_eq!(error.kind(), ErrorKind::StorageFull, "{error}");
+            assert!(Instant::now() < end, "no room for file {number}, although hardly anything lives");
+            std::thread::park_timeout(Duration::from_millis(200));
+        }
+        let file = File::options().write(true).open(path(number)).unwrap();
+        file.set_len(KEPT).unwrap();
+        file.sync_all().unwrap();
+    }
+    for number in 0..files {
+        let bytes = fs::read(path(number)).unwrap();
+        assert!(bytes == bytes_of(number)[..KEPT as usize], "file {number}, {} bytes", bytes.len());
+    }
+    bed.cluster.wait_healthy(DEADLINE).unwrap();
+    assert!(bed.cluster.run(["fsck", "/"]).unwrap().contains("is HEALTHY"));
+}

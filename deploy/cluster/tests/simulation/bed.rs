@@ -25,6 +25,9 @@ const CLIENTS: u64 = 3;
 pub const SNAPSHOT_ENTRIES: u64 = 1000;
 pub const KEPT_ENTRIES: u64 = 500;
 
+/// So soon that chunks are compacted while the faults come.
+const COMPACTION_AFTER_MS: u64 = 1000;
+
 const CLUSTER: ClusterId = ClusterId([7; 16]);
 
 /// A node that is told to stop has ended after that long.
@@ -161,7 +164,7 @@ impl Bed {
             raft_listen: addr(1, id, 7001),
             peers: (1..=NAMENODES).map(peer).collect(),
             tls: certificate(&self.authority, self.dir.path(), Role::Namenode, id)?,
-            timers: dfs_namenode::Timers::default(),
+            timers: dfs_namenode::Timers { compaction_after_ms: COMPACTION_AFTER_MS, ..Default::default() },
             snapshot_log_entries: SNAPSHOT_ENTRIES,
             log_keep_entries: KEPT_ENTRIES,
             network: self.fabric.host(ip(1, id)),

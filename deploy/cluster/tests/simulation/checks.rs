@@ -60,6 +60,9 @@ fn left_to_do(status: &Status) -> Option<String> {
     if let Some(away) = status.datanodes.iter().find(|node| node.liveness != Liveness::Live || !node.digest_agrees) {
         return Some(format!("datanode {}, {:?}, digest agrees: {}", away.node, away.liveness, away.digest_agrees));
     }
+    if status.compaction.under_way > 0 {
+        return Some(format!("{:?}", status.compaction));
+    }
     let (chunks, repair) = (&status.chunks, &status.repair);
     let busy = chunks.missing + chunks.under_replicated + chunks.lost_ends + repair.unattended + repair.queued;
     (busy > 0 || !repair.copying.is_empty() || chunks.age_ms > 5_000).then(|| format!("{chunks:?} {repair:?}"))

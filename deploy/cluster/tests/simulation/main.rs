@@ -122,13 +122,15 @@ async fn run(seed: u64) -> Result<Outcome> {
     report.check(&mut verdict);
     let healthy = checks::at_rest(&bed, &report, &mut verdict).await;
     bed.check_nodes(&mut verdict);
+    let compaction = bed.observer.status_any().await.map(|status| status.compaction).unwrap_or_default();
     let figures = format!(
-        "{} faults, {} leaders, {} register operations, {} files synced, {} calls failed, healthy after {:.0} s, \
-         {:.0} s of virtual time",
+        "{} faults, {} leaders, {} register operations, {} files synced, {} chunks compacted by the last leader, {} calls \
+         failed, healthy after {:.0} s, {:.0} s of virtual time",
         bed.faults,
         bed.terms.len(),
         report.operations(),
         report.synced.len(),
+        compaction.done,
         report.errors.len(),
         healthy.as_secs_f64(),
         bed.elapsed().as_secs_f64()

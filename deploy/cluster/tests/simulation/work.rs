@@ -321,9 +321,15 @@ impl Worker {
             1..=3 => self.dice.between(64 << 10, 512 << 10),
             _ => self.dice.between(1, 32 << 10),
         };
+        // Of some large ones only the front stays: their chunks are mostly dead then, and what lives is copied elsewhere.
+        let keep = match len >= 1 << 20 && self.dice.one_in(2) {
+            true => self.dice.between(1, 64 << 10),
+            false => len,
+        };
         let path = if self.dice.one_in(3) { format!("folder{number}/file") } else { format!("file{number}") };
-        let file = Synced { path, number, len: len as usize };
-        let written = write_file(&self.dfs, &file.path, file.bytes()).await;
+        let whole = Synced { path, number, len: len as usize };
+        let file = Synced { len: keep as usize, ..whole.clone() };
+        let written = write_file(&self.dfs, &file.path, whole.bytes(), keep).await;
         written.map_err(|error| (format!("write {}", file.path), error))?;
         self.shared.found.lock().synced.push(file);
         Ok(())
@@ -384,7 +390,8 @@ impl Drop for Written {
     }
 }
 
-async fn write_file(dfs: &Dfs, path: &str, bytes: Bytes) -> Result<(), Error> {
+/// Leaves the first `keep` bytes.
+async fn write_file(dfs: &Dfs, path: &str, bytes: Bytes, keep: u64) -> Result<(), Error> {
     let (folder, file) = match path.split_once('/') {
         Some((folder, file)) => {
             let exclusive = MakeOptions { exclusive: true, ..MakeOptions::default() };
@@ -396,8 +403,13 @@ async fn write_file(dfs: &Dfs, path: &str, bytes: Bytes) -> Result<(), Error> {
     let options = MakeOptions { exclusive: true, open: Some(OpenMode::WRITE), ..MakeOptions::default() };
     let made = dfs.make(&ROOT, folder, &name(file), NewNode::File, 0o644, options).await?;
     let Some(file) = made.file else { return Err(unlikely("the new file was not opened")) };
+    let len = bytes.len() as u64;
     file.write(0, bytes).await?;
     file.sync().await?;
+    if keep < len {
+        file.set_size(keep).await?;
+        file.sync().await?;
+    }
     file.close().await
 }
 
