@@ -6,6 +6,7 @@ mod clocks;
 mod crashes;
 mod damage;
 mod disks;
+mod fronts;
 mod hostile;
 mod identity;
 mod kills;

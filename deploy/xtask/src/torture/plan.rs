@@ -109,6 +109,8 @@ pub enum During {
     Serving,
     Snapshots,
     Scrub,
+    /// What lives in mostly dead chunks is put together in new ones.
+    Compaction,
     /// This datanode is dead, and what it had is copied from others.
     Repair(String),
     /// This datanode is emptied, and filled again.
@@ -121,6 +123,7 @@ impl During {
             During::Serving => "serving",
             During::Snapshots => "snapshots",
             During::Scrub => "scrub",
+            During::Compaction => "compaction",
             During::Repair(_) => "repair",
             During::Decommission(_) => "decommissioning",
         }
@@ -130,7 +133,7 @@ impl During {
     fn takes(&self) -> Option<&String> {
         match self {
             During::Repair(node) | During::Decommission(node) => Some(node),
-            During::Serving | During::Snapshots | During::Scrub => None,
+            During::Serving | During::Snapshots | During::Scrub | During::Compaction => None,
         }
     }
 }
@@ -420,11 +423,12 @@ fn crashes(turn: u64, shape: Shape, dice: &mut Dice) -> Planned {
     let part = turn / CRASHES_BETWEEN_CHECKS as u64;
     let nodes = shape.datanodes();
     let bystander = &nodes[part as usize % nodes.len()];
-    let during = match part % 5 {
+    let during = match part % 6 {
         0 => During::Serving,
-        1 => During::Snapshots,
-        2 => During::Repair(bystander.clone()),
-        3 => During::Scrub,
+        1 => During::Compaction,
+        2 => During::Snapshots,
+        3 => During::Repair(bystander.clone()),
+        4 => During::Scrub,
         _ => During::Decommission(bystander.clone()),
     };
     let namenode = match turn % 2 {

@@ -1,5 +1,5 @@
 //! M6: a namenode, a datanode and a mount die at the k-th call that changes a disk or tells somebody something, while
-//! the cluster repairs, scrubs, makes snapshots, empties a datanode and deletes.
+//! the cluster repairs, scrubs, makes snapshots, compacts, empties a datanode and deletes.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use dfs_cluster::fault::{Fault, process};
 use dfs_cluster::{Invariant, Ledger, OnError};
 
 use crate::torture::cells::changes::{duty, insist};
+use crate::torture::cells::fronts;
 use crate::torture::cells::kills::wait_until_live;
 use crate::torture::plan::{CRASHES_BETWEEN_CHECKS, CRASHING_MOUNT, During, Kind, Planned, Target, Turn, plan};
 use crate::torture::run::{Bed, DEADLINE, Run, SHAPE, wait};
@@ -19,6 +20,9 @@ const STRIKE_DEADLINE: Duration = Duration::from_millis(1500);
 
 /// Deleted chunks leave the disk soon, and every replica has its turn to be verified.
 const BUSY_DISKS: &str = "trash_delay_s = 1\nscrub_period_s = 60\n";
+
+/// Files whose chunks are compacted.
+const FRONTS: &str = "fronts";
 
 /// Writers on the mount that dies.
 const WRITERS_ON_IT: usize = 2;
@@ -71,6 +75,7 @@ fn one_part(
     let Some(Planned::Crashes { during, .. }) = turns.first().map(|turn| &turn.fault) else { return Ok(()) };
     let ledger = bed.ledger(name, run.seed.wrapping_add(run.done.rounds), OnError::Stop)?;
     ledger.go_on(20, DEADLINE)?;
+    let before = run.done.rounds;
     let dead = begin(bed, during)?;
     std::thread::scope(|scope| {
         let deleted = scope.spawn(|| left.map_or(Ok(()), |left| bed.clear(&left)));
@@ -84,6 +89,14 @@ fn one_part(
         run.verdict.hold(Invariant::CallsEnd, deleted)
     })?;
     end(bed, during, dead)?;
+    if *during == During::Compaction {
+        let numbers: Vec<u64> = (before + 1..=run.done.rounds).collect();
+        fronts::check(&bed.mounts[1].join(FRONTS), &numbers, &mut run.verdict);
+        let done = bed.cluster.run(["status", "--json"])?;
+        let done: serde_json::Value = serde_json::from_str(&done).context("dfs status --json")?;
+        run.say(run.done.rounds, "compaction", format!("by the last leader: {}", done["compaction"]));
+        bed.clear(FRONTS)?;
+    }
     let report = ledger.abandon()?;
     run.expect_no_errors(&report.errors);
     let at_rest = run.settle(bed, &report)?;
@@ -95,7 +108,7 @@ fn one_part(
 fn begin<'a>(bed: &'a Bed, during: &During) -> Result<Option<Fault<'a>>> {
     match during {
         During::Repair(node) => process::kill(&bed.cluster, std::slice::from_ref(node)).map(Some),
-        During::Serving | During::Snapshots | During::Scrub | During::Decommission(_) => Ok(None),
+        During::Serving | During::Snapshots | During::Scrub | During::Compaction | During::Decommission(_) => Ok(None),
     }
 }
 
@@ -105,6 +118,7 @@ fn order(bed: &Bed, during: &During, round: u64) -> Result<()> {
         During::Serving | During::Repair(_) => return Ok(()),
         During::Snapshots => vec!["namenode", "snapshot"],
         During::Scrub => vec!["scrub", "--now"],
+        During::Compaction => return fronts::leave(&bed.mounts[0].join(FRONTS), round),
         During::Decommission(node) if round.is_multiple_of(2) => vec!["datanode", "decommission", node],
         During::Decommission(node) => vec!["datanode", "recommission", node],
     };
@@ -122,7 +136,7 @@ fn end(bed: &Bed, during: &During, dead: Option<Fault>) -> Result<()> {
             insist(bed, ["datanode", "recommission", node], || Ok(duty(bed, node)? == "serving"))
         }
         During::Repair(node) => wait_until_live(bed, node),
-        During::Serving | During::Snapshots | During::Scrub => Ok(()),
+        During::Serving | During::Snapshots | During::Scrub | During::Compaction => Ok(()),
     }
 }
 
