@@ -5,7 +5,7 @@
 //! * `faults`: what is done to them.
 //! * `work`: what the clients do, and what they were promised.
 //! * `checks`: what must hold in the end.
-//! * `returning`: one course of events that no seed has come upon.
+//! * `returning`, `moved`: courses of events that no seed need come upon.
 //!
 //! The seed decides what is cut, stopped and delayed for how long, and what each client does after how long a pause. It does
 //! not decide how threads interleave, nor what the nodes draw by themselves (election timeouts, placement, keys): the same
@@ -14,6 +14,7 @@
 mod bed;
 mod checks;
 mod faults;
+mod moved;
 mod returning;
 mod work;
 
@@ -51,6 +52,11 @@ fn promises_are_kept_whatever_is_cut_off_and_stopped() {
 #[test]
 fn a_leader_that_comes_back_by_a_snapshot_serves_when_it_leads_again() {
     in_virtual_time(returning::by_a_snapshot()).unwrap_or_else(|error| panic!("{error:?}"));
+}
+
+#[test]
+fn whoever_has_a_file_open_finds_bytes_that_were_put_into_another_chunk() {
+    in_virtual_time(moved::by_compaction()).unwrap_or_else(|error| panic!("{error:?}"));
 }
 
 /// `DFS_SIM_SEED`, and as many from there on as `DFS_SIM_SEEDS` says.
