@@ -176,12 +176,21 @@ impl Bed {
 
     /// Starts the datanodes anew with further lines of configuration.
     pub fn configure_datanodes(&self, lines: &str) -> Result<()> {
-        for node in self.cluster.datanodes() {
-            let path = self.cluster.dir().join(&node).join("datanode.toml");
+        self.configure(&self.cluster.datanodes(), "datanode.toml", |text| format!("{lines}{text}"))
+    }
+
+    /// Restarts the namenodes with these tables in their configuration.
+    pub fn configure_namenodes(&self, tables: &str) -> Result<()> {
+        self.configure(&self.cluster.namenodes(), "namenode.toml", |text| format!("{text}\n{tables}"))
+    }
+
+    fn configure(&self, nodes: &[String], file: &str, change: impl Fn(&str) -> String) -> Result<()> {
+        for node in nodes {
+            let path = self.cluster.dir().join(node).join(file);
             let text = fs::read_to_string(&path)?;
-            fs::write(&path, format!("{lines}{text}"))?;
+            fs::write(&path, change(&text))?;
         }
-        process::kill(&self.cluster, &self.cluster.datanodes())?.undo()?;
+        process::kill(&self.cluster, nodes)?.undo()?;
         self.cluster.wait_healthy(DEADLINE).map(drop)
     }
 
