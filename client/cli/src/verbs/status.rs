@@ -194,7 +194,7 @@ fn leader_rows(status: &Status, names: &NodeNames, row: impl Fn(&str, String, St
             "dead bytes",
             format!("{} in chunks", units::human(chunks.dead_bytes)),
             format!(
-                "{} compactions under way, {} freed by this leader",
+                "{} compactions, {} freed by this leader",
                 units::count(status.compaction.under_way),
                 units::human(status.compaction.freed_bytes)
             ),
