@@ -95,7 +95,8 @@ pub fn leader_pauses(run: &mut Run) -> Result<()> {
 }
 
 pub fn in_mid_stream(run: &mut Run) -> Result<()> {
-    let bed = run.bed("streams", &[])?;
+    // A chunk that is deleted keeps its room for as long as the reader of the round before has it open: a minute.
+    let bed = run.roomy_bed("streams", &[])?;
     let mut longest = Duration::ZERO;
     for (number, turn) in (1..).zip(plan(Kind::DatanodeKills, run.seed, run.rounds, SHAPE)) {
         if !run.goes_on() {
