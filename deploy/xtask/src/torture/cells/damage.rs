@@ -188,6 +188,8 @@ fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
 
 /// So often the leader is killed to have the damaged namenode elected, if it runs.
 const ELECTIONS_MAX: usize = 6;
+/// For an answer of whoever leads.
+const LEADER: Duration = Duration::from_secs(2);
 
 /// A bit flips in a database of one namenode: it refuses, or it is as good as the others; it never leads with a hole.
 pub fn of_a_namenode(run: &mut Run) -> Result<()> {
@@ -230,9 +232,13 @@ fn one_database(run: &mut Run, bed: &Bed, number: u64, dice: &mut Dice) -> Resul
                 break;
             }
             let killed = process::kill(&bed.cluster, &[leader])?;
-            // It may refuse only now, and then there is no majority until the other is back.
+            // It may refuse only now, and then there is no majority until the other is back, which must not take as long as
+            // writers wait. Nor may the question who leads.
             wait("a leader", DEADLINE, || {
-                Ok(!bed.cluster.is_running(&node) || bed.cluster.leader(Duration::ZERO).is_ok())
+                let leads = || {
+                    bed.cluster.output_within(["namenode", "leader"], LEADER).is_ok_and(|said| said.status.success())
+                };
+                Ok(!bed.cluster.is_running(&node) || leads())
             })?;
             killed.undo()?;
             if !bed.cluster.is_running(&node) {
