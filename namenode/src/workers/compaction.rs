@@ -30,8 +30,8 @@ const CANDIDATES_MAX: usize = 4096;
 /// Sources of a compaction that was given up are left alone for so long.
 const GIVEN_UP: Duration = Duration::from_secs(60);
 /// Compactions at a time, at most one for each three nodes: they are for the background. The orders of all of them to one
-/// node fit into one answer to a heartbeat, with some 100 KB each.
-const UNDER_WAY_MAX: usize = 8;
+/// node fit into half of an answer to a heartbeat.
+const UNDER_WAY_MAX: usize = 5;
 const NODES_EACH: usize = 3;
 /// Extents that are looked for at a time.
 const LEFT_MAX: usize = 64 << 10;
@@ -258,4 +258,37 @@ async fn begin(namenode: &Arc<Namenode>, search: &mut Search, under_way: usize) 
     namenode.propose(Body::BeginCompaction { sources, pieces, nodes }).await?;
     namenode.compaction_wanted.notify_one();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use dfs_proto::limits::{CHUNK_MAX, CONTROL_FRAME_MAX, GATHER_PIECES_MAX, GATHER_SOURCES_MAX, REPLICATION_MAX};
+    use dfs_proto::msg::node::Piece;
+    use dfs_proto::{CapabilityKey, Epoch, codec};
+
+    use super::*;
+
+    #[test]
+    fn the_largest_orders_of_all_compactions_fit_into_one_answer_to_a_heartbeat() {
+        let key = CapabilityKey { number: u32::MAX, secret: [7; 32] };
+        let at = |node| ReplicaAt { node: NodeId(node), addr: "[2001:db8::1]:65535".parse().unwrap() };
+        let far = Timestamp { secs: i64::MAX, nanos: u32::MAX };
+        let source = |number| GatherSource {
+            chunk: ChunkId(u64::MAX - number),
+            epoch: Epoch(u64::MAX),
+            replicas: (0..u64::from(REPLICATION_MAX)).map(|node| at(u64::MAX - node)).collect(),
+            capability: Capability::sign(&key, ChunkId(number), Access::Read, NodeId(u64::MAX), far),
+        };
+        let piece =
+            |number| Piece { source: 63, offset: CHUNK_MAX - number, len: CHUNK_MAX / GATHER_PIECES_MAX as u32 };
+        let order = Order::Gather {
+            chunk: ChunkId(u64::MAX),
+            epoch: Epoch(u64::MAX),
+            pieces: (0..GATHER_PIECES_MAX as u32).map(piece).collect(),
+            sources: (0..GATHER_SOURCES_MAX as u64).map(source).collect(),
+        };
+        let bytes = codec::encode(&order).unwrap().len();
+        // The other half is for orders of other kinds.
+        assert!(bytes * UNDER_WAY_MAX <= CONTROL_FRAME_MAX / 2, "{bytes} bytes each");
+    }
 }
