@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use dfs_proto::msg::admin::{AdminReply, AdminRequest, DutyChange, DutyPlan, FileInfo, FsckReport, Member, Status};
+use dfs_proto::msg::admin::{
+    AdminReply, AdminRequest, Balance, DutyChange, DutyPlan, FileInfo, FsckReport, Member, Status,
+};
 use dfs_proto::msg::data::{DataRequest, Manage, ManageReply};
 use dfs_proto::msg::group::{GroupReply, GroupRequest, GroupStatus};
 use dfs_proto::msg::meta::{MetaReply, MetaRequest, ReplicaAt};
@@ -197,6 +199,11 @@ impl Dfs {
     /// Has datanodes (none: all that are live) verify every replica again; `status_any` shows how far they are.
     pub async fn scrub(&self, nodes: Vec<NodeId>) -> Result<()> {
         self.admin(AdminRequest::Scrub { nodes }, STATUS).await.map(|_| ())
+    }
+
+    /// Says whether and from when on chunks are moved from full datanodes to empty ones; `status_any` shows how far that is.
+    pub async fn set_balance(&self, wanted: Balance) -> Result<()> {
+        self.admin(AdminRequest::SetBalance(wanted), STATUS).await.map(|_| ())
     }
 
     /// Asks one datanode something that concerns it alone.

@@ -154,6 +154,7 @@ fn permitted(role: Role, request: &MetaRequest) -> bool {
             | AdminRequest::Snapshot
             | AdminRequest::ChangeDuty { .. }
             | AdminRequest::Scrub { .. }
+            | AdminRequest::SetBalance(_)
             | AdminRequest::Group(_),
         ) => role == Role::Admin,
     }

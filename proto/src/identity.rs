@@ -79,7 +79,8 @@ impl Plane {
             // 3: heartbeats and their answers carry what clock skew and scrubbing need, status the datanodes' duties.
             // 4: status and checks tell of chunks whose end was cut off, datanodes of replicas that are short.
             // 9: datanodes gather chunks out of pieces of others.
-            Plane::Meta => b"dfs-meta/9",
+            // 10: administrators set the balance of datanodes, and status tells of it.
+            Plane::Meta => b"dfs-meta/10",
             Plane::Raft => b"dfs-raft/1",
             Plane::Data => b"dfs-data/2",
         }

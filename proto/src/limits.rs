@@ -57,6 +57,9 @@ pub const RANGE_EXTENTS_MAX: usize = 2048;
 /// Files in one `NoteReads`: about 100 bytes each.
 pub const READS_MAX: usize = 1024;
 
+/// Points of a hundred by which one datanode may be fuller than another: with more, nothing would ever be moved.
+pub const BALANCE_POINTS_MAX: u8 = 50;
+
 /// Copies of a chunk.
 pub const REPLICATION_MAX: u8 = 8;
 

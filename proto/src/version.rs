@@ -13,7 +13,8 @@
 /// 5: directories that are private to a session, and the table of numbers that sessions have reserved. Rows of 4 are rows
 /// of 5.
 /// 6: chunks that are gathered out of others, and the table of what from. Rows of 5 are rows of 6.
-pub const STATE_VERSION: u32 = 6;
+/// 7: the row that says how uneven datanodes may be. Rows of 6 are rows of 7; a program of before cannot apply the command.
+pub const STATE_VERSION: u32 = 7;
 
 /// Version of a chunk file, in its header; drawn in `datanode/FORMAT.md`.
 ///

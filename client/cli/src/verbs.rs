@@ -1,5 +1,6 @@
 //! The verbs. Each file has its flags and its code; here they are only named and called.
 
+mod balance;
 mod cat;
 mod chmod;
 mod chown;
@@ -58,6 +59,7 @@ pub enum Verb {
     Datanode(datanode::Args),
     Scrub(scrub::Args),
     Volume(volume::Args),
+    Balance(balance::Args),
 
     // Files.
     Ls(ls::Args),
@@ -118,6 +120,7 @@ impl Verb {
             Verb::Datanode(args) => datanode::run(context, args).await,
             Verb::Scrub(args) => scrub::run(context, args).await,
             Verb::Volume(args) => volume::run(context, args).await,
+            Verb::Balance(args) => balance::run(context, args).await,
             Verb::Ls(args) => ls::run(context, args).await,
             Verb::Put(args) => put::run(context, args).await,
             Verb::Get(args) => get::run(context, args).await,

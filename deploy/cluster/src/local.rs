@@ -89,7 +89,7 @@ impl Cluster {
         let mut command = Command::new(program);
         command.arg("up").arg("--dir").arg(&self.dir);
         command.args(["--namenodes", &self.namenodes().len().to_string()]);
-        command.args(["--datanodes", &self.layout.datanodes.to_string()]);
+        command.args(["--datanodes", &self.datanodes().len().to_string()]);
         command.args(["--replication", &self.layout.replication.to_string()]);
         for mount in &self.layout.mounts {
             command.arg("--mount").arg(mount);
@@ -314,14 +314,19 @@ impl Cluster {
     /// Those that the cluster file names: their number and their names change with the group.
     pub fn namenodes(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.config()).unwrap_or_default();
-        match namenodes_in(&text) {
+        match names_in(&text, "namenodes") {
             names if names.is_empty() => (1..=self.layout.namenodes).map(|i| format!("nn{i}")).collect(),
             names => names,
         }
     }
 
+    /// As `namenodes`.
     pub fn datanodes(&self) -> Vec<String> {
-        (1..=self.layout.datanodes).map(|i| format!("dn{i}")).collect()
+        let text = std::fs::read_to_string(self.config()).unwrap_or_default();
+        match names_in(&text, "datanodes") {
+            names if names.is_empty() => (1..=self.layout.datanodes).map(|i| format!("dn{i}")).collect(),
+            names => names,
+        }
     }
 
     /// Every namenode and datanode.
@@ -389,9 +394,10 @@ pub fn output_within(command: &mut Command, deadline: Duration) -> Result<Output
     Ok(child.wait_with_output()?)
 }
 
-/// The names of the namenodes in the text of a cluster file, which `dfs up` writes.
-fn namenodes_in(text: &str) -> Vec<String> {
-    let tables = text.split("[[namenodes]]").skip(1).map(|rest| rest.split("\n[").next().unwrap_or(rest));
+/// The names of the nodes of a kind in the text of a cluster file, which `dfs up` writes.
+fn names_in(text: &str, kind: &str) -> Vec<String> {
+    let title = format!("[[{kind}]]");
+    let tables = text.split(&title).skip(1).map(|rest| rest.split("\n[").next().unwrap_or(rest));
     let name = |table: &str| {
         let value = table.lines().find_map(|line| line.trim().strip_prefix("name = \""))?;
         Some(value.trim_end_matches('"').to_owned())
@@ -412,10 +418,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn namenodes_are_those_of_the_cluster_file_whatever_their_numbers() {
+    fn nodes_are_those_of_the_cluster_file_whatever_their_numbers() {
         let text = "replication = 3\n\n[tls]\nca = \"x\"\n\n[[namenodes]]\nid = 1\nname = \"nn1\"\naddr = \"a\"\n\n\
                     [[namenodes]]\nid = 4\nname = \"nn4\"\n\n[[datanodes]]\nid = 101\nname = \"dn1\"\n";
-        assert_eq!(namenodes_in(text), ["nn1", "nn4"]);
-        assert!(namenodes_in("").is_empty());
+        assert_eq!(names_in(text, "namenodes"), ["nn1", "nn4"]);
+        assert_eq!(names_in(text, "datanodes"), ["dn1"]);
+        assert!(names_in("", "namenodes").is_empty());
     }
 }

@@ -174,6 +174,7 @@ fn administer(tx: &mut Tx<'_>, now: Timestamp, body: &Body) -> Result<Reply, Fai
         Body::AdmitNamenode { node, disk } => namenode::admit(tx, *node, *disk),
         Body::RetireNamenode { node } => namenode::retire(tx, *node),
         Body::CheckState => Ok(Reply::Done),
+        Body::SetBalance(balance) => datanode::set_balance(tx, *balance),
         Body::CutChunk { chunk, epoch, len, replicas } => replica::cut(tx, *chunk, *epoch, *len, replicas),
         Body::BeginCompaction { sources, pieces, nodes } => compact::begin(tx, sources, pieces, nodes),
         Body::Relocate { chunk, extents } => compact::relocate(tx, *chunk, extents),

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use dfs_proto::msg::admin::Duty;
+use dfs_proto::msg::admin::{Balance, Duty};
 use dfs_proto::msg::meta::{Op, OpReply, SessionGrant};
 use dfs_proto::msg::node::Piece;
 use dfs_proto::{
@@ -90,6 +90,8 @@ pub enum Body {
     Relocate { chunk: ChunkId, extents: Vec<(InodeId, u64)> },
     /// A compaction is over, or given up: then the chunk, which is still gathering, is deleted.
     EndCompaction { chunk: ChunkId },
+    /// Whether and from when on chunks are moved from full datanodes to empty ones.
+    SetBalance(Balance),
 }
 
 /// Sessions that no longer hold a nameless inode (`rows::UNDECIDED` among them), and those that do.
@@ -121,7 +123,8 @@ impl Body {
             | Body::CutChunk { .. }
             | Body::BeginCompaction { .. }
             | Body::Relocate { .. }
-            | Body::EndCompaction { .. } => None,
+            | Body::EndCompaction { .. }
+            | Body::SetBalance(_) => None,
         }
     }
 }

@@ -14,8 +14,12 @@
 //! cut to the longest of them. That takes the word of every counted replica's node, live and with its disks scanned:
 //! one that is away may have the end, and one that is damaged in the middle may have good frames behind the damage.
 //!
+//! With what budget that leaves, chunks that need nothing are moved from full nodes to empty ones: a copy that nobody
+//! needs, after which the replica on the fullest node is superfluous ([`balance`]).
+//!
 //! What is planned names everything, with the epoch: carried out late or twice, it does no harm.
 
+pub mod balance;
 mod check;
 mod plan;
 mod view;
@@ -28,7 +32,10 @@ pub use view::{ChunkView, Flight, Known, NodeView, candidates, health};
 use std::collections::BTreeMap;
 use std::fmt;
 
+use dfs_proto::msg::admin::Balance;
 use dfs_proto::{ChunkId, Epoch, NodeId};
+
+use balance::Share;
 
 /// How much may be done at a time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +46,10 @@ pub struct Policy {
     /// The same, for chunks of which one copy is left.
     pub urgent_copies_in_per_node: u32,
     pub urgent_copies_out_per_node: u32,
+    /// What a node may receive and serve at a time, counting everything, for a copy that only moves a replica to be made.
+    pub moves_per_node: u32,
+    /// Replicas are moved between nodes that are more unevenly full than this; `None`: never.
+    pub uneven_above: Option<Share>,
     /// Replicas dropped by one plan, and chunks cut: bounds the commands that one pass proposes.
     pub drops_per_pass: u32,
     /// A node that left in order gets so long to come back before its data is copied again.
@@ -54,6 +65,8 @@ impl Default for Policy {
             copies_out_per_node: 2,
             urgent_copies_in_per_node: 8,
             urgent_copies_out_per_node: 8,
+            moves_per_node: 1,
+            uneven_above: Some(Share::from_points(Balance::default().points)),
             drops_per_pass: 64,
             leaving_grace_ms: 300_000,
             min_copies: 2,
@@ -112,6 +125,8 @@ pub enum Risk {
     OneCopyLeft,
     BelowMinCopies,
     BelowTarget,
+    /// None: a node is fuller than another.
+    Uneven,
 }
 
 impl fmt::Display for Risk {
@@ -120,6 +135,7 @@ impl fmt::Display for Risk {
             Risk::OneCopyLeft => "one copy left",
             Risk::BelowMinCopies => "fewer copies than a write needs",
             Risk::BelowTarget => "fewer copies than wanted",
+            Risk::Uneven => "to an emptier node",
         })
     }
 }

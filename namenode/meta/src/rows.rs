@@ -20,7 +20,8 @@
 //! | `Attention` | chunk | [`AttentionRow`]: sealed, replicas differ in number from the target |
 //! | `Locks` | inode, session, space (u8), owner, first byte | [`LockRow`] |
 //! | `SessionLocks` | session, inode (or 0 for all) | [`SessionLocksRow`]: how many locks |
-//! | `Counters` | `config`, `keys`, `totals`, `namenodes` | [`Config`], [`CapabilityKeys`], [`Totals`], [`NamenodeIds`] |
+//! | `Counters` | `config`, `keys`, `totals` | [`Config`], [`CapabilityKeys`], [`Totals`] |
+//! | `Counters` | `namenodes`, `balance` | [`NamenodeIds`], [`BalanceRow`] |
 //! | `Xattrs` | inode, name bytes | [`XattrRow`]: an extended attribute |
 //! | `Duties` | node | [`DutyRow`]: of datanodes that do not simply serve; a removed one's stays for ever |
 //! | `SessionInodes` | session, first inode | [`SessionInodesRow`]: numbers that the session may give to what it makes |
@@ -54,7 +55,8 @@ pub use chunks::{
     node_digests,
 };
 pub use cluster::{
-    CapabilityKeys, Config, NamenodeIdRow, NamenodeIds, Totals, capability_keys, config, namenode_ids, totals,
+    BalanceRow, CapabilityKeys, Config, NamenodeIdRow, NamenodeIds, Totals, balance, capability_keys, config,
+    namenode_ids, totals,
 };
 pub use compactions::{CompactionRow, compaction, compactions};
 pub use duties::{DutyRow, duties, duty};

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use dfs_meta::repair::balance::{Cursor, Found};
 use dfs_meta::repair::{ChunkView, Flight};
-use dfs_proto::msg::admin::{ChunkHealth, CopyStatus, RepairStatus};
+use dfs_proto::msg::admin::{Balance, BalanceStatus, ChunkHealth, CopyStatus, RepairStatus};
 use dfs_proto::{ChunkId, Epoch, NodeId};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -50,6 +51,22 @@ struct Inner {
     copied_bytes: u64,
     damaged_found: u64,
     healed: u64,
+    moves: Moves,
+}
+
+/// Moves of chunks from full nodes to empty ones.
+#[derive(Default)]
+struct Moves {
+    /// Where the search for chunks of a full node goes on.
+    cursors: BTreeMap<NodeId, Cursor>,
+    /// Full nodes of which all chunks were looked at since a move was last ordered.
+    searched: BTreeSet<NodeId>,
+    /// As of the last pass.
+    stuck: bool,
+    wanted: Balance,
+    left_bytes: u64,
+    chunks: u64,
+    bytes: u64,
 }
 
 /// What is wrong with a replica.
@@ -67,9 +84,23 @@ pub struct CopyInFlight {
     pub source: Option<NodeId>,
     pub len: u32,
     pub since: Instant,
+    /// Nobody needs it: it is to take the place of a replica on a fuller node.
+    pub moves: bool,
 }
 
 impl Inner {
+    /// The copies under way that `moves` a replica, or those that are needed.
+    fn copies(&self, moves: bool, now: Instant) -> Vec<CopyStatus> {
+        let wanted = self.flights.iter().filter(|(_, copy)| copy.moves == moves);
+        let status = |((chunk, target), copy): (&(ChunkId, NodeId), &CopyInFlight)| CopyStatus {
+            chunk: *chunk,
+            target: *target,
+            len: copy.len,
+            since_ms: now.saturating_duration_since(copy.since).as_millis() as u64,
+        };
+        wanted.map(status).collect()
+    }
+
     fn has_bad(&self, chunk: ChunkId) -> bool {
         self.bad.range((chunk, NodeId(0))..=(chunk, NodeId(u64::MAX))).next().is_some()
     }
@@ -96,17 +127,66 @@ impl Board {
     }
 
     /// Counts a copy that is in the rows now.
-    pub fn copied(&self, len: u32) {
+    pub fn copied(&self, chunk: ChunkId, target: NodeId, len: u32) {
         let mut inner = self.0.lock();
-        inner.copied_chunks += 1;
-        inner.copied_bytes += u64::from(len);
+        let moves = inner.flights.get(&(chunk, target)).is_some_and(|copy| copy.moves);
+        let Inner {
+            moves: Moves { chunks: moved_chunks, bytes: moved_bytes, .. }, copied_chunks, copied_bytes, ..
+        } = &mut *inner;
+        let (chunks, bytes) = if moves { (moved_chunks, moved_bytes) } else { (copied_chunks, copied_bytes) };
+        *chunks += 1;
+        *bytes += u64::from(len);
+    }
+
+    /// Chunks of which a copy is under way.
+    pub fn chunks_in_flight(&self) -> BTreeSet<ChunkId> {
+        self.0.lock().flights.keys().map(|(chunk, _)| *chunk).collect()
+    }
+
+    /// Where the search for chunks of a full node goes on.
+    pub fn search_from(&self, node: NodeId) -> Cursor {
+        self.0.lock().moves.cursors.get(&node).copied().unwrap_or_default()
+    }
+
+    /// Keeps how far the search came, of all nodes that are too full, and whether the plan moves anything that was found.
+    pub fn searched(&self, full: usize, found: &[Found], moves: bool) {
+        let mut inner = self.0.lock();
+        let under_way = moves || inner.flights.values().any(|copy| copy.moves);
+        let known = &mut inner.moves;
+        known.cursors = found.iter().map(|found| (found.node, found.next)).collect();
+        if under_way {
+            known.searched.clear();
+        }
+        known.searched.extend(found.iter().filter(|found| found.ended && !under_way).map(|found| found.node));
+        known.searched.retain(|node| known.cursors.contains_key(node));
+        known.stuck = full > 0 && known.searched.len() == found.len();
+    }
+
+    /// Keeps what an administrator wants, and how far that is.
+    pub fn balance(&self, wanted: Balance, left_bytes: u64) {
+        let mut inner = self.0.lock();
+        (inner.moves.wanted, inner.moves.left_bytes) = (wanted, left_bytes);
+    }
+
+    pub fn balance_status(&self, now: Instant) -> BalanceStatus {
+        let inner = self.0.lock();
+        let Moves { wanted, stuck, left_bytes, chunks, bytes, .. } = inner.moves;
+        BalanceStatus {
+            wanted,
+            moving: inner.copies(true, now),
+            moved_chunks: chunks,
+            moved_bytes: bytes,
+            left_bytes,
+            stuck: stuck && wanted.on,
+        }
     }
 
     /// Takes over what a node says it is copying, and gives up copies that never reached it.
     pub fn copying(&self, target: NodeId, chunks: &[ChunkId], now: Instant) {
         let mut inner = self.0.lock();
         for chunk in chunks {
-            inner.flights.entry((*chunk, target)).or_insert(CopyInFlight { source: None, len: 0, since: now });
+            let copy = CopyInFlight { source: None, len: 0, since: now, moves: false };
+            inner.flights.entry((*chunk, target)).or_insert(copy);
         }
         inner.flights.retain(|(chunk, node), copy| {
             let age = now.saturating_duration_since(copy.since);
@@ -251,15 +331,9 @@ impl Board {
 
     pub fn status(&self, now: Instant) -> RepairStatus {
         let inner = self.0.lock();
-        let copying = inner.flights.iter().map(|((chunk, target), copy)| CopyStatus {
-            chunk: *chunk,
-            target: *target,
-            len: copy.len,
-            since_ms: now.saturating_duration_since(copy.since).as_millis() as u64,
-        });
         RepairStatus {
             queued: inner.queued,
-            copying: copying.collect(),
+            copying: inner.copies(false, now),
             copied_chunks: inner.copied_chunks,
             copied_bytes: inner.copied_bytes,
             waits: inner.waits.clone(),
@@ -284,7 +358,7 @@ mod tests {
     fn a_copy_order_that_got_lost_is_given_up_and_one_under_way_is_not() {
         let (board, start) = (Board::default(), Instant::now());
         for chunk in [1, 2] {
-            let copy = CopyInFlight { source: Some(NodeId(5)), len: 10, since: start };
+            let copy = CopyInFlight { source: Some(NodeId(5)), len: 10, since: start, moves: false };
             board.copy_ordered(ChunkId(chunk), NodeId(9), copy);
         }
         board.copying(NodeId(9), &[ChunkId(2)], start + Duration::from_secs(1));

@@ -178,6 +178,7 @@ impl Nodes {
                 liveness,
                 since_ms: since.as_millis() as u64,
                 free_bytes: seen.map_or(0, Seen::free_bytes),
+                total_bytes: seen.map_or(0, Seen::total_bytes),
                 writable: !duties.contains_key(node) && seen.is_some_and(|seen| seen.healthy().next().is_some()),
                 excused: matches!(duties.get(node), Some(Duty::Maintenance { .. })),
                 scanned: seen.is_some_and(|seen| seen.scanned),

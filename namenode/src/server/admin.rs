@@ -64,6 +64,7 @@ pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<A
         }
         AdminRequest::ChangeDuty { node, change, dry_run } => duties::change(namenode, node, change, dry_run).await,
         AdminRequest::Scrub { nodes } => duties::scrub(namenode, nodes).await,
+        AdminRequest::SetBalance(wanted) => duties::set_balance(namenode, wanted).await,
         AdminRequest::Snapshot => {
             namenode.consensus.snapshot().await?;
             Ok(AdminReply::Done)

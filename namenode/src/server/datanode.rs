@@ -171,7 +171,7 @@ async fn adopt(namenode: &Arc<Namenode>, node: NodeId, chunk: ChunkId, epoch: Ep
         Ok(_) => {
             info!(%chunk, %node, len, "replica added");
             namenode.board.found_good(chunk, node);
-            namenode.board.copied(len);
+            namenode.board.copied(chunk, node, len);
         }
         Err(error) => info!(%chunk, %node, %error, "replica not added"),
     }

@@ -1,9 +1,9 @@
-//! What administrators ask of datanodes: another duty, a scrub now.
+//! What administrators ask of datanodes: another duty, a scrub now, to be about equally full.
 
 use std::sync::Arc;
 
 use dfs_meta::{Body, duty, rows};
-use dfs_proto::msg::admin::{AdminReply, Duty, DutyChange, DutyPlan, Liveness};
+use dfs_proto::msg::admin::{AdminReply, Balance, Duty, DutyChange, DutyPlan, Liveness};
 use dfs_proto::msg::node::Order;
 use dfs_proto::{ErrorKind, NodeId, WireError};
 use tokio::time::Instant;
@@ -74,5 +74,18 @@ pub async fn scrub(namenode: &Arc<Namenode>, nodes: Vec<NodeId>) -> Result<Admin
         namenode.orders.push(node, Order::Scrub { wish });
         info!(target: "audit", %node, "scrub asked for");
     }
+    Ok(AdminReply::Done)
+}
+
+/// Says when chunks are moved from full datanodes to empty ones. What is under way is still carried out.
+///
+/// # Errors
+/// `InvalidArgument` for a threshold that nobody can want.
+pub async fn set_balance(namenode: &Arc<Namenode>, wanted: Balance) -> Result<AdminReply, WireError> {
+    namenode.leading()?;
+    namenode.propose(Body::SetBalance(wanted)).await?;
+    info!(target: "audit", on = wanted.on, points = wanted.points, "balance set");
+    namenode.board.balance(wanted, namenode.board.balance_status(Instant::now()).left_bytes);
+    namenode.repair_wanted.notify_one();
     Ok(AdminReply::Done)
 }

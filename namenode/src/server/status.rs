@@ -26,9 +26,12 @@ pub async fn status(namenode: &Arc<Namenode>) -> Result<Status, WireError> {
         })
         .await?;
     let now = Instant::now();
-    let (chunks, repair) = match leading {
-        true => (namenode.board.health(now), RepairStatus { unattended, ..namenode.board.status(now) }),
-        false => (Default::default(), RepairStatus::default()),
+    let (chunks, repair, balance) = match leading {
+        true => {
+            let repair = RepairStatus { unattended, ..namenode.board.status(now) };
+            (namenode.board.health(now), repair, namenode.board.balance_status(now))
+        }
+        false => Default::default(),
     };
     Ok(Status {
         cluster: config.map(|config| config.cluster),
@@ -41,6 +44,7 @@ pub async fn status(namenode: &Arc<Namenode>) -> Result<Status, WireError> {
         chunks,
         repair,
         compaction: namenode.gatherings.status(),
+        balance,
         default_replication: config.map_or(0, |config| config.default_replication),
         min_copies: config.map_or(0, |config| config.min_copies),
         removed,

@@ -1,13 +1,14 @@
-//! Brings every sealed chunk back to the replicas it should have: looks, has `dfs_meta::repair` plan,
-//! and turns the plan into orders and commands.
+//! Brings every sealed chunk back to the replicas it should have, and moves some from full nodes to empty ones: looks,
+//! has `dfs_meta::repair` plan, and turns the plan into orders and commands.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_meta::repair::{self, ChunkView, CopyPlan, CutPlan, DropPlan, Known, Plan, Policy};
+use dfs_meta::repair::balance::{self, Found, Share};
+use dfs_meta::repair::{self, ChunkView, CopyPlan, CutPlan, DropPlan, Known, Plan, Policy, Risk};
 use dfs_meta::{Body, Fault, View, duty, rows};
-use dfs_proto::msg::admin::{ChunkHealth, Liveness};
+use dfs_proto::msg::admin::{Balance, ChunkHealth, Liveness};
 use dfs_proto::msg::meta::ReplicaAt;
 use dfs_proto::msg::node::Order;
 use dfs_proto::{Access, Capability, CapabilityKey, NodeId, Timestamp, WireError};
@@ -50,10 +51,14 @@ pub async fn run(namenode: Arc<Namenode>, shutdown: CancellationToken) {
 /// What one pass sees.
 struct Sight {
     chunks: Vec<ChunkView>,
+    /// Of full nodes, and none of `chunks`.
+    movable: Vec<ChunkView>,
+    found: Vec<Found>,
     nodes: Vec<repair::NodeView>,
     addrs: BTreeMap<NodeId, ReplicaAt>,
     key: CapabilityKey,
     policy: Policy,
+    balance: Balance,
     health: Option<(ChunkHealth, Duration)>,
 }
 
@@ -63,7 +68,7 @@ async fn pass(namenode: &Arc<Namenode>, next_health: &mut Instant) -> Result<(),
     namenode.board.sweep(&gone, started);
     let (me, count) = (namenode.clone(), started >= *next_health);
     let sight = namenode.read_long(move |view| look(&me, view, count)).await?;
-    let Some(Sight { chunks, nodes, addrs, key, policy, health }) = sight else {
+    let Some(Sight { chunks, movable, found, nodes, addrs, key, policy, balance, health }) = sight else {
         return Ok(());
     };
     if let Some((_, took)) = health {
@@ -72,8 +77,12 @@ async fn pass(namenode: &Arc<Namenode>, next_health: &mut Instant) -> Result<(),
     for chunk in &chunks {
         prove(namenode, chunk, &nodes);
     }
-    let plan = repair::plan(&chunks, &nodes, &policy);
-    let queued = (plan.copies.len() + plan.cuts.len() + plan.waits.len()) as u64;
+    let plan = repair::plan(&chunks, &movable, &nodes, &policy);
+    let moves = plan.copies.iter().filter(|copy| copy.why == Risk::Uneven).count();
+    let above = Share::from_points(balance.points);
+    namenode.board.searched(balance::full_nodes(&nodes, above).len(), &found, moves > 0);
+    namenode.board.balance(balance, balance::bytes_to_move(&nodes, above));
+    let queued = (plan.copies.len() - moves + plan.cuts.len() + plan.waits.len()) as u64;
     namenode.board.pass_done(health.map(|(health, _)| health), plan.wait_summary(), queued, Instant::now());
     carry_out(namenode, plan, &addrs, &key).await
 }
@@ -96,11 +105,26 @@ fn look(namenode: &Namenode, view: &dyn View, count: bool) -> Result<Option<Sigh
     let unwell: Vec<NodeId> = unwell.map(|view| view.node).collect();
     let mut chunks = repair::candidates(view, &unwell, CANDIDATES_MAX)?;
     let seen: BTreeSet<_> = chunks.iter().map(|chunk| chunk.chunk).collect();
-    for chunk in namenode.board.troubled_chunks().difference(&seen) {
+    let mut others = namenode.board.troubled_chunks();
+    others.extend(namenode.board.chunks_in_flight());
+    for chunk in others.difference(&seen) {
         chunks.extend(ChunkView::load(view, *chunk)?);
     }
+    let balance = rows::balance(view)?;
+    let uneven_above = balance.on.then(|| Share::from_points(balance.points));
+    let found = match uneven_above {
+        Some(above) => balance::candidates(view, &nodes, above, &|node| namenode.board.search_from(node))?,
+        None => Vec::new(),
+    };
+    let seen: BTreeSet<_> = chunks.iter().map(|chunk| chunk.chunk).collect();
+    let mut movable = Vec::new();
+    for chunk in found.iter().flat_map(|found| &found.chunks).collect::<BTreeSet<_>>() {
+        if !seen.contains(chunk) {
+            movable.extend(ChunkView::load(view, *chunk)?);
+        }
+    }
     let live = |node| nodes.iter().any(|view| view.node == node && view.liveness == Liveness::Live);
-    for chunk in &mut chunks {
+    for chunk in chunks.iter_mut().chain(&mut movable) {
         namenode.board.annotate(chunk);
         chunk.mark_leaving(&duties, &live);
     }
@@ -113,8 +137,8 @@ fn look(namenode: &Namenode, view: &dyn View, count: bool) -> Result<Option<Sigh
         false => None,
     };
     let addrs = datanodes.into_iter().map(|(node, row)| (node, ReplicaAt { node, addr: row.addr })).collect();
-    let policy = Policy { min_copies: config.min_copies, ..Policy::default() };
-    Ok(Some(Sight { chunks, nodes, addrs, key, policy, health }))
+    let policy = Policy { min_copies: config.min_copies, uneven_above, ..Policy::default() };
+    Ok(Some(Sight { chunks, movable, found, nodes, addrs, key, policy, balance, health }))
 }
 
 /// Has the other replicas of a damaged chunk read: only those that are well then make up for the damaged one.
@@ -173,7 +197,8 @@ fn order_copy(
     };
     if namenode.orders.push(target, order) {
         info!(%chunk, node = %target, why = %copy.why, "copy ordered");
-        let flight = CopyInFlight { source: copy.sources.first().copied(), len, since: Instant::now() };
+        let moves = copy.why == Risk::Uneven;
+        let flight = CopyInFlight { source: copy.sources.first().copied(), len, since: Instant::now(), moves };
         namenode.board.copy_ordered(chunk, target, flight);
     }
 }

@@ -31,6 +31,8 @@ pub struct Datanode<'g> {
     /// Every order that came.
     pub orders: Vec<Order>,
     pace: Pace,
+    /// Of the hundred that its disk has.
+    pub free_gib: u64,
 }
 
 impl<'g> Datanode<'g> {
@@ -45,6 +47,7 @@ impl<'g> Datanode<'g> {
             gathers: Some(Ok(7)),
             orders: Vec::new(),
             pace: Pace::default(),
+            free_gib: 90,
         }
     }
 
@@ -60,7 +63,7 @@ impl<'g> Datanode<'g> {
         let volume = VolumeStatus {
             path: "/disk".into(),
             total_bytes: 100 << 30,
-            free_bytes: 90 << 30,
+            free_bytes: self.free_gib << 30,
             chunks: self.sealed.len() as u64,
             failed: None,
             draining: false,
@@ -168,7 +171,7 @@ pub struct File {
     pub chunk: ChunkLocation,
 }
 
-fn write_file(client: &Client<'_>, datanodes: &mut [Datanode<'_>]) -> File {
+pub fn write_file(client: &Client<'_>, datanodes: &mut [Datanode<'_>]) -> File {
     write_file_of(client, client.open_session().session, datanodes, LEN)
 }
 
@@ -211,12 +214,12 @@ pub fn info(client: &Client<'_>, inode: InodeId) -> FileInfo {
     }
 }
 
-fn live_replicas(client: &Client<'_>, inode: InodeId) -> Vec<NodeId> {
+pub fn live_replicas(client: &Client<'_>, inode: InodeId) -> Vec<NodeId> {
     let replicas = info(client, inode).chunks.remove(0).replicas;
     replicas.into_iter().filter(|(_, liveness)| *liveness == Liveness::Live).map(|(node, _)| node).collect()
 }
 
-fn group() -> Group {
+pub fn group() -> Group {
     Group::formed(1, |config| {
         config.timers.datanode_suspect_ms = 500;
         config.timers.datanode_dead_ms = 2000;

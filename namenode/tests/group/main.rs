@@ -1,5 +1,6 @@
 //! Namenodes as a group: elections, retries, snapshots, roles, datanodes.
 
+mod balance;
 mod compaction;
 mod datanodes;
 mod identity;

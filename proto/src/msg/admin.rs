@@ -31,6 +31,8 @@ pub enum AdminRequest {
     Scrub { nodes: Vec<NodeId> },
     /// About the group of namenodes itself. Answer: `Group`.
     Group(GroupRequest),
+    /// Whether and from when on chunks are moved from full datanodes to empty ones. Answer: `Done`.
+    SetBalance(Balance),
 }
 
 #[derive(Clone, Serialize, Deserialize, Debug)]
@@ -93,6 +95,35 @@ pub struct DutyPlan {
     pub one_copy: u64,
 }
 
+/// When chunks are moved from full datanodes to empty ones, as an administrator has said: a row of the state.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct Balance {
+    pub on: bool,
+    /// So many points of a hundred may one node's disks be fuller than another's: 1 to `BALANCE_POINTS_MAX`.
+    pub points: u8,
+}
+
+impl Default for Balance {
+    fn default() -> Balance {
+        Balance { on: true, points: 5 }
+    }
+}
+
+/// How full the datanodes are beside each other, and what is done about it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
+pub struct BalanceStatus {
+    pub wanted: Balance,
+    pub moving: Vec<CopyStatus>,
+    /// Since this leader leads: replicas that moved, and their bytes.
+    pub moved_chunks: u64,
+    pub moved_bytes: u64,
+    /// About how many bytes have to move until no node is fuller than another by more than is wanted, whether or not
+    /// that is on.
+    pub left_bytes: u64,
+    /// Every chunk of the full nodes was looked at since the last move, and none can be moved.
+    pub stuck: bool,
+}
+
 /// What a node still has that must leave it.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug, Default)]
 pub struct Drain {
@@ -122,6 +153,7 @@ pub struct Status {
     pub chunks: ChunkHealth,
     pub repair: RepairStatus,
     pub compaction: CompactionStatus,
+    pub balance: BalanceStatus,
     pub default_replication: u8,
     pub min_copies: u8,
     /// Datanodes that were removed for good; those above are the others.
@@ -227,6 +259,7 @@ pub struct CompactionStatus {
 #[derive(Clone, Serialize, Deserialize, Debug, Default)]
 pub struct RepairStatus {
     pub queued: u64,
+    /// Without those that only move a replica: they are in `BalanceStatus`.
     pub copying: Vec<CopyStatus>,
     /// Since this leader leads.
     pub copied_chunks: u64,
@@ -243,7 +276,7 @@ pub struct RepairStatus {
     pub healed: u64,
 }
 
-#[derive(Clone, Serialize, Deserialize, Debug)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Debug)]
 pub struct CopyStatus {
     pub chunk: ChunkId,
     pub target: NodeId,

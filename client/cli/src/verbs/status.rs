@@ -16,6 +16,7 @@ use crate::context::Context;
 use crate::error::{Exit, Failure, Result};
 use crate::output::Tone;
 use crate::units;
+use crate::verbs::balance;
 use crate::verbs::namenode::group_object;
 
 /// Health of the cluster, and what to do about it
@@ -200,6 +201,15 @@ fn leader_rows(status: &Status, names: &NodeNames, row: impl Fn(&str, String, St
             ),
         ),
         row(
+            "balance",
+            format!("{:.1} points apart", balance::apart(status)),
+            format!(
+                "{} moves, {} moved by this leader",
+                units::count(status.balance.moving.len() as u64),
+                units::human(status.balance.moved_bytes)
+            ),
+        ),
+        row(
             "scrub",
             scrub_summary(status),
             match (repair.damaged_found, repair.damaged) {
@@ -275,6 +285,7 @@ fn object(status: &Status, health: &Health, names: &NodeNames) -> Value {
         "chunks": status.chunks,
         "repair": repair_object(status, names),
         "compaction": status.compaction,
+        "balance": balance_object(status),
     })
 }
 
@@ -305,6 +316,15 @@ pub fn datanode_object(node: &DatanodeStatus, names: &NodeNames) -> Value {
             "path": volume.path, "total_bytes": volume.total_bytes, "free_bytes": volume.free_bytes,
             "chunks": volume.chunks, "failed": volume.failed, "draining": volume.draining,
         })).collect::<Vec<_>>(),
+    })
+}
+
+pub fn balance_object(status: &Status) -> Value {
+    let balance = &status.balance;
+    json!({
+        "on": balance.wanted.on, "threshold_points": balance.wanted.points, "apart_points": balance::apart(status),
+        "left_bytes": balance.left_bytes, "moving": balance.moving.len(), "stuck": balance.stuck,
+        "moved_chunks": balance.moved_chunks, "moved_bytes": balance.moved_bytes,
     })
 }
 

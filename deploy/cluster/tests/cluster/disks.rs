@@ -5,7 +5,8 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use dfs_cluster::digest_file;
+use dfs_cluster::{Verdict, check_at_rest, digest_file};
+use serde_json::Value;
 
 use crate::bed::{Bed, DEADLINE};
 
@@ -87,4 +88,26 @@ fn room_of_dead_bytes_comes_back_although_something_in_each_chunk_lives() {
     }
     bed.cluster.wait_healthy(DEADLINE).unwrap();
     assert!(bed.cluster.run(["fsck", "/"]).unwrap().contains("is HEALTHY"));
+}
+
+#[test]
+fn a_datanode_that_joins_gets_its_share() {
+    let bed = Bed::start(1, 3, &["--fs", "xfs:400M"]);
+    let path = |number: u64| bed.mount().join(format!("file{number}"));
+    let files = 10;
+    (0..files).for_each(|number| store(&path(number), number).unwrap());
+    bed.cluster.run(["up", "--datanodes", "4"]).unwrap();
+    bed.cluster.run(["balance", "on", "--threshold", "10", "--wait"]).unwrap();
+    let report: Value = serde_json::from_str(&bed.cluster.run(["balance", "--json"]).unwrap()).unwrap();
+    let full = |node: &Value| node["full_percent"].as_f64().unwrap();
+    let shares: Vec<f64> = report["datanodes"].as_array().unwrap().iter().map(full).collect();
+    let (least, most) =
+        shares.iter().fold((100.0_f64, 0.0_f64), |(least, most), share| (least.min(*share), most.max(*share)));
+    assert!(shares.len() == 4 && most - least <= 10.0, "{report}");
+    assert!(report["balance"]["moved_chunks"].as_u64().unwrap() > 3, "{report}");
+    (0..files).for_each(|number| expect_stored(&path(number), number));
+    bed.cluster.wait_healthy(DEADLINE).unwrap();
+    let mut verdict = Verdict::default();
+    check_at_rest(&bed.cluster, DEADLINE, &mut verdict).unwrap();
+    assert!(verdict.is_clean(), "{verdict:?}");
 }

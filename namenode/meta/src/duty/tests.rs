@@ -12,6 +12,7 @@ fn nodes(rig: &Rig, dead: &[NodeId]) -> Vec<NodeView> {
         liveness: if dead.contains(node) { Liveness::Dead } else { Liveness::Live },
         since_ms: 0,
         free_bytes: 1 << 30,
+        total_bytes: 1 << 31,
         writable: !duties.contains_key(node),
         excused: false,
         scanned: true,

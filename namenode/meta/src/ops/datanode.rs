@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
-use dfs_proto::msg::admin::Duty;
+use dfs_proto::limits::BALANCE_POINTS_MAX;
+use dfs_proto::msg::admin::{Balance, Duty};
 use dfs_proto::{ErrorKind, NodeId};
 
 use crate::command::Reply;
 use crate::duty;
-use crate::rows::{self, DatanodeRow, DutyRow};
+use crate::rows::{self, BalanceRow, DatanodeRow, DutyRow};
 use crate::tx::{Failure, Tx, refuse};
 
 pub(crate) fn put(tx: &mut Tx<'_>, node: NodeId, addr: SocketAddr) -> Result<Reply, Failure> {
@@ -45,6 +46,16 @@ pub(crate) fn set_duty(tx: &mut Tx<'_>, node: NodeId, before: Duty, after: Duty)
     if let Duty::Removed { .. } = after {
         tx.delete(DatanodeRow::key(node));
     }
+    Ok(Reply::Done)
+}
+
+pub(crate) fn set_balance(tx: &mut Tx<'_>, balance: Balance) -> Result<Reply, Failure> {
+    tx.config()?;
+    if !(1..=BALANCE_POINTS_MAX).contains(&balance.points) {
+        let message = format!("datanodes may differ by 1 to {BALANCE_POINTS_MAX} points, not by {}", balance.points);
+        return Err(refuse(ErrorKind::InvalidArgument, message));
+    }
+    tx.put(BalanceRow::key(), &BalanceRow(balance))?;
     Ok(Reply::Done)
 }
 

@@ -5,12 +5,36 @@ use std::collections::{BTreeMap, BTreeSet};
 use dfs_proto::NodeId;
 use dfs_proto::msg::admin::Liveness;
 
+use super::balance::Share;
 use super::{ChunkView, CopyPlan, CutPlan, DropPlan, NodeView, Plan, Policy, Risk};
 
 /// Says what is wrong with a plan: anything that could lose data, be refused, or overload a node.
-pub fn check(plan: &Plan, chunks: &[ChunkView], nodes: &[NodeView], policy: &Policy) -> Result<(), String> {
+pub fn check(
+    plan: &Plan,
+    chunks: &[ChunkView],
+    movable: &[ChunkView],
+    nodes: &[NodeView],
+    policy: &Policy,
+) -> Result<(), String> {
+    let (moves, copies): (Vec<&CopyPlan>, Vec<&CopyPlan>) =
+        plan.copies.iter().partition(|copy| copy.why == Risk::Uneven);
+    for copy in &moves {
+        let alone = moves.iter().filter(|other| other.chunk == copy.chunk).count() == 1
+            && !chunks.iter().any(|chunk| chunk.chunk == copy.chunk);
+        let chunk = movable.iter().find(|chunk| chunk.chunk == copy.chunk).filter(|_| alone);
+        let chunk = chunk.ok_or_else(|| format!("chunk {} is not among those to move, or not alone", copy.chunk))?;
+        check_move(chunk, nodes, copy).map_err(|what| format!("chunk {}: {what}", chunk.chunk))?;
+    }
+    let at_rest = copies.is_empty()
+        && chunks.iter().all(|chunk| chunk.in_flight.is_empty() && chunk.replicas.len() <= usize::from(chunk.target));
+    // While something is under way, how full nodes will be is for the planner to guess.
+    if at_rest {
+        check_levels(&moves, movable, nodes, policy)?;
+    } else if !moves.is_empty() && policy.uneven_above.is_none() {
+        return Err("moving is off".into());
+    }
     for chunk in chunks {
-        let copies: Vec<_> = plan.copies.iter().filter(|copy| copy.chunk == chunk.chunk).collect();
+        let copies: Vec<_> = copies.iter().copied().filter(|copy| copy.chunk == chunk.chunk).collect();
         let drops: Vec<_> = plan.drops.iter().filter(|drop| drop.chunk == chunk.chunk).collect();
         check_copies(chunk, nodes, &copies).map_err(|what| format!("chunk {}: {what}", chunk.chunk))?;
         check_drops(chunk, nodes, &drops).map_err(|what| format!("chunk {}: {what}", chunk.chunk))?;
@@ -22,8 +46,7 @@ pub fn check(plan: &Plan, chunks: &[ChunkView], nodes: &[NodeView], policy: &Pol
         cuts.iter().try_for_each(|cut| check_cut(chunk, nodes, cut)).map_err(|what| format!("{cuts:?}: {what}"))?;
     }
     let known: BTreeSet<_> = chunks.iter().map(|chunk| chunk.chunk).collect();
-    let named = plan
-        .copies
+    let named = copies
         .iter()
         .map(|copy| copy.chunk)
         .chain(plan.drops.iter().map(|drop| drop.chunk))
@@ -38,6 +61,54 @@ pub fn check(plan: &Plan, chunks: &[ChunkView], nodes: &[NodeView], policy: &Pol
         return Err(format!("{} chunks are cut at once", plan.cuts.len()));
     }
     check_budgets(plan, chunks, policy)
+}
+
+/// Carried out one after the other, each move goes from the fullest of a chunk's nodes to one that is emptier by more than
+/// the threshold.
+fn check_levels(moves: &[&CopyPlan], movable: &[ChunkView], nodes: &[NodeView], policy: &Policy) -> Result<(), String> {
+    let mut nodes = nodes.to_vec();
+    for copy in moves {
+        let above = policy.uneven_above.ok_or("moving is off")?;
+        let holders = movable.iter().find(|chunk| chunk.chunk == copy.chunk).map(|chunk| &chunk.replicas);
+        let place = |node: &NodeId| nodes.iter().position(|view| view.node == *node);
+        let from = holders.into_iter().flatten().filter_map(place);
+        let from = from.max_by_key(|at| (Share::used(&nodes[*at]), nodes[*at].node)).ok_or("nobody has it")?;
+        let to = place(&copy.target).ok_or("the target is not known")?;
+        let apart = Share::used(&nodes[from]).above(Share::used(&nodes[to]));
+        nodes[from].free_bytes += u64::from(copy.len);
+        nodes[to].free_bytes = nodes[to].free_bytes.saturating_sub(u64::from(copy.len));
+        if apart <= above || Share::used(&nodes[from]) < Share::used(&nodes[to]) {
+            return Err(format!("chunk {} moves between nodes that are even enough, {apart:?}", copy.chunk));
+        }
+    }
+    Ok(())
+}
+
+/// A move may not make anything worse.
+fn check_move(chunk: &ChunkView, nodes: &[NodeView], copy: &CopyPlan) -> Result<(), String> {
+    let part = |node: NodeId| {
+        let mut part = nodes.iter().filter(|view| view.liveness == Liveness::Live && view.scanned && view.writable);
+        part.find(|view| view.node == node)
+    };
+    if (copy.epoch, copy.len) != (chunk.epoch, chunk.len) {
+        return Err("the copy is of another state of the chunk".into());
+    }
+    let whole = chunk.replicas.len() == usize::from(chunk.target)
+        && chunk.replicas.iter().all(|node| part(*node).is_some())
+        && [&chunk.bad, &chunk.leaving, &chunk.unproven, &chunk.busy].iter().all(|nodes| nodes.is_empty())
+        && chunk.in_flight.is_empty();
+    if !whole {
+        return Err("something else is to be done to it".into());
+    }
+    if copy.sources.is_empty() || copy.sources.iter().any(|node| !chunk.replicas.contains(node)) {
+        return Err(format!("sources {:?} do not all hold it", copy.sources));
+    }
+    let target = part(copy.target).filter(|_| !chunk.replicas.contains(&copy.target));
+    let target = target.ok_or_else(|| format!("node {} has it, or takes no copies", copy.target))?;
+    if target.free_bytes < u64::from(chunk.len) {
+        return Err(format!("node {} has no room for it", copy.target));
+    }
+    Ok(())
 }
 
 /// Nothing that could be read may be cut off: whoever counts has said that there is nothing behind the new end, or
@@ -140,19 +211,23 @@ fn check_budgets(plan: &Plan, chunks: &[ChunkView], policy: &Policy) -> Result<(
         }
     }
     let before = total.clone();
-    let mut ordinary = BTreeSet::new();
+    let (mut ordinary, mut moving) = (BTreeSet::new(), BTreeSet::new());
     for copy in &plan.copies {
         let Some(first) = copy.sources.first() else { continue };
         for key in [(copy.target, true), (*first, false)] {
             *total.entry(key).or_default() += 1;
-            if copy.why != Risk::OneCopyLeft {
-                ordinary.insert(key);
+            match copy.why {
+                Risk::OneCopyLeft => {}
+                Risk::Uneven => drop(moving.insert(key)),
+                Risk::BelowMinCopies | Risk::BelowTarget => drop(ordinary.insert(key)),
             }
         }
     }
     for ((node, receives), copies) in &total {
         let planned = before.get(&(*node, *receives)) != Some(copies);
-        let limit = match (ordinary.contains(&(*node, *receives)), receives) {
+        let key = (*node, *receives);
+        let limit = match (ordinary.contains(&key), receives) {
+            _ if moving.contains(&key) => policy.moves_per_node,
             (true, true) => policy.copies_in_per_node,
             (true, false) => policy.copies_out_per_node,
             (false, true) => policy.urgent_copies_in_per_node,

@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use dfs_proto::msg::admin::Liveness;
 use dfs_proto::{ChunkId, NodeId};
 
+use super::balance::Share;
 use super::{ChunkView, CopyPlan, CutPlan, DropPlan, NodeView, Plan, Policy, Reason, Risk, Wait};
 
-/// Plans one pass over `chunks` (see [`super::candidates`]). Ties are broken by ids, so the same
+/// Plans one pass over `chunks` (see [`super::candidates`]), in which every chunk that has a copy under way must be, and
+/// moves out of `movable` ([`super::balance::candidates`]), which are others. Ties are broken by ids, so the same
 /// arguments give the same plan.
-pub fn plan(chunks: &[ChunkView], nodes: &[NodeView], policy: &Policy) -> Plan {
+pub fn plan(chunks: &[ChunkView], movable: &[ChunkView], nodes: &[NodeView], policy: &Policy) -> Plan {
     let mut planner = Planner::new(chunks, nodes, policy);
     let mut jobs: Vec<Job<'_>> = chunks.iter().flat_map(|chunk| planner.jobs(chunk)).collect();
     jobs.sort_by_key(|job| (job.risk, job.have, job.chunk.chunk));
@@ -23,6 +25,7 @@ pub fn plan(chunks: &[ChunkView], nodes: &[NodeView], policy: &Policy) -> Plan {
         planner.drop_bad(chunk);
         planner.drop_superfluous(chunk);
     }
+    planner.moves(chunks, movable);
     planner.plan
 }
 
@@ -34,17 +37,17 @@ struct Job<'a> {
     have: usize,
 }
 
-struct Planner<'a> {
-    nodes: BTreeMap<NodeId, &'a NodeView>,
-    policy: &'a Policy,
+pub(super) struct Planner<'a> {
+    pub(super) nodes: BTreeMap<NodeId, &'a NodeView>,
+    pub(super) policy: &'a Policy,
     /// Copies under way and planned, by receiving and by serving node.
-    copies_in: BTreeMap<NodeId, u32>,
-    copies_out: BTreeMap<NodeId, u32>,
+    pub(super) copies_in: BTreeMap<NodeId, u32>,
+    pub(super) copies_out: BTreeMap<NodeId, u32>,
     /// Bytes of planned copies, by receiving node.
     reserved_bytes: BTreeMap<NodeId, u64>,
     /// Chunks in `plan.waits`.
     waiting: BTreeSet<ChunkId>,
-    plan: Plan,
+    pub(super) plan: Plan,
 }
 
 impl<'a> Planner<'a> {
@@ -143,22 +146,21 @@ impl<'a> Planner<'a> {
         let urgent = job.risk == Risk::OneCopyLeft;
         let target = self.target(job.chunk, urgent)?;
         let sources = self.sources(job.chunk, urgent)?;
+        self.order_copy(job.chunk, target, sources, job.risk);
+        Ok(())
+    }
+
+    pub(super) fn order_copy(&mut self, chunk: &ChunkView, target: NodeId, sources: Vec<NodeId>, why: Risk) {
         *self.copies_in.entry(target).or_default() += 1;
         *self.copies_out.entry(sources[0]).or_default() += 1;
-        *self.reserved_bytes.entry(target).or_default() += u64::from(job.chunk.len);
-        let ChunkView { chunk, epoch, len, .. } = *job.chunk;
-        self.plan.copies.push(CopyPlan { chunk, epoch, len, target, sources, why: job.risk });
-        Ok(())
+        *self.reserved_bytes.entry(target).or_default() += u64::from(chunk.len);
+        let ChunkView { chunk, epoch, len, .. } = *chunk;
+        self.plan.copies.push(CopyPlan { chunk, epoch, len, target, sources, why });
     }
 
     /// The live node without a replica that has most room.
     fn target(&self, chunk: &ChunkView, urgent: bool) -> Result<NodeId, Reason> {
-        let has_one = |node: &NodeId| {
-            chunk.replicas.contains(node)
-                || chunk.busy.contains(node)
-                || chunk.in_flight.iter().any(|flight| flight.target == *node)
-                || self.plan.copies.iter().any(|copy| copy.chunk == chunk.chunk && copy.target == *node)
-        };
+        let has_one = |node: &NodeId| chunk.knows(*node) || self.is_promised(chunk, *node);
         let mut without: Vec<&NodeView> = self
             .nodes
             .values()
@@ -174,6 +176,10 @@ impl<'a> Planner<'a> {
         let limit = if urgent { self.policy.urgent_copies_in_per_node } else { self.policy.copies_in_per_node };
         let idle = without.iter().find(|node| used(&self.copies_in, node.node) < limit);
         idle.map(|node| node.node).ok_or(Reason::BudgetUsedUp(best))
+    }
+
+    fn is_promised(&self, chunk: &ChunkView, node: NodeId) -> bool {
+        self.plan.copies.iter().any(|copy| copy.chunk == chunk.chunk && copy.target == node)
     }
 
     /// The live holders of damaged replicas, by id.
@@ -233,7 +239,7 @@ impl<'a> Planner<'a> {
         let moved: Vec<NodeId> =
             chunk.unharmed().filter(|node| chunk.leaving.contains(node) && !victims.contains(node)).collect();
         victims.extend(moved);
-        confirmed.sort_by_key(|node| (self.nodes[node].free_bytes, Reverse(*node)));
+        confirmed.sort_by_key(|node| (Reverse(Share::used(self.nodes[node])), Reverse(*node)));
         victims.extend(confirmed.iter().take(confirmed.len() - target));
         for node in victims.into_iter().take(surplus) {
             self.drop_one(chunk, node);
@@ -276,7 +282,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Unharmed replicas on nodes that are known and `are` so, by id.
-    fn with(&self, chunk: &ChunkView, are: impl Fn(&NodeView) -> bool) -> Vec<NodeId> {
+    pub(super) fn with(&self, chunk: &ChunkView, are: impl Fn(&NodeView) -> bool) -> Vec<NodeId> {
         let mut found: Vec<NodeId> =
             chunk.unharmed().filter(|node| self.nodes.get(node).is_some_and(|view| are(view))).collect();
         found.sort();
@@ -291,11 +297,11 @@ impl<'a> Planner<'a> {
             .is_none_or(|view| view.liveness != Liveness::Live && self.reason_to_wait_for(view).is_none())
     }
 
-    fn room(&self, node: &NodeView) -> u64 {
+    pub(super) fn room(&self, node: &NodeView) -> u64 {
         node.free_bytes.saturating_sub(self.reserved_bytes.get(&node.node).copied().unwrap_or(0))
     }
 }
 
-fn used(copies: &BTreeMap<NodeId, u32>, node: NodeId) -> u32 {
+pub(super) fn used(copies: &BTreeMap<NodeId, u32>, node: NodeId) -> u32 {
     copies.get(&node).copied().unwrap_or(0)
 }

@@ -15,6 +15,7 @@ fn node(n: u64, liveness: Liveness) -> NodeView {
         liveness,
         since_ms: 20_000,
         free_bytes: 100 * GIB - n * GIB,
+        total_bytes: 400 * GIB,
         writable: true,
         excused: false,
         scanned: true,
@@ -48,8 +49,8 @@ fn chunk(id: u64, replicas: &[u64]) -> ChunkView {
 /// Plans, and has the plan checked.
 fn planned(chunks: &[ChunkView], nodes: &[NodeView]) -> Plan {
     let policy = Policy::default();
-    let plan = plan(chunks, nodes, &policy);
-    assert_eq!(check(&plan, chunks, nodes, &policy), Ok(()), "{plan:#?}");
+    let plan = plan(chunks, &[], nodes, &policy);
+    assert_eq!(check(&plan, chunks, &[], nodes, &policy), Ok(()), "{plan:#?}");
     plan
 }
 
@@ -331,7 +332,7 @@ fn the_check_finds_each_kind_of_harmful_cut() {
         |chunk: &ChunkView| CutPlan { chunk: chunk.chunk, epoch: Epoch(2), len: 700, replicas: chunk.replicas.clone() };
     let verdict = |chunk: &ChunkView, cuts: Vec<CutPlan>| {
         let plan = Plan { cuts, ..Plan::default() };
-        check(&plan, std::slice::from_ref(chunk), &nodes, &Policy::default())
+        check(&plan, std::slice::from_ref(chunk), &[], &nodes, &Policy::default())
     };
     let right = cut(&fine);
     assert_eq!(verdict(&fine, vec![right.clone()]), Ok(()));
@@ -419,7 +420,7 @@ fn the_check_finds_each_kind_of_harmful_plan() {
     };
     let drop = |node| DropPlan { chunk: ChunkId(1), epoch: Epoch(2), node: NodeId(node) };
     let verdict = |copies: Vec<CopyPlan>, drops: Vec<DropPlan>| {
-        check(&Plan { copies, drops, ..Plan::default() }, &chunks, &nodes, &Policy::default())
+        check(&Plan { copies, drops, ..Plan::default() }, &chunks, &[], &nodes, &Policy::default())
     };
     assert_eq!(verdict(vec![copy(4, &[1, 2])], vec![drop(3)]), Ok(()));
     for (copies, drops) in [
@@ -457,6 +458,7 @@ fn any_nodes() -> impl Strategy<Value = Vec<NodeView>> {
                 liveness,
                 since_ms,
                 free_bytes: chunks * u64::from(LEN),
+                total_bytes: 4 * u64::from(LEN),
                 writable,
                 excused: since_ms % 7 == 0,
                 scanned,
@@ -502,11 +504,19 @@ fn any_chunks() -> impl Strategy<Value = Vec<ChunkView>> {
 
 proptest! {
     #[test]
-    fn every_plan_passes_the_check(chunks in any_chunks(), nodes in any_nodes()) {
-        let policy = Policy::default();
-        let made = plan(&chunks, &nodes, &policy);
-        prop_assert_eq!(check(&made, &chunks, &nodes, &policy), Ok(()), "{:#?}", made);
-        prop_assert_eq!(plan(&chunks, &nodes, &policy), made);
+    fn every_plan_passes_the_check(
+        chunks in any_chunks(),
+        mut movable in any_chunks(),
+        nodes in any_nodes(),
+        points in prop::option::weighted(0.9, 1u8..50),
+    ) {
+        for chunk in &mut movable {
+            chunk.chunk.0 += 1000;
+        }
+        let policy = Policy { uneven_above: points.map(Share::from_points), ..Policy::default() };
+        let made = plan(&chunks, &movable, &nodes, &policy);
+        prop_assert_eq!(check(&made, &chunks, &movable, &nodes, &policy), Ok(()), "{:#?}", made);
+        prop_assert_eq!(plan(&chunks, &movable, &nodes, &policy), made);
     }
 
     /// Carrying plans out until they are empty brings every chunk to strength, and never loses one.

@@ -53,6 +53,8 @@ pub struct NodeView {
     /// How long it has been so, in milliseconds.
     pub since_ms: u64,
     pub free_bytes: u64,
+    /// On its healthy volumes, as `free_bytes`.
+    pub total_bytes: u64,
     /// It is in service and has a volume that takes writes.
     pub writable: bool,
     /// It is in maintenance: that it is silent is no reason to repair.
@@ -100,6 +102,13 @@ impl ChunkView {
             nodes.sort_unstable();
             nodes.dedup();
         }
+    }
+
+    /// Whether there is anything of this chunk on the node, or on its way there or away.
+    pub(super) fn knows(&self, node: NodeId) -> bool {
+        self.replicas.contains(&node)
+            || self.busy.contains(&node)
+            || self.in_flight.iter().any(|flight| flight.target == node)
     }
 
     /// Replicas that are not known to be bad.

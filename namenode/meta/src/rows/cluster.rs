@@ -1,6 +1,6 @@
 //! Rows of which there is one: configuration, keys, totals.
 
-use dfs_proto::msg::admin::Counts;
+use dfs_proto::msg::admin::{Balance, Counts};
 use dfs_proto::{CapabilityKey, ChunkId, ClusterId, InodeId, NodeId, SessionId};
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +99,25 @@ impl NamenodeIds {
     pub fn key() -> Key<NamenodeIds> {
         Key::new(b"namenodes".to_vec())
     }
+}
+
+/// What an administrator has said about moving chunks from full datanodes to empty ones.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub struct BalanceRow(pub Balance);
+
+impl Row for BalanceRow {
+    const TABLE: Table = Table::Counters;
+}
+
+impl BalanceRow {
+    pub fn key() -> Key<BalanceRow> {
+        Key::new(b"balance".to_vec())
+    }
+}
+
+/// The default until somebody has said otherwise.
+pub fn balance(view: &dyn View) -> Result<Balance, Fault> {
+    Ok(get(view, &BalanceRow::key())?.map(|BalanceRow(balance)| balance).unwrap_or_default())
 }
 
 /// Without those that the group was formed with until they have told their disks.

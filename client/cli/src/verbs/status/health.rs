@@ -328,7 +328,7 @@ pub fn left_to_do(status: &Status, names: &NodeNames, settled: Duration) -> Vec<
 mod tests {
     use super::*;
     use dfs_proto::msg::admin::{
-        ChunkHealth, CompactionStatus, CopyStatus, Counts, DatanodeStatus, NamenodeStatus, RepairStatus,
+        BalanceStatus, ChunkHealth, CompactionStatus, CopyStatus, Counts, DatanodeStatus, NamenodeStatus, RepairStatus,
     };
     use dfs_proto::msg::node::Pace;
     use dfs_proto::{ChunkId, ClusterId};
@@ -375,6 +375,7 @@ mod tests {
             chunks: ChunkHealth { total: 4, healthy: 4, ..ChunkHealth::default() },
             repair: RepairStatus::default(),
             compaction: CompactionStatus::default(),
+            balance: BalanceStatus::default(),
             default_replication: 3,
             min_copies: 2,
             removed: Vec::new(),
