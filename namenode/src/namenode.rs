@@ -21,6 +21,8 @@ use crate::store::state::StateStore;
 /// A loop that ticks several times a second and did not tick for so long means that the process or the
 /// machine stood still.
 const PAUSE: Duration = Duration::from_secs(2);
+/// A leader that hears nothing of a majority for so long does not call itself one: longer than an election takes.
+const CONFIRM: Duration = Duration::from_secs(1);
 
 pub struct Namenode {
     pub config: Config,
@@ -119,6 +121,17 @@ impl Namenode {
             return Ok(());
         }
         Ok(self.consensus.read_barrier().await?)
+    }
+
+    /// Who leads, as far as this node can tell. One that has been deposed or cut off without having heard of it has itself
+    /// for the leader for a while: unless it can confirm that with a majority, it names nobody.
+    pub async fn known_leader(&self) -> Option<u64> {
+        let leader = self.consensus.leader();
+        let is_own = leader == Some(self.config.node);
+        if is_own && !matches!(tokio::time::timeout(CONFIRM, self.read_barrier()).await, Ok(Ok(()))) {
+            return None;
+        }
+        leader
     }
 
     /// For how long from `now` on this node certainly leads, with all that was acknowledged in its rows.

@@ -12,7 +12,7 @@ use crate::raft::{Change, Member, Standing};
 
 pub async fn answer(namenode: &Arc<Namenode>, request: GroupRequest) -> Result<GroupReply, WireError> {
     let change = match request {
-        GroupRequest::Show => return show(namenode).map(GroupReply::Members),
+        GroupRequest::Show => return show(namenode).await.map(GroupReply::Members),
         GroupRequest::HandOver { to } => {
             namenode.leading()?;
             let leader = namenode.consensus.hand_over(Some(to.0)).await?;
@@ -35,7 +35,8 @@ fn member(NamenodeAddr { node: _, name, addr, raft_addr }: NamenodeAddr) -> Memb
     Member { addr, name, raft_addr: Some(raft_addr) }
 }
 
-fn show(namenode: &Arc<Namenode>) -> Result<GroupStatus, WireError> {
+async fn show(namenode: &Arc<Namenode>) -> Result<GroupStatus, WireError> {
+    let leader = namenode.known_leader().await;
     let standing = namenode.consensus.standing();
     let me = namenode.config.node;
     let one = |(id, member): (&u64, &Member)| {
@@ -54,7 +55,7 @@ fn show(namenode: &Arc<Namenode>) -> Result<GroupStatus, WireError> {
     };
     Ok(GroupStatus {
         from: NodeId(me),
-        leader: standing.leader.map(NodeId),
+        leader: leader.map(NodeId),
         term: standing.term,
         members: standing.members.iter().map(one).collect(),
         change: change(namenode, &standing),

@@ -14,8 +14,9 @@ use crate::raft::Standing;
 /// Answered by any namenode from what it knows; what only a leader knows stays empty elsewhere.
 pub async fn status(namenode: &Arc<Namenode>) -> Result<Status, WireError> {
     let me = namenode.clone();
+    let leader = namenode.known_leader().await;
     let standing = namenode.consensus.standing();
-    let leading = namenode.leading().is_ok();
+    let leading = leader == Some(namenode.config.node) && namenode.leading().is_ok();
     let silent = namenode.sessions.silent(Instant::now());
     let (config, counts, (datanodes, removed), unattended) = namenode
         .read_long(move |view| {
@@ -36,7 +37,7 @@ pub async fn status(namenode: &Arc<Namenode>) -> Result<Status, WireError> {
     Ok(Status {
         cluster: config.map(|config| config.cluster),
         from: NodeId(namenode.config.node),
-        leader: standing.leader.map(NodeId),
+        leader: leader.map(NodeId),
         term: standing.term,
         namenodes: namenodes(namenode, &standing),
         datanodes,

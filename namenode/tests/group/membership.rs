@@ -208,3 +208,19 @@ fn only_administrators_change_the_group_and_everybody_may_see_it() {
     let session = group.client(Role::Client, 100).open_session();
     group.client(Role::Client, 100).mutate(request(session.session, 1), Op::CloseSession).unwrap();
 }
+
+#[test]
+fn a_leader_without_a_majority_does_not_say_that_it_leads() {
+    let mut group = Group::formed(3, |_| {});
+    let leader = group.admin().leader();
+    for other in (0..3).filter(|index| *index != leader) {
+        group.kill(other);
+    }
+    let admin = group.admin();
+    until("it names nobody, in its status and as a member", || {
+        let status = admin.status(leader)?;
+        let members = admin.members(leader)?;
+        assert_eq!(members.members.len(), 3);
+        (status.leader.is_none() && status.datanodes.is_empty() && members.leader.is_none()).then_some(())
+    });
+}

@@ -1,7 +1,7 @@
 //! Who the namenodes are, and changing that while they serve.
 
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use dfs_client::{Dfs, Options};
 use dfs_proto::NodeId;
@@ -32,6 +32,15 @@ pub async fn list(context: &Context) -> Result {
 
 pub async fn add(context: &Context, name: Option<String>, newcomer: Newcomer) -> Result {
     let change = Change::begin(context).await?;
+    let voter = |member: &&GroupMember| member.role == MemberRole::Voter && Some(&member.name) == name.as_ref();
+    if newcomer.addrs.is_empty()
+        && let Some(member) = change.group.members.iter().find(voter)
+    {
+        // An earlier attempt came so far, and was not told; or there was nothing to do.
+        let (node, start) = (member.node, Instant::now());
+        let said = format!("{} is a namenode of the group", change.name(node));
+        return change.conclude(context, [node], Ok(()), said, start).await;
+    }
     let new = change.newcomer(context, name, newcomer)?;
     let name = new.name.clone();
     change.finish(context, GroupRequest::Add(new), None, format!("{name} is a namenode of the group")).await
@@ -86,6 +95,10 @@ fn best_follower(group: &GroupStatus) -> Result<NodeId> {
     })
 }
 
+/// So long a leader is waited for after a change: an election, and another one.
+const LEADER: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// A change about to be made.
 struct Change {
     dfs: Dfs,
@@ -116,6 +129,23 @@ impl Change {
         member.filter(|member| !member.name.is_empty()).map_or(format!("namenode {node}"), |member| member.name.clone())
     }
 
+    /// As a leader sees them: what a follower knows may be from before the change.
+    async fn members_by_now(&self) -> Result<GroupStatus> {
+        let end = Instant::now() + LEADER;
+        loop {
+            let group = self.dfs.group_members().await;
+            match group {
+                Ok(group) if group.leader == Some(group.from) => return Ok(group),
+                Err(error) if Instant::now() >= end => return Err(error.into()),
+                Ok(_) if Instant::now() >= end => {
+                    return Err(Failure::temporary("no leader says who the namenodes are by now")
+                        .hint("once a majority of them is up the same command takes the change up again"));
+                }
+                Ok(_) | Err(_) => tokio::time::sleep(PAUSE).await,
+            }
+        }
+    }
+
     /// By name or by number.
     fn find(&self, name: &str) -> Result<NodeId> {
         let number = name.parse().ok().map(NodeId);
@@ -143,7 +173,9 @@ impl Change {
         };
         let config = load_config(&layout.cluster_toml())?;
         let expected = format!("nn{}", namenodes::next_id(&self.group));
-        let half_added = |name: &String| self.group.members.iter().any(|member| member.name == *name);
+        let is_half = |member: &GroupMember| member.role != MemberRole::Voter;
+        let half_added =
+            |name: &String| self.group.members.iter().any(|member| member.name == *name && is_half(member));
         if let Some(name) = name.filter(|name| *name != expected && !half_added(name)) {
             return Err(Failure::usage(format!("the next namenode here is {expected}, not {name}"))
                 .cause("names go with numbers, and a number is never used again")
@@ -159,10 +191,23 @@ impl Change {
             _ => None,
         };
         let done = self.dfs.change_group(request).await.map_err(explained);
-        let group = self.dfs.group_members().await?;
+        self.conclude(context, gone.into_iter().chain(new), done.map(drop), said, start).await
+    }
+
+    /// Has the files of a local cluster say who the namenodes are by now, and tells how it went. Those of the `touched` that
+    /// are no members (any more) are stopped.
+    async fn conclude(
+        self,
+        context: &Context,
+        touched: impl IntoIterator<Item = NodeId>,
+        done: Result,
+        said: String,
+        start: Instant,
+    ) -> Result {
+        let group = self.members_by_now().await?;
         if let Some((layout, _lock)) = &self.local {
             let mut config = load_config(&layout.cluster_toml())?;
-            namenodes::settle(layout, &mut config, &group, gone.into_iter().chain(new)).await?;
+            namenodes::settle(layout, &mut config, &group, touched).await?;
         }
         done?;
         if self.local.is_none() {
