@@ -2,10 +2,16 @@
 //!
 //! A plan speaks of the leader and of followers rather than of names: who leads when its turn comes is not known here.
 
+mod changes;
+mod partitions;
+
 use std::fmt;
 
 use dfs_cluster::Dice;
 use dfs_cluster::fault::calls::Calls;
+
+pub use changes::Change;
+pub use partitions::Partition;
 
 /// Who is meant.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -144,21 +150,6 @@ pub const CRASHES_BETWEEN_CHECKS: usize = 40;
 /// The mount that dies of crashes: what is checked is written on the other one.
 pub const CRASHING_MOUNT: &str = "m2";
 
-/// A change of what nodes there are and what they are for.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Change {
-    /// A datanode is emptied, and stays out of service until all has been checked.
-    Decommission(String),
-    /// A datanode is to be emptied, and is put back into service meanwhile.
-    DecommissionCancelled(String),
-    /// A datanode may be away, and is.
-    Maintenance(String),
-    /// A fourth namenode is added, then this one removed.
-    OneMoreOneLess(Target),
-    /// So many times another namenode is asked to lead.
-    HandOver(u64),
-}
-
 /// What is found on a disk that should hold a namenode's data.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Disk {
@@ -166,38 +157,6 @@ pub enum Disk {
     Empty,
     /// An older copy of the data.
     Old,
-}
-
-impl Partition {
-    /// Whether somebody is cut off who needs the leader, or there may be no majority: calls that last longer than their
-    /// deadline end with an error then.
-    pub fn may_end_service(&self) -> bool {
-        let is_client = |target: &Target| matches!(target, Target::Node(name) if name.starts_with('m'));
-        match self {
-            Partition::Alone(_) | Partition::Deaf(_) | Partition::Mute(_) => false,
-            Partition::Apart(Target::Leader, other) | Partition::Two(_, other) => is_client(other),
-            Partition::Apart(..) => false,
-            Partition::OneByOne(..) => true,
-        }
-    }
-}
-
-/// Which links do not work.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Partition {
-    /// It reaches nobody, and nobody reaches it.
-    Alone(Target),
-    /// It hears nobody, and is heard.
-    Deaf(Target),
-    /// It hears everybody, and nobody hears it.
-    Mute(Target),
-    /// These two do not reach each other; all others reach both.
-    Apart(Target, Target),
-    /// These two reach each other and nobody else, and nobody else reaches them: a client that has only the old leader to
-    /// ask, while the others have a new one.
-    Two(Target, Target),
-    /// Single directions of links stop one after the other, and work again in another order.
-    OneByOne(Vec<(String, String)>, Vec<usize>),
 }
 
 /// The nodes that there are to choose from.
@@ -297,10 +256,18 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
         Kind::Partitions => {
             // Shorter than a lease: whoever is cut off longer has lost its session, and is told so.
             let hold_ms = dice.between(2000, 10_000);
-            return Turn { after_steps, hold_ms, fault: Planned::Partition(partition(turn, shape, dice)) };
+            return Turn {
+                after_steps,
+                hold_ms,
+                fault: Planned::Partition(partitions::of_any_shape(turn, shape, dice)),
+            };
         }
         Kind::LongPartitions => {
-            return Turn { after_steps, hold_ms: LONG_MS, fault: Planned::Partition(partition(turn, shape, dice)) };
+            return Turn {
+                after_steps,
+                hold_ms: LONG_MS,
+                fault: Planned::Partition(partitions::of_any_shape(turn, shape, dice)),
+            };
         }
         Kind::Losses => Planned::Loss { percent: [5, 20, 50][(turn % 3) as usize] },
         Kind::ForgottenNamenodes => {
@@ -318,18 +285,7 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
             };
             Planned::Forgotten { targets, disk, away }
         }
-        Kind::Changes => {
-            let datanode = dice.pick(&shape.datanodes()).clone();
-            let change = match turn % 5 {
-                0 => Change::Decommission(datanode),
-                1 => Change::OneMoreOneLess(any_namenode(shape, dice)),
-                2 => Change::DecommissionCancelled(datanode),
-                3 => Change::Maintenance(datanode),
-                _ => Change::HandOver(dice.between(2, 4)),
-            };
-            let kills = (0..dice.between(1, 3)).map(|_| shape.any_target(dice)).collect();
-            Planned::Change { change, kills }
-        }
+        Kind::Changes => changes::under_kills(turn, shape, dice),
         Kind::Strangers => {
             // A minute of ten; half of all datagrams make a node use its keys.
             let fault = Planned::Strangers { per_second: *dice.pick(&[200, 500, 1000]) };
@@ -388,34 +344,6 @@ fn role(turn: u64, shape: Shape, dice: &mut Dice) -> Target {
         1 => Target::Follower(dice.between(0, shape.namenodes as u64 - 2) as usize),
         _ => Target::Node(dice.pick(&shape.datanodes()).clone()),
     }
-}
-
-fn partition(turn: u64, shape: Shape, dice: &mut Dice) -> Partition {
-    let follower = |dice: &mut Dice| Target::Follower(dice.between(0, shape.namenodes as u64 - 2) as usize);
-    let datanode = |dice: &mut Dice| Target::Node(dice.pick(&shape.datanodes()).clone());
-    match turn % 9 {
-        0 => Partition::Alone(Target::Leader),
-        1 => Partition::Two(Target::Leader, Target::Node("m2".to_owned())),
-        2 => Partition::Deaf(Target::Leader),
-        3 => Partition::Mute(Target::Leader),
-        4 => Partition::Apart(Target::Leader, follower(dice)),
-        5 => Partition::Apart(Target::Leader, Target::Node("m1".to_owned())),
-        6 => Partition::Alone(datanode(dice)),
-        7 => Partition::Apart(datanode(dice), Target::Node("m1".to_owned())),
-        _ => one_by_one(shape, dice),
-    }
-}
-
-/// A third of the links between nodes: those of the clients stay, or nothing would be asked of the cluster.
-fn one_by_one(shape: Shape, dice: &mut Dice) -> Partition {
-    let nodes = shape.nodes();
-    let pairs = nodes.iter().flat_map(|from| nodes.iter().map(move |to| (from.clone(), to.clone())));
-    let mut links: Vec<_> = pairs.filter(|(from, to)| from != to).collect();
-    dice.shuffle(&mut links);
-    links.truncate(links.len() / 3);
-    let mut back: Vec<usize> = (0..links.len()).collect();
-    dice.shuffle(&mut back);
-    Partition::OneByOne(links, back)
 }
 
 /// A namenode, a datanode and a mount. More than one of a kind at once is no promise.
@@ -484,29 +412,15 @@ impl fmt::Display for Planned {
             }
             Planned::SlowSync { target, delay_ms } => write!(f, "syncs of {target} {delay_ms} ms slower"),
             Planned::Pause(target) => write!(f, "SIGSTOP {target}"),
-            Planned::Partition(shape) => match shape {
-                Partition::Alone(target) => write!(f, "{target} alone"),
-                Partition::Deaf(target) => write!(f, "{target} hears nobody"),
-                Partition::Mute(target) => write!(f, "nobody hears {target}"),
-                Partition::Apart(one, other) => write!(f, "{one} and {other} apart"),
-                Partition::Two(one, other) => write!(f, "{one} and {other} apart from all others"),
-                Partition::OneByOne(links, _) => write!(f, "{} links one by one", links.len()),
-            },
+            Planned::Partition(shape) => write!(f, "{shape}"),
             Planned::ClockJump { target, seconds } => write!(f, "clock of {target} {seconds:+} s"),
             Planned::ClockRate { target, percent } => write!(f, "clock of {target} at {percent} % of its rate"),
             Planned::ClocksAhead { target, seconds } => write!(f, "monotonic clocks of {target} {seconds} s ahead"),
             Planned::Versions { there, back } => write!(f, "{}; back {}", there.join(" "), back.join(" ")),
             Planned::Strangers { per_second } => write!(f, "{per_second} hostile datagrams a second"),
             Planned::Change { change, kills } => {
-                match change {
-                    Change::Decommission(node) => write!(f, "decommission {node}")?,
-                    Change::DecommissionCancelled(node) => write!(f, "decommission {node}, cancelled")?,
-                    Change::Maintenance(node) => write!(f, "maintenance of {node}")?,
-                    Change::OneMoreOneLess(target) => write!(f, "add a namenode, remove {target}")?,
-                    Change::HandOver(times) => write!(f, "hand the lead over {times} times")?,
-                }
                 let names: Vec<String> = kills.iter().map(Target::to_string).collect();
-                write!(f, "; kill {}", names.join(", "))
+                write!(f, "{change}; kill {}", names.join(", "))
             }
             Planned::Forgotten { targets, disk, away } => {
                 let disk = match disk {
