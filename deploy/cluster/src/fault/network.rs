@@ -52,6 +52,11 @@ impl Network {
         Ok(network)
     }
 
+    /// Everybody who has a place in it.
+    pub fn names(&self) -> Vec<String> {
+        self.places.keys().cloned().collect()
+    }
+
     /// What `from` sends no longer arrives at `to`, for each of these links. Undone, all of them work again.
     pub fn cut(&self, links: &[(String, String)]) -> Result<Fault<'_>> {
         let what: Vec<String> = links.iter().map(|(from, to)| format!("{from}>{to}")).collect();

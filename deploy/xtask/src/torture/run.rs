@@ -71,8 +71,8 @@ impl Run {
     }
 
     /// As `bed`, with plain folders: for faults that no disk has a part in. It is up sooner.
-    pub fn plain_bed(&self, name: &str) -> Result<Bed> {
-        self.bed_with(name, &[])
+    pub fn plain_bed(&self, name: &str, extra: &[&str]) -> Result<Bed> {
+        self.bed_with(name, extra)
     }
 
     /// As `plain_bed`, with what an earlier state of the program has left, served by one version of it.

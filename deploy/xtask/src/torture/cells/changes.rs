@@ -18,7 +18,7 @@ const STANDING_MIB: u64 = 32;
 const MAINTENANCE: &str = "30m";
 
 pub fn under_kills(run: &mut Run) -> Result<()> {
-    let bed = run.plain_bed("changes")?;
+    let bed = run.plain_bed("changes", &[])?;
     let stream = Stream::start(&bed.mounts[0].join("standing"), STANDING_MIB, run.seed)?;
     stream.go_on(3 * STANDING_MIB, DEADLINE)?;
     let standing = stream.finish()?;

@@ -31,7 +31,7 @@ pub fn at_another_rate(run: &mut Run) -> Result<()> {
 fn wrong_clocks(run: &mut Run, kind: Kind) -> Result<()> {
     // Before the cluster, so that it is dropped after it.
     let _leftovers = Leftovers::watch();
-    let bed = run.plain_bed("clocks")?;
+    let bed = run.plain_bed("clocks", &[])?;
     let clocks = Clocks::install(&bed.cluster, &bed.all_names(), &run.dir)?;
     bed.start_all()?;
     let (mut elections, mut seen) = (0, 0);

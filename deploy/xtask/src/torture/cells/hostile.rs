@@ -40,7 +40,7 @@ const OVERHEARD: &str = "/overheard";
 const INTRUDED: &str = "/intruded";
 
 pub fn peers(run: &mut Run) -> Result<()> {
-    let bed = run.plain_bed("peers")?;
+    let bed = run.plain_bed("peers", &[])?;
     let intruders = Intruders::new(run, &bed)?;
     let recorded = overhear(&bed, &run.dir)?;
     let targets = bed.cluster.addresses()?;

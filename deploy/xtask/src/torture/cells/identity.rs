@@ -30,7 +30,7 @@ pub fn forgotten(run: &mut Run) -> Result<()> {
             break;
         }
         let Planned::Forgotten { targets, .. } = &turn.fault else { unreachable!("plans of forgotten disks") };
-        let bed = run.plain_bed(&format!("round{number}"))?;
+        let bed = run.plain_bed(&format!("round{number}"), &[])?;
         let done = if targets.len() == 1 { one(run, &bed, number, &turn)? } else { two(run, &bed, number, &turn)? };
         refusals += done.refusals;
         replaced.extend(done.replaced);

@@ -10,7 +10,7 @@ use dfs_cluster::fault::network::{Network, between};
 use dfs_cluster::{Invariant, OnError, Stream, check_at_rest};
 
 use crate::torture::cells::kills::with_everybody_at_work;
-use crate::torture::plan::{Kind, Partition, Planned, Turn, plan};
+use crate::torture::plan::{Kind, Partition, Planned, plan};
 use crate::torture::run::{Bed, DEADLINE, Run, SHAPE, wait};
 
 pub fn partitions(run: &mut Run) -> Result<()> {
@@ -36,7 +36,8 @@ fn every_shape(run: &mut Run, kind: Kind) -> Result<()> {
             _ => OnError::Stop,
         };
         with_everybody_at_work(run, &bed, part, on_error, |run, work| {
-            hold(&bed, &network, &turn)?;
+            let Planned::Partition(shape) = &turn.fault else { unreachable!("plans of partitions") };
+            Cut::of(&bed, &network, shape)?.hold(&network, Duration::from_millis(turn.hold_ms))?;
             let healed = Instant::now();
             run.verdict.hold(Invariant::CallsEnd, all_serve(&bed))?;
             bed.cluster.wait_caught_up(DEADLINE)?;
@@ -68,32 +69,50 @@ fn all_serve(bed: &Bed) -> Result<()> {
     Ok(())
 }
 
-/// Cuts, waits, heals: all links at once, or one after the other and back in another order.
-fn hold(bed: &Bed, network: &Network, turn: &Turn) -> Result<()> {
-    let Planned::Partition(shape) = &turn.fault else { unreachable!("plans of partitions") };
-    let time = Duration::from_millis(turn.hold_ms);
-    let Partition::OneByOne(order, back) = shape else {
-        let cut = network.cut(&links(bed, shape)?)?;
-        std::thread::sleep(time);
-        return cut.undo();
-    };
-    let pause = time / (2 * order.len().max(1) as u32);
-    let mut cuts: Vec<Option<Fault>> = Vec::new();
-    for link in order {
-        cuts.push(Some(network.cut(std::slice::from_ref(link))?));
-        std::thread::sleep(pause);
-    }
-    for index in back {
-        if let Some(cut) = cuts[*index].take() {
-            cut.undo()?;
-        }
-        std::thread::sleep(pause);
-    }
-    Ok(())
+/// Links that are to be cut, by the names of those who are meant.
+pub struct Cut {
+    links: Vec<(String, String)>,
+    /// All at once, or one after the other and back in this order.
+    back: Option<Vec<usize>>,
 }
 
-fn links(bed: &Bed, shape: &Partition) -> Result<Vec<(String, String)>> {
-    let everybody = bed.all_names();
+impl Cut {
+    pub fn of(bed: &Bed, network: &Network, shape: &Partition) -> Result<Cut> {
+        let back = match shape {
+            Partition::OneByOne(_, back) => Some(back.clone()),
+            _ => None,
+        };
+        Ok(Cut { links: links(bed, network, shape)?, back })
+    }
+
+    /// Cuts, waits, heals; returns when it began to heal.
+    pub fn hold(&self, network: &Network, time: Duration) -> Result<Instant> {
+        let Some(back) = &self.back else {
+            let cut = network.cut(&self.links)?;
+            std::thread::sleep(time);
+            let heals = Instant::now();
+            cut.undo()?;
+            return Ok(heals);
+        };
+        let pause = time / (2 * self.links.len().max(1) as u32);
+        let mut cuts: Vec<Option<Fault>> = Vec::new();
+        for link in &self.links {
+            cuts.push(Some(network.cut(std::slice::from_ref(link))?));
+            std::thread::sleep(pause);
+        }
+        let heals = Instant::now();
+        for index in back {
+            if let Some(cut) = cuts[*index].take() {
+                cut.undo()?;
+            }
+            std::thread::sleep(pause);
+        }
+        Ok(heals)
+    }
+}
+
+fn links(bed: &Bed, network: &Network, shape: &Partition) -> Result<Vec<(String, String)>> {
+    let everybody = network.names();
     Ok(match shape {
         Partition::Alone(target) => between(&[bed.node(target)?], &everybody),
         Partition::Deaf(target) => {
