@@ -395,7 +395,7 @@ pub fn output_within(command: &mut Command, deadline: Duration) -> Result<Output
 }
 
 /// The names of the nodes of a kind in the text of a cluster file, which `dfs up` writes.
-fn names_in(text: &str, kind: &str) -> Vec<String> {
+pub(crate) fn names_in(text: &str, kind: &str) -> Vec<String> {
     let title = format!("[[{kind}]]");
     let tables = text.split(&title).skip(1).map(|rest| rest.split("\n[").next().unwrap_or(rest));
     let name = |table: &str| {

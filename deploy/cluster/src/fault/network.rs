@@ -4,6 +4,7 @@
 //! Packets are dropped where they arrive: the sender is told nothing, as on a real network.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -12,12 +13,16 @@ use serde_json::Value;
 
 use super::Fault;
 use crate::launcher::Launcher;
-use crate::local::Cluster;
+use crate::local::{Cluster, names_in};
 
 /// The network of a cluster, and a table of rules in each of its namespaces.
 pub struct Network {
     /// Where each node and mount is.
     places: BTreeMap<String, Place>,
+    /// The number of the cluster's network.
+    number: u16,
+    /// The cluster file: who is in it has a place that `dfs down` takes away.
+    config: PathBuf,
     launcher: Arc<Launcher>,
 }
 
@@ -25,6 +30,9 @@ struct Place {
     namespace: String,
     addr: String,
 }
+
+/// The last byte of namenodes' addresses begins here, as `dfs up --netns` gives them out.
+const NAMENODES: usize = 10;
 
 /// A set of senders that are not heard, and a share of packets that are lost.
 const TABLE: &str = "add table inet torture; \
@@ -42,14 +50,53 @@ impl Network {
         let number: u16 = number.context("the cluster was not started with --netns")?.trim().parse()?;
         let mut names = cluster.nodes();
         names.extend((1..=cluster.mounts().len()).map(|number| format!("m{number}")));
-        let mut network = Network { places: BTreeMap::new(), launcher: cluster.launcher() };
-        for name in names {
-            let namespace = format!("dfs{number:04x}-{name}");
-            let place = Place { addr: address(&namespace)?, namespace };
-            network.nft(&place, TABLE)?;
-            network.places.insert(name, place);
-        }
+        let mut network =
+            Network { places: BTreeMap::new(), number, config: cluster.config(), launcher: cluster.launcher() };
+        names.into_iter().try_for_each(|name| network.know(name))?;
         Ok(network)
+    }
+
+    /// From here on links of this one can be cut too.
+    fn know(&mut self, name: String) -> Result<()> {
+        let namespace = self.namespace(&name);
+        let place = Place { addr: address(&namespace)?, namespace };
+        self.nft(&place, TABLE)?;
+        self.places.insert(name, place);
+        Ok(())
+    }
+
+    fn namespace(&self, name: &str) -> String {
+        format!("dfs{:04x}-{name}", self.number)
+    }
+
+    /// Wires a namenode that is about to be made, as `dfs up` has wired those of the beginning; returns its address. Nobody
+    /// else does: `dfs namenode add` knows machines that are there, and this machine's own address.
+    pub fn wire_namenode(&mut self, name: &str) -> Result<String> {
+        let known = self.places.values().next().context("a network has places")?;
+        let (subnet, _) = known.addr.rsplit_once('.').context("an address has dots")?;
+        let number: usize = name.strip_prefix("nn").context("namenodes are numbered")?.parse()?;
+        let addr = format!("{subnet}.{}", NAMENODES + number);
+        let (namespace, bridge) = (self.namespace(name), format!("dfs{:04x}", self.number));
+        let outer = format!("d{:04x}-{name}", self.number);
+        self.ip(&format!("netns add {namespace}"))?;
+        self.ip(&format!("link add {outer} type veth peer name eth0 netns {namespace}"))?;
+        self.ip(&format!("link set {outer} master {bridge} up"))?;
+        self.ip(&format!("-n {namespace} addr add {addr}/24 dev eth0"))?;
+        self.ip(&format!("-n {namespace} link set eth0 up"))?;
+        self.ip(&format!("-n {namespace} link set lo up"))?;
+        self.know(name.to_owned())?;
+        Ok(addr)
+    }
+
+    /// Takes away the wires of one that has ended for good: `dfs down` does not know that it ever was.
+    pub fn unwire(&mut self, name: &str) -> Result<()> {
+        let place = self.places.remove(name).with_context(|| format!("there is no {name}"))?;
+        self.ip(&format!("netns delete {}", place.namespace))
+    }
+
+    fn ip(&self, arguments: &str) -> Result<()> {
+        let words: Vec<&str> = ["ip"].into_iter().chain(arguments.split(' ')).collect();
+        self.launcher.run(&words)
     }
 
     /// Everybody who has a place in it.
@@ -91,6 +138,21 @@ impl Network {
 
     fn place(&self, name: &str) -> Result<&Place> {
         self.places.get(name).with_context(|| format!("there is no {name}"))
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let Ok(text) = std::fs::read_to_string(&self.config) else { return };
+        let named = names_in(&text, "namenodes");
+        // A namenode that did not come to join, or one that has gone and was not unwired any more.
+        let left: Vec<String> =
+            self.places.keys().filter(|name| name.starts_with("nn") && !named.contains(name)).cloned().collect();
+        for name in left {
+            if let Err(error) = self.unwire(&name) {
+                eprintln!("the network of {name}: {error:#}");
+            }
+        }
     }
 }
 
