@@ -31,7 +31,7 @@ pub struct Cell {
     pub run: fn(&mut Run) -> Result<()>,
 }
 
-pub const CELLS: [Cell; 24] = [
+pub const CELLS: [Cell; 25] = [
     Cell {
         name: "M1",
         text: "random kills",
@@ -183,6 +183,14 @@ pub const CELLS: [Cell; 24] = [
         rounds_at_random: 5,
         rounds_in_tests: None,
         run: changes::under_kills,
+    },
+    Cell {
+        name: "M16N",
+        text: "nodes come, go and change their duty while links are cut",
+        rounds: 40,
+        rounds_at_random: 5,
+        rounds_in_tests: None,
+        run: changes::under_partitions,
     },
     Cell {
         name: "M17",

@@ -10,7 +10,7 @@ use std::fmt;
 use dfs_cluster::Dice;
 use dfs_cluster::fault::calls::Calls;
 
-pub use changes::Change;
+pub use changes::{Change, PlannedCut};
 pub use partitions::Partition;
 
 /// Who is meant.
@@ -21,6 +21,8 @@ pub enum Target {
     /// The n-th of those that do not.
     Follower(usize),
     Node(String),
+    /// The namenode that is about to join; only the cell that adds it knows its name.
+    Newcomer,
 }
 
 /// A fault, and for how much work or time it waits.
@@ -98,6 +100,11 @@ pub enum Planned {
     Change {
         change: Change,
         kills: Vec<Target>,
+    },
+    /// What an operator does while links are cut: one cut for each order, but for one that is taken back under the same.
+    PartitionedChange {
+        change: Change,
+        cuts: Vec<PlannedCut>,
     },
 }
 
@@ -208,6 +215,7 @@ pub enum Kind {
     Losses,
     ForgottenNamenodes,
     Changes,
+    PartitionedChanges,
     Strangers,
     Clocks,
     ClockRates,
@@ -286,6 +294,7 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
             Planned::Forgotten { targets, disk, away }
         }
         Kind::Changes => changes::under_kills(turn, shape, dice),
+        Kind::PartitionedChanges => changes::under_partitions(turn, shape, dice),
         Kind::Strangers => {
             // A minute of ten; half of all datagrams make a node use its keys.
             let fault = Planned::Strangers { per_second: *dice.pick(&[200, 500, 1000]) };
@@ -390,6 +399,7 @@ impl fmt::Display for Target {
             Target::Leader => f.write_str("the leader"),
             Target::Follower(_) => f.write_str("a follower"),
             Target::Node(name) => f.write_str(name),
+            Target::Newcomer => f.write_str("the newcomer"),
         }
     }
 }
@@ -422,6 +432,10 @@ impl fmt::Display for Planned {
                 let names: Vec<String> = kills.iter().map(Target::to_string).collect();
                 write!(f, "{change}; kill {}", names.join(", "))
             }
+            Planned::PartitionedChange { change, cuts } => {
+                let shapes: Vec<String> = cuts.iter().map(|cut| cut.shape.to_string()).collect();
+                write!(f, "{change}; {}", shapes.join(", "))
+            }
             Planned::Forgotten { targets, disk, away } => {
                 let disk = match disk {
                     Disk::Empty => "empty disk",
@@ -445,7 +459,7 @@ mod tests {
 
     const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
 
-    const KINDS: [Kind; 20] = [
+    const KINDS: [Kind; 21] = [
         Kind::Kills,
         Kind::LeaderKills,
         Kind::DatanodeKills,
@@ -462,6 +476,7 @@ mod tests {
         Kind::Losses,
         Kind::ForgottenNamenodes,
         Kind::Changes,
+        Kind::PartitionedChanges,
         Kind::Strangers,
         Kind::Clocks,
         Kind::ClockRates,

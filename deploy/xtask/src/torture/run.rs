@@ -160,6 +160,7 @@ impl Bed {
         match target {
             Target::Node(name) => Ok(name.clone()),
             Target::Leader => self.cluster.leader(DEADLINE),
+            Target::Newcomer => bail!("nobody is about to join"),
             Target::Follower(nth) => {
                 let leader = self.cluster.leader(DEADLINE)?;
                 let mut followers = self.cluster.namenodes();

@@ -1,15 +1,20 @@
-//! M16: what operators do to a cluster that serves (datanodes leave or may be away, namenodes come and go, the lead is
-//! handed over) while nodes die. No application notices, nothing is lost, and each change ends or is taken back.
+//! M16 and M16N: what operators do to a cluster that serves (datanodes leave or may be away, namenodes come and go, the
+//! lead is handed over) while nodes die, or while links are cut. No application notices, nothing is lost, and each change
+//! ends or is taken back.
+
+mod partitioned;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use dfs_cluster::fault::process;
-use dfs_cluster::{Invariant, Ledger, OnError, Stream, fsck};
+use dfs_cluster::{Invariant, Ledger, OnError, Stream, StreamReport, fsck};
 use serde_json::Value;
 
 use crate::torture::plan::{Change, Kind, Planned, Target, Turn, plan};
 use crate::torture::run::{Bed, DEADLINE, Run, SHAPE, wait, within};
+
+pub use partitioned::under_partitions;
 
 /// MiB of each of the files that are there all the time, so that there is something to move.
 const STANDING_MIB: u64 = 32;
@@ -19,10 +24,7 @@ const MAINTENANCE: &str = "30m";
 
 pub fn under_kills(run: &mut Run) -> Result<()> {
     let bed = run.plain_bed("changes", &[])?;
-    let stream = Stream::start(&bed.mounts[0].join("standing"), STANDING_MIB, run.seed)?;
-    stream.go_on(3 * STANDING_MIB, DEADLINE)?;
-    let standing = stream.finish()?;
-    run.expect_no_errors(&standing.errors);
+    let standing = standing(run, &bed)?;
     let mut figures = Figures::default();
     for (number, turn) in (1..).zip(plan(Kind::Changes, run.seed, run.rounds, SHAPE)) {
         if !run.goes_on() {
@@ -37,13 +39,23 @@ pub fn under_kills(run: &mut Run) -> Result<()> {
         run.expect_no_errors(&report.errors);
         run.settle(&bed, &report)?;
         standing.check(&bed.mounts[1].join("standing"), &mut run.verdict);
-        end(run, &bed, &turn)?;
+        let Planned::Change { change, .. } = &turn.fault else { unreachable!("plans of changes") };
+        end(run, &bed, change)?;
         run.done.rounds += 1;
         run.say(number, &turn.fault, format!("{outcome}, {} steps", report.steps));
         bed.clear(&name)?;
     }
     figures.tell(run);
     Ok(())
+}
+
+/// Files that are there all the time.
+fn standing(run: &mut Run, bed: &Bed) -> Result<StreamReport> {
+    let stream = Stream::start(&bed.mounts[0].join("standing"), STANDING_MIB, run.seed)?;
+    stream.go_on(3 * STANDING_MIB, DEADLINE)?;
+    let standing = stream.finish()?;
+    run.expect_no_errors(&standing.errors);
+    Ok(standing)
 }
 
 #[derive(Default)]
@@ -63,15 +75,17 @@ impl Figures {
         let Figures { kills, in_mid_change, members, hand_overs, hand_overs_failed, .. } = self;
         let text = format!("{kills} kills, {in_mid_change} of them in the middle of a change");
         run.done.figures.push(text);
-        if !self.drains.is_empty() {
-            let [half, longest] = [500, 1000].map(|part| within(&mut self.drains, part).as_secs_f64());
-            let count = self.drains.len();
-            run.done.figures.push(format!("{count} decommissioned: p50 {half:.1} s, longest {longest:.1} s"));
-        }
+        run.done.figures.extend(drained(&mut self.drains));
         run.done.figures.push(format!(
             "{members} changes of members, {hand_overs} hand-overs, {hand_overs_failed} that a kill prevented"
         ));
     }
+}
+
+fn drained(drains: &mut [Duration]) -> Option<String> {
+    let [half, longest] = [500, 1000].map(|part| within(drains, part).as_secs_f64());
+    let count = drains.len();
+    (count > 0).then(|| format!("{count} decommissioned: p50 {half:.1} s, longest {longest:.1} s"))
 }
 
 /// Orders the change, kills meanwhile, and waits for its end.
@@ -137,10 +151,10 @@ fn change(run: &mut Run, bed: &Bed, turn: &Turn, ledger: &Ledger, figures: &mut 
 }
 
 /// What a change has left for the check goes: a node that was emptied serves again.
-fn end(run: &mut Run, bed: &Bed, turn: &Turn) -> Result<()> {
-    let Planned::Change { change: Change::Decommission(node), .. } = &turn.fault else { return Ok(()) };
+fn end(run: &mut Run, bed: &Bed, change: &Change) -> Result<()> {
+    let Change::Decommission(node) = change else { return Ok(()) };
     let serves = insist(bed, ["datanode", "recommission", node], || Ok(duty(bed, node)? == "serving"));
-    run.verdict.hold(Invariant::CallsEnd, serves)
+    run.verdict.hold(Invariant::CallsEnd, serves).map(drop)
 }
 
 fn named(node: &str) -> Target {
@@ -170,14 +184,18 @@ fn kill_each(
 }
 
 /// Repeats a command, as its own message says, until it has succeeded or what it is for is reached: the leader that is
-/// asked may die before it answers.
-pub fn insist<const N: usize>(bed: &Bed, args: [&str; N], reached: impl Fn() -> Result<bool>) -> Result<()> {
-    let end = Instant::now() + DEADLINE;
+/// asked may die before it answers. How often it failed.
+pub fn insist<const N: usize>(bed: &Bed, args: [&str; N], reached: impl Fn() -> Result<bool>) -> Result<u64> {
+    let (end, mut failures) = (Instant::now() + DEADLINE, 0);
     loop {
         let output = bed.cluster.output_within(args, DEADLINE)?;
+        if output.status.success() {
+            return Ok(failures);
+        }
+        failures += 1;
         // Without a leader nobody can say.
-        if output.status.success() || reached().unwrap_or(false) {
-            return Ok(());
+        if reached().unwrap_or(false) {
+            return Ok(failures);
         }
         if Instant::now() >= end {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();

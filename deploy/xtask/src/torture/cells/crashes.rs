@@ -137,7 +137,7 @@ fn end(bed: &Bed, during: &During, dead: Option<Fault>) -> Result<()> {
     }
     match during {
         During::Decommission(node) => {
-            insist(bed, ["datanode", "recommission", node], || Ok(duty(bed, node)? == "serving"))
+            insist(bed, ["datanode", "recommission", node], || Ok(duty(bed, node)? == "serving")).map(drop)
         }
         During::Repair(node) => wait_until_live(bed, node),
         During::Serving | During::Snapshots | During::Scrub | During::Compaction => Ok(()),
@@ -191,6 +191,7 @@ fn role(target: &Target) -> &'static str {
     match target {
         Target::Leader => "leader",
         Target::Follower(_) => "follower",
+        Target::Newcomer => "newcomer",
         Target::Node(node) if node == CRASHING_MOUNT => "mount",
         Target::Node(_) => "datanode",
     }

@@ -76,6 +76,14 @@ pub struct Cut {
     back: Option<Vec<usize>>,
 }
 
+/// A cut that is over.
+pub struct Held {
+    /// When its first link stopped.
+    pub begins: Instant,
+    /// When the first of them worked again.
+    pub heals: Instant,
+}
+
 impl Cut {
     pub fn of(bed: &Bed, network: &Network, shape: &Partition) -> Result<Cut> {
         let back = match shape {
@@ -85,14 +93,15 @@ impl Cut {
         Ok(Cut { links: links(bed, network, shape)?, back })
     }
 
-    /// Cuts, waits, heals; returns when it began to heal.
-    pub fn hold(&self, network: &Network, time: Duration) -> Result<Instant> {
+    /// Cuts, waits, heals.
+    pub fn hold(&self, network: &Network, time: Duration) -> Result<Held> {
+        let begins = Instant::now();
         let Some(back) = &self.back else {
             let cut = network.cut(&self.links)?;
             std::thread::sleep(time);
             let heals = Instant::now();
             cut.undo()?;
-            return Ok(heals);
+            return Ok(Held { begins, heals });
         };
         let pause = time / (2 * self.links.len().max(1) as u32);
         let mut cuts: Vec<Option<Fault>> = Vec::new();
@@ -107,7 +116,7 @@ impl Cut {
             }
             std::thread::sleep(pause);
         }
-        Ok(heals)
+        Ok(Held { begins, heals })
     }
 }
 

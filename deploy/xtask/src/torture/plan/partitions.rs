@@ -55,6 +55,22 @@ pub fn of_any_shape(turn: u64, shape: Shape, dice: &mut Dice) -> Partition {
     }
 }
 
+/// One shape after the other, of those that leave a majority of the namenodes, and enough datanodes to write to.
+pub fn that_leaves_a_majority(turn: u64, shape: Shape, dice: &mut Dice) -> Partition {
+    let follower = |dice: &mut Dice| Target::Follower(dice.between(0, shape.namenodes as u64 - 2) as usize);
+    let datanode = |dice: &mut Dice| Target::Node(dice.pick(&shape.datanodes()).clone());
+    match turn % 7 {
+        0 => Partition::Alone(Target::Leader),
+        1 => Partition::Alone(follower(dice)),
+        2 => Partition::Alone(datanode(dice)),
+        3 => Partition::Apart(Target::Leader, datanode(dice)),
+        4 => Partition::Deaf(Target::Leader),
+        5 => Partition::Mute(follower(dice)),
+        // Not always the majority, and not for long.
+        _ => one_by_one(shape, dice),
+    }
+}
+
 /// A third of the links between nodes: those of the clients stay, or nothing would be asked of the cluster.
 fn one_by_one(shape: Shape, dice: &mut Dice) -> Partition {
     let nodes = shape.nodes();
