@@ -1,5 +1,8 @@
 //! One stream: messages framed by a length, and raw bytes that never pass through the codec.
 
+use std::pin::pin;
+use std::task::{Context, Waker};
+
 use bytes::Bytes;
 use dfs_proto::codec;
 use dfs_proto::limits::{CONTROL_FRAME_MAX, RAFT_FRAME_MAX};
@@ -83,6 +86,17 @@ impl SendStream {
             // Fails only if the stream is reset already.
             Sending::Quic(stream) => _ = stream.reset(VarInt::from_u32(1)),
             Sending::Memory(stream) => stream.reset(),
+        }
+    }
+}
+
+impl Drop for RecvStream {
+    /// Who has read the last message has not read that it was the last one. quinn would tell the peer to stop sending what
+    /// it has long sent: a packet each way that wakes threads for nothing. Mostly the end is here by now.
+    fn drop(&mut self) {
+        if let Receiving::Quic(stream) = &mut self.inner {
+            let mut context = Context::from_waker(Waker::noop());
+            _ = pin!(stream.read_chunk(1, true)).poll(&mut context);
         }
     }
 }
