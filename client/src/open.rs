@@ -1,6 +1,6 @@
 //! Open files: one `FileState` per inode, shared by all handles of this client.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -18,7 +18,7 @@ use crate::read::atime::ReadNote;
 use crate::read::blocks::{Blocks, Sequential};
 use crate::read::map::ExtentMap;
 use crate::write::slot::Slot;
-use crate::write::state::WriteState;
+use crate::write::state::{Mark, WriteState};
 use crate::write::writer::ChunkWriter;
 
 /// Files that are closed and remembered for their extent maps; when there are more all are forgotten.
@@ -55,10 +55,10 @@ pub(crate) struct Inner {
     write: Permit,
     /// An uploader task runs.
     pub uploading: bool,
-    /// Flushes that wait.
-    pub flushing: usize,
-    /// What is acknowledged is to be committed without waiting for more.
-    pub writeback: bool,
+    /// What was written up to these moments is to be committed as soon as it is acknowledged; oldest first.
+    pub commit_marks: VecDeque<Mark>,
+    /// Syncs that wait until bytes are acknowledged.
+    pub syncing: usize,
     /// Had uncommitted bytes already at the last tick of the writeback clock.
     pub aged: bool,
     /// In the client's list of files with uncommitted bytes.
@@ -298,8 +298,8 @@ impl FileState {
                 read: Permit::default(),
                 write: Permit::default(),
                 uploading: false,
-                flushing: 0,
-                writeback: false,
+                commit_marks: VecDeque::new(),
+                syncing: 0,
                 aged: false,
                 listed: false,
                 read_note: None,

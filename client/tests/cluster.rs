@@ -250,6 +250,37 @@ async fn a_flush_may_take_longer_than_the_deadline_as_long_as_bytes_move() {
     }
 }
 
+/// Otherwise each fsync takes a round trip more than it need.
+#[tokio::test]
+async fn a_sync_is_asked_for_before_its_bytes_are_acknowledged() {
+    let cluster = Cluster::start(3).await;
+    let dfs = cluster.client().await;
+    cluster.datanodes.iter().for_each(|node| node.faults.lock().acks_wait_for_sync = true);
+    for (name, len) in [("small", 4096), ("large", 3 << 20)] {
+        let file = create(&dfs, name).await;
+        for round in 0..3 {
+            file.write(round * len as u64, pattern(round, len)).await.unwrap();
+            tokio::time::timeout(std::time::Duration::from_secs(20), file.sync()).await.expect("it waits").unwrap();
+        }
+        assert!(cluster.namenode.extents(file.inode()).iter().all(|extent| cluster.is_synced(extent)));
+    }
+}
+
+#[tokio::test]
+async fn a_flush_commits_all_that_it_waits_for_at_once() {
+    let cluster = Cluster::start(3).await;
+    let dfs = cluster.client().await;
+    // So that the pieces are acknowledged one after the other, long enough apart for a commit of each.
+    let takes = std::time::Duration::from_millis(5);
+    cluster.datanodes.iter().for_each(|node| node.faults.lock().append_takes = takes);
+    let commits = || cluster.namenode.done.lock().get("commit").copied().unwrap_or(0);
+    let file = create(&dfs, "file").await;
+    file.write(0, pattern(1, 8 << 20)).await.unwrap();
+    file.flush().await.unwrap();
+    assert_eq!(commits(), 1, "of eight pieces");
+    assert!(read_elsewhere(&cluster, "/file").await == pattern(1, 8 << 20));
+}
+
 #[tokio::test]
 async fn a_damaged_replica_is_passed_over_and_reported() {
     let cluster = Cluster::start(3).await;

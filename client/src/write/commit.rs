@@ -224,16 +224,17 @@ impl Client {
         if room == 0 {
             return;
         }
-        let wanted =
-            |inner: &Inner| inner.wants_commit() || ended.iter().any(|writer| inner.writes.waits_on(writer.chunk()));
-        if !wanted(&file.inner.lock()) {
+        let wanted = |inner: &mut Inner| {
+            inner.wants_commit() || ended.iter().any(|writer| inner.writes.waits_on(writer.chunk()))
+        };
+        if !wanted(&mut file.inner.lock()) {
             return;
         }
         // Tried again when the namenode knows the file as it is known here.
         let Some(busy) = self.private.committing(file.inode) else { return };
         let (grant, extents, mtime) = {
             let mut inner = file.inner.lock();
-            if !wanted(&inner) {
+            if !wanted(&mut inner) {
                 return;
             }
             match inner.grant(true, session.id()) {

@@ -15,7 +15,7 @@ use crate::error::{Error, Result, unexpected_answer};
 use crate::open::{FileState, Inner};
 use crate::write::commit::Append;
 use crate::write::state::{Lane, Mark, STREAM_MIN, UPLOAD_MAX};
-use crate::write::writer::{Owner, Stored};
+use crate::write::writer::{Owner, Piece, Stored};
 
 /// How often a sync starts over because a chunk failed before it was synced.
 const SYNC_ROUNDS: usize = 8;
@@ -61,8 +61,8 @@ impl Client {
 
     /// Everything written so far is on enough datanodes and committed.
     pub async fn flush(self: &Arc<Self>, file: &Arc<FileState>, deadline: Deadline) -> Result<()> {
-        let _flushing = Flushing::start(file);
         let (mark, failures) = self.force(file);
+        file.inner.lock().commit_up_to(mark);
         let stored = |inner: &Inner| inner.writes.is_done(mark);
         self.wait(file, mark, failures, deadline, "the file's bytes are being stored", stored).await
     }
@@ -71,9 +71,11 @@ impl Client {
     /// committed, as far as a flush or the clock has not committed it already.
     pub async fn sync(self: &Arc<Self>, file: &Arc<FileState>) -> Result<()> {
         for _ in 0..SYNC_ROUNDS {
+            let syncing = Syncing::start(file);
             let (mark, failures) = self.force(file);
             let uploaded = |inner: &Inner| inner.writes.is_uploaded(mark);
             self.wait(file, mark, failures, self.deadline(), "the file's bytes are being sent", uploaded).await?;
+            drop(syncing);
             // However long that took: bytes have moved all the time.
             let deadline = self.deadline();
             let unsynced: Vec<_> = file.inner.lock().unsynced.values().cloned().collect();
@@ -201,7 +203,7 @@ impl Client {
             tokio::pin!(progress);
             progress.as_mut().enable();
             let commit = {
-                let inner = file.inner.lock();
+                let mut inner = file.inner.lock();
                 if let Some(error) = inner.failures.since(failures) {
                     return Err(error);
                 }
@@ -275,8 +277,8 @@ impl Client {
         let slot = if lane == Lane::Stream { &file.stream } else { &*pack };
         loop {
             let (owner, stored) = oneshot::channel();
-            let pieces = vec![part.clone()];
-            slot.append(self, lane, replication, Owner::Direct(owner), pieces).await?;
+            let piece = Piece { owner: Owner::Direct(owner), bytes: vec![part.clone()], sync: false };
+            slot.append(self, lane, replication, piece).await?;
             if let Ok(stored) = stored.await {
                 return Ok(stored);
             }
@@ -341,20 +343,20 @@ pub(super) fn require_size(offset: u64, len: u64) -> Result<()> {
     }
 }
 
-/// While it lives, what the file has acknowledged is committed at once.
-struct Flushing<'a> {
+/// While it lives, what the file sends last is synced at once.
+struct Syncing<'a> {
     file: &'a FileState,
 }
 
-impl<'a> Flushing<'a> {
-    fn start(file: &'a FileState) -> Flushing<'a> {
-        file.inner.lock().flushing += 1;
-        Flushing { file }
+impl<'a> Syncing<'a> {
+    fn start(file: &'a FileState) -> Syncing<'a> {
+        file.inner.lock().syncing += 1;
+        Syncing { file }
     }
 }
 
-impl Drop for Flushing<'_> {
+impl Drop for Syncing<'_> {
     fn drop(&mut self) {
-        self.file.inner.lock().flushing -= 1;
+        self.file.inner.lock().syncing -= 1;
     }
 }

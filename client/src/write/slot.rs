@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::client::Client;
 use crate::error::Result;
 use crate::open::FileState;
 use crate::write::state::Lane;
-use crate::write::writer::{ChunkWriter, Owner, Rejected, Shape};
+use crate::write::writer::{ChunkWriter, Piece, Shape};
 
 #[derive(Default)]
 pub(crate) struct Slot {
@@ -19,15 +18,7 @@ pub(crate) struct Slot {
 impl Slot {
     /// Appends a piece to the slot's chunk, or to a new one if that takes no more. On an error it is
     /// nowhere.
-    pub async fn append(
-        &self,
-        client: &Arc<Client>,
-        lane: Lane,
-        replication: u8,
-        owner: Owner,
-        pieces: Vec<Bytes>,
-    ) -> Result<()> {
-        let mut rejected = Rejected { owner, pieces };
+    pub async fn append(&self, client: &Arc<Client>, lane: Lane, replication: u8, mut piece: Piece) -> Result<()> {
         let mut slot = self.writer.lock().await;
         loop {
             let writer = match &*slot {
@@ -37,7 +28,7 @@ impl Slot {
                     Err(error) => return Err(error),
                 },
             };
-            rejected = match writer.append(rejected.owner, rejected.pieces).await {
+            piece = match writer.append(piece).await {
                 Ok(()) => return Ok(()),
                 Err(rejected) => rejected,
             };

@@ -175,7 +175,8 @@ impl WriteState {
     fn unsent(&self, mark: Mark) -> impl Iterator<Item = &Segment> {
         let is_unsent =
             move |segment: &&Segment| segment.sequence <= mark.0 && !matches!(segment.place, Place::Acked { .. });
-        self.segments.values().filter(is_unsent)
+        // What is due goes out in the order of the file: what is left is near its end.
+        self.segments.values().rev().filter(is_unsent)
     }
 
     pub fn is_empty(&self) -> bool {

@@ -12,8 +12,8 @@ use crate::client::Client;
 use crate::deadline::Deadline;
 use crate::error::{Error, Result};
 use crate::open::{FileState, Inner};
-use crate::write::state::{Lane, UploadId};
-use crate::write::writer::{ChunkWriter, Owner};
+use crate::write::state::{Lane, Mark, UploadId};
+use crate::write::writer::{ChunkWriter, Owner, Piece};
 
 /// How often files with uncommitted bytes are looked at: what was there already at the last look is
 /// stored. So a crash of the client loses at most two seconds of writes that nobody flushed.
@@ -25,14 +25,32 @@ const CHUNK_IDLE: Duration = Duration::from_secs(3);
 /// Acknowledged bytes of one file that are committed without a flush, so that memory is set free.
 const COMMIT_BYTES: u64 = 16 << 20;
 
+/// Moments at which somebody wanted a file committed, and it is not yet. With more the latest take the place of each other.
+const COMMIT_MARKS_MAX: usize = 16;
+
 /// Pause of an uploader that got no chunk.
 const RETRY: Duration = Duration::from_millis(500);
 
 impl Inner {
-    /// Whether what is acknowledged is to be committed now.
-    pub(super) fn wants_commit(&self) -> bool {
-        self.writes.acked_bytes() > 0
-            && (self.flushing > 0 || self.writeback || self.writes.acked_bytes() >= COMMIT_BYTES)
+    /// Has what was written up to the mark committed as soon as all of it is acknowledged.
+    pub(super) fn commit_up_to(&mut self, mark: Mark) {
+        self.commit_marks.retain(|mark| !self.writes.is_done(*mark));
+        if self.commit_marks.len() >= COMMIT_MARKS_MAX {
+            self.commit_marks.pop_back();
+        }
+        self.commit_marks.push_back(mark);
+    }
+
+    /// Whether what is acknowledged is to be committed now: a good deal of it, or all of what somebody waits for. Not each
+    /// acknowledged piece by itself, which costs a round through the group.
+    pub(super) fn wants_commit(&mut self) -> bool {
+        while self.commit_marks.front().is_some_and(|mark| self.writes.is_done(*mark)) {
+            self.commit_marks.pop_front();
+        }
+        // They only grow: where the first one is not reached, no other is.
+        let waited_for = |mark: &Mark| self.writes.is_uploaded(*mark);
+        let acked = self.writes.acked_bytes();
+        acked > 0 && (acked >= COMMIT_BYTES || self.commit_marks.front().is_some_and(waited_for))
     }
 }
 
@@ -58,8 +76,8 @@ impl Client {
             if inner.writes.is_empty() {
                 return;
             }
-            inner.writeback = true;
-            inner.writes.force();
+            let mark = inner.writes.force();
+            inner.commit_up_to(mark);
         }
         self.kick_uploader(file);
         self.writes.committer.kick();
@@ -104,7 +122,7 @@ impl Client {
     pub(super) fn unlist_if_clean(&self, file: &Arc<FileState>, inner: &mut Inner) {
         if inner.writes.is_empty() {
             inner.listed = false;
-            inner.writeback = false;
+            inner.commit_marks.clear();
             inner.aged = false;
             self.writes.dirty.lock().remove(&file.inode);
         }
@@ -112,10 +130,10 @@ impl Client {
 
     async fn upload(self: &Arc<Self>, file: &Arc<FileState>) {
         loop {
-            let (upload, replication) = {
+            let (upload, sync, replication) = {
                 let mut inner = file.inner.lock();
                 match inner.writes.next_upload() {
-                    Some(upload) => (upload, inner.attr.replication),
+                    Some(upload) => (upload, inner.syncing > 0 && !inner.writes.has_due(), inner.attr.replication),
                     None => {
                         inner.uploading = false;
                         break;
@@ -123,12 +141,10 @@ impl Client {
                 }
             };
             let owner = Owner::File(file.clone(), upload.id);
+            let piece = Piece { owner, bytes: upload.pieces, sync };
             let appended = match upload.lane {
-                Lane::Stream => file.stream.append(self, upload.lane, replication, owner, upload.pieces).await,
-                Lane::Pack => {
-                    let pack = self.writes.pack(replication);
-                    pack.append(self, upload.lane, replication, owner, upload.pieces).await
-                }
+                Lane::Stream => file.stream.append(self, upload.lane, replication, piece).await,
+                Lane::Pack => self.writes.pack(replication).append(self, upload.lane, replication, piece).await,
             };
             if let Err(error) = appended {
                 self.no_chunk(file, upload.id, error).await;

@@ -71,10 +71,12 @@ impl Drop for Stored {
     }
 }
 
-/// A piece that the chunk does not take: it is full, closed or has failed.
-pub(crate) struct Rejected {
+/// Bytes to append in a row.
+pub(crate) struct Piece {
     pub owner: Owner,
-    pub pieces: Vec<Bytes>,
+    pub bytes: Vec<Bytes>,
+    /// Somebody waits until it is synced: the disks are told so right behind it, and not a round trip later.
+    pub sync: bool,
 }
 
 pub(crate) struct ChunkWriter {
@@ -178,29 +180,33 @@ impl ChunkWriter {
         self.location.chunk
     }
 
-    /// Queues a piece behind those before it. Waits while the window is full.
-    pub async fn append(&self, owner: Owner, pieces: Vec<Bytes>) -> Result<(), Rejected> {
-        let len: usize = pieces.iter().map(Bytes::len).sum();
+    /// Queues a piece behind those before it. Waits while the window is full. Gives the piece back if the chunk does not
+    /// take it: it is full, closed or has failed.
+    pub async fn append(&self, piece: Piece) -> Result<(), Piece> {
+        let len: usize = piece.bytes.iter().map(Bytes::len).sum();
         let cost = len.clamp(PIECE_COST_MIN, WINDOW) as u32;
         // Closed when the chunk takes no more.
         let Ok(permit) = self.window.clone().acquire_many_owned(cost).await else {
-            return Err(Rejected { owner, pieces });
+            return Err(piece);
         };
         let _order = self.order.lock().await;
-        let at = {
+        let (at, sync) = {
             let mut state = self.state.lock();
             let Some((id, at)) = state.append.place(len as u32) else {
-                return Err(Rejected { owner, pieces });
+                return Err(piece);
             };
             state.last_used = Instant::now();
-            state.owners.insert(id, Placed { owner, at, len: len as u32, _window: permit });
-            at
+            state.owners.insert(id, Placed { owner: piece.owner, at, len: len as u32, _window: permit });
+            (at, piece.sync && state.append.want_sync(at + len as u32))
         };
         // At most 1 MiB, a quarter of a millisecond: not worth another thread.
-        let frames = frame_records(self.chunk(), at, pieces);
+        let frames = frame_records(self.chunk(), at, piece.bytes);
         for lane in &self.lanes {
             // Fails only if the lane has ended, and then the piece has been settled as failed.
             let _ = lane.queue.send(LaneItem::Frames(frames.clone()));
+            if sync {
+                let _ = lane.queue.send(LaneItem::Sync);
+            }
             lane.owing.notify_one();
         }
         Ok(())

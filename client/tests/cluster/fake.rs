@@ -365,6 +365,8 @@ pub struct Faults {
     pub refuse_appends: bool,
     /// Every appended frame takes so long.
     pub append_takes: Duration,
+    /// Frames are acknowledged with the next sync only.
+    pub acks_wait_for_sync: bool,
     /// A byte of every frame that is read is wrong.
     pub corrupt_reads: bool,
     /// So is one of the frames that have these bytes of their chunk.
@@ -442,6 +444,9 @@ impl Datanode {
                     }
                 }
                 other => panic!("item {other}"),
+            }
+            if synced < written && self.faults.lock().acks_wait_for_sync {
+                continue;
             }
             send.send(&AppendEvent::Ack { written, synced }).await?;
         }
