@@ -28,6 +28,29 @@ const PAUSE: Duration = Duration::from_millis(500);
 #[derive(Default)]
 pub(crate) struct Stock {
     chunks: Mutex<HashMap<u8, Vec<ChunkLocation>>>,
+    no_space: Mutex<NoSpace>,
+}
+
+/// For how long there has been no room, whoever asked. Writers wait for a chunk one after the other: if each of them were
+/// patient by himself, the fourth would come to his deadline, and not hear that the disks are full.
+#[derive(Default)]
+struct NoSpace {
+    since_and_last: Option<(Instant, Instant)>,
+}
+
+impl NoSpace {
+    /// There was no room just now. Whether that may still pass by itself.
+    fn may_pass(&mut self, now: Instant) -> bool {
+        // What nobody has asked for lately may have changed.
+        let recent = |(_, last): &(Instant, Instant)| now.saturating_duration_since(*last) < NO_SPACE_PATIENCE;
+        let since = self.since_and_last.filter(recent).map_or(now, |(since, _)| since);
+        self.since_and_last = Some((since, now));
+        now.saturating_duration_since(since) < NO_SPACE_PATIENCE
+    }
+
+    fn is_over(&mut self) {
+        self.since_and_last = None;
+    }
 }
 
 impl Stock {
@@ -67,14 +90,16 @@ impl Client {
 
     async fn allocate_patiently(self: &Arc<Self>, replication: u8) -> Result<ChunkLocation> {
         let deadline = self.deadline();
-        let no_space = Instant::now() + NO_SPACE_PATIENCE;
         loop {
             let error = match self.allocate(replication).await {
-                Ok(chunk) => return Ok(chunk),
+                Ok(chunk) => {
+                    self.writes.stock.no_space.lock().is_over();
+                    return Ok(chunk);
+                }
                 Err(error) => error,
             };
             let passing = match error.kind {
-                ErrorKind::NoSpace => Instant::now() < no_space,
+                ErrorKind::NoSpace => self.writes.stock.no_space.lock().may_pass(Instant::now()),
                 kind => kind.retryable(),
             };
             if !passing || deadline.passed() {
@@ -120,5 +145,32 @@ impl Client {
                 client.writes.stock.chunks.lock().entry(replication).or_default().push(chunk);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_waits_once_for_room_and_nobody_after_that_until_there_is_some() {
+        let start = Instant::now();
+        let mut no_space = NoSpace::default();
+        let mut may_pass = |after_s| no_space.may_pass(start + Duration::from_secs(after_s));
+        // One waits; another one comes in the middle of it; a third when the patience is over.
+        assert!(may_pass(0) && may_pass(5) && may_pass(9));
+        assert!(!may_pass(10) && !may_pass(11) && !may_pass(20));
+        // Nobody has asked for a while.
+        assert!(may_pass(30) && may_pass(39) && !may_pass(40));
+    }
+
+    #[test]
+    fn room_begins_the_patience_anew() {
+        let start = Instant::now();
+        let mut no_space = NoSpace::default();
+        assert!(no_space.may_pass(start));
+        assert!(no_space.may_pass(start + NO_SPACE_PATIENCE - Duration::from_millis(1)));
+        no_space.is_over();
+        assert!(no_space.may_pass(start + NO_SPACE_PATIENCE));
     }
 }
