@@ -39,6 +39,18 @@ pub enum StoreError {
     Damaged(String),
 }
 
+impl StoreError {
+    /// Nothing is wrong but that the disk is full.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            StoreError::Io { source, .. } => source.kind() == std::io::ErrorKind::StorageFull,
+            // RocksDB hands the system's words through, and has no kind for this one.
+            StoreError::Db { source, .. } => source.as_ref().contains("No space left on device"),
+            StoreError::Damaged(_) => false,
+        }
+    }
+}
+
 /// For `map_err`: says what was being done.
 fn db(what: &'static str) -> impl Fn(rocksdb::Error) -> StoreError {
     move |source| StoreError::Db { what, source }
@@ -63,4 +75,17 @@ fn options() -> rocksdb::Options {
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(8 << 20);
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_from_a_broken_one() {
+        let of = |kind: std::io::ErrorKind| io(std::path::Path::new("/disk"))(kind.into());
+        assert!(of(std::io::ErrorKind::StorageFull).is_no_space());
+        assert!(!of(std::io::ErrorKind::Other).is_no_space());
+        assert!(!StoreError::Damaged("a row is cut off".into()).is_no_space());
+    }
 }

@@ -85,7 +85,6 @@ impl Snapshots {
     /// An empty folder to receive a snapshot's files in. Goes with its last holder.
     pub fn begin_receiving(&self) -> Result<SnapshotFiles, StoreError> {
         let folder = self.new_folder(&self.incoming)?;
-        folder.doom();
         let files = SnapshotFiles(Arc::new(folder));
         fs::create_dir(files.db()).map_err(|source| StoreError::Io { path: files.db(), source })?;
         Ok(files)
@@ -113,10 +112,14 @@ impl Snapshots {
         Ok(mark)
     }
 
+    /// An empty folder that goes with its last holder, unless it is kept: what was given up half done for want of room would
+    /// otherwise keep the room.
     fn new_folder(&self, within: &Path) -> Result<Folder, StoreError> {
         let path = within.join(format!("{:016x}", rand::random::<u64>()));
         fs::create_dir(&path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
-        Ok(Folder::new(path))
+        let folder = Folder::new(path);
+        folder.doom();
+        Ok(folder)
     }
 
     /// Completes a snapshot and makes it the current one, unless a newer one has come meanwhile.
@@ -126,6 +129,7 @@ impl Snapshots {
         sync_dir(folder.path())?;
         write_durably(&folder.path().join(META), &bytes)?;
         sync_dir(&self.dir)?;
+        folder.keep();
         let files = SnapshotFiles(Arc::new(folder));
         let mut current = self.current.lock();
         match &*current {

@@ -1,6 +1,7 @@
 //! Committed entries become changes of the state.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use dfs_meta::{Body, Command, Event};
 use dfs_proto::codec;
@@ -24,6 +25,9 @@ use crate::store::state::StateStore;
 /// Commands that one write batch of the state covers at most: after a restart the whole log behind the
 /// last write may have to be applied at once.
 const COMMANDS_MAX: usize = 4096;
+
+/// Between two looks whether there is room for a snapshot.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(5);
 
 /// Encoded commands that are applied on the runtime's own thread: for few, the way to another one and back takes longer
 /// than the work.
@@ -248,8 +252,25 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
 impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     async fn build_snapshot(&mut self) -> Result<Snapshot, StorageError> {
-        let snapshot = self.on_disk("taking a snapshot failed", |inner| inner.snapshots.build(&inner.state)).await?;
-        tracing::info!(snapshot = %snapshot.meta, "snapshot taken");
-        Ok(snapshot)
+        let mut told = false;
+        loop {
+            let attempt = |inner: &Inner| match inner.state.has_room_for_checkpoint()? {
+                true => inner.snapshots.build(&inner.state).map(Some),
+                false => Ok(None),
+            };
+            let attempt = move |inner: &Inner| match attempt(inner) {
+                Err(error) if error.is_no_space() => Ok(None),
+                outcome => outcome,
+            };
+            if let Some(snapshot) = self.on_disk("taking a snapshot failed", attempt).await? {
+                tracing::info!(snapshot = %snapshot.meta, "snapshot taken");
+                return Ok(snapshot);
+            }
+            if !told {
+                tracing::warn!("no room for a snapshot: it is taken once there is, and until then the log grows");
+                told = true;
+            }
+            tokio::time::sleep(NO_ROOM_PAUSE).await;
+        }
     }
 }

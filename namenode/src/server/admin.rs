@@ -14,6 +14,7 @@ use tracing::info;
 use super::{duties, group, status};
 use crate::namenode::Namenode;
 use crate::raft;
+use crate::store::StoreError;
 use crate::store::state::recount_hash;
 
 /// How long the first election and the genesis command may take.
@@ -66,6 +67,11 @@ pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<A
         AdminRequest::Scrub { nodes } => duties::scrub(namenode, nodes).await,
         AdminRequest::SetBalance(wanted) => duties::set_balance(namenode, wanted).await,
         AdminRequest::Snapshot => {
+            let internal = |error: StoreError| WireError::new(ErrorKind::Internal, error.to_string());
+            // It would wait for room; whoever asks wants to know that there is none.
+            if !namenode.state.has_room_for_checkpoint().map_err(internal)? {
+                return Err(WireError::new(ErrorKind::NoSpace, "no room for a snapshot on this namenode's disk"));
+            }
             namenode.consensus.snapshot().await?;
             Ok(AdminReply::Done)
         }

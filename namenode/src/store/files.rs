@@ -66,6 +66,10 @@ impl Folder {
     pub fn doom(&self) {
         self.doomed.store(true, Ordering::Release);
     }
+
+    pub fn keep(&self) {
+        self.doomed.store(false, Ordering::Release);
+    }
 }
 
 impl Drop for Folder {

@@ -40,6 +40,8 @@ const LIVE: &str = "LIVE";
 const BLOCK_CACHE_BYTES: usize = 128 << 20;
 /// Memory for rows not yet in table files, over all tables.
 const WRITE_BUFFERS_BYTES: usize = 128 << 20;
+/// Room that a checkpoint needs beside what is in memory: the end of the log, which is copied, and small files.
+const CHECKPOINT_MARGIN: u64 = 4 << 20;
 /// A step of a scan that has to pass over so many deleted rows in memory has them written to a table file. There they
 /// make for a compaction, which removes them for good: where rows come and go, like the extents of a file that is written
 /// over again and again, each scan would pass over all that ever were.
@@ -277,6 +279,20 @@ impl StateStore {
             .map_err(db("cannot make a checkpoint"))?;
         sync_dir(path.parent().unwrap_or(path))?;
         mark_of_checkpoint(path)
+    }
+
+    /// Whether there is room for a checkpoint, which writes down what so far only memory and the log have, and links the
+    /// rest. A flush that fails would end the process.
+    pub fn has_room_for_checkpoint(&self) -> Result<bool, StoreError> {
+        let generation = self.current();
+        let mut needed = CHECKPOINT_MARGIN;
+        for table in Table::ALL {
+            let handle = generation.table(table)?;
+            let unwritten = generation.db.property_int_value_cf(handle, "rocksdb.cur-size-all-mem-tables");
+            needed += unwritten.map_err(db("cannot ask the state how large it is"))?.unwrap_or(0);
+        }
+        let room = rustix::fs::statvfs(&self.dir).map_err(|error| io(&self.dir)(error.into()))?;
+        Ok(room.f_bavail.saturating_mul(room.f_frsize) >= needed)
     }
 
     /// Puts the state of a checkpoint in the place of this one. Readers that have begun go on with the
