@@ -16,6 +16,7 @@ use crate::fail_stop::FailStop;
 use crate::group::Changes;
 use crate::leader::{Board, Gatherings, LockWaits, Nodes, Opens, Orders, Recalls, Reign, Reports, Sessions, Watches};
 use crate::raft::{Consensus, Kept};
+use crate::store::reserve::Reserve;
 use crate::store::state::StateStore;
 
 /// A loop that ticks several times a second and did not tick for so long means that the process or the
@@ -29,6 +30,7 @@ pub struct Namenode {
     pub cluster: ClusterId,
     pub consensus: Consensus,
     pub state: Arc<StateStore>,
+    pub reserve: Reserve,
     pub fail: FailStop,
     pub reign: Reign,
     pub sessions: Sessions,
@@ -61,11 +63,13 @@ impl Namenode {
         fail: FailStop,
     ) -> Self {
         let nodes = Nodes::new(config.timers.suspect_after(), config.timers.dead_after(), Instant::now());
+        let reserve = Reserve::of(&config.data_dir);
         Namenode {
             config,
             cluster,
             consensus,
             state,
+            reserve,
             fail,
             reign: Reign::default(),
             sessions: Sessions::default(),

@@ -18,6 +18,7 @@ pub mod files;
 pub mod hash;
 pub mod log;
 pub mod log_writer;
+pub mod reserve;
 pub mod state;
 
 /// RocksDB or the file system failed.

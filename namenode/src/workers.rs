@@ -1,4 +1,4 @@
-//! What a leader does by itself. Each worker is a loop with a clock around one step; the steps do
+//! What a leader does by itself, and what each namenode does for its disk. Each worker is a loop with a clock around one step; the steps do
 //! nothing on a namenode that does not lead, and nothing is lost when the lead moves between two steps.
 
 mod compaction;
@@ -8,6 +8,7 @@ mod hints;
 mod reclaim;
 mod reign;
 mod repair;
+mod room;
 mod sessions;
 
 use std::sync::Arc;
@@ -30,5 +31,6 @@ pub fn start(namenode: &Arc<Namenode>, events: mpsc::Receiver<Event>, shutdown: 
     workers.spawn(duty::run(namenode.clone(), shutdown.clone()));
     workers.spawn(reclaim::run(namenode.clone(), shutdown.clone()));
     workers.spawn(group::run(namenode.clone(), shutdown.clone()));
+    workers.spawn(room::run(namenode.clone(), shutdown.clone()));
     workers
 }

@@ -106,6 +106,7 @@ async fn mutate_once(
             })
         })?
         .inspect_err(refused)?;
+    require_room(namenode, &op).inspect_err(refused)?;
     let placement = place(namenode, &op).inspect_err(refused)?;
     let closes = matches!(op, Op::CloseSession);
     let shares = matches!(op, Op::Share { .. });
@@ -260,6 +261,19 @@ fn removed_name(op: &Op) -> Option<(InodeId, Name)> {
         Op::Unlink { parent, name, .. } => Some((*parent, name.clone())),
         Op::Rename { to_parent, to_name, mode: RenameMode::Replace, .. } => Some((*to_parent, to_name.clone())),
         _ => None,
+    }
+}
+
+/// Refuses what makes the state grow while this namenode's disk is nearly full. What was begun is finished, and whatever
+/// may make room goes on.
+fn require_room(namenode: &Namenode, op: &Op) -> Result<(), WireError> {
+    let grows = matches!(
+        op,
+        Op::Make { .. } | Op::MakeMasked { .. } | Op::Link { .. } | Op::SetXattr { .. } | Op::AllocateChunks { .. }
+    );
+    match grows && namenode.reserve.is_short() {
+        true => Err(WireError::new(ErrorKind::NoSpace, "the disk of the leading namenode is nearly full")),
+        false => Ok(()),
     }
 }
 
