@@ -25,8 +25,18 @@ pub struct DiskReplica {
 
 /// Every chunk file of a node, also those that cannot be read as one.
 pub fn replicas_of(cluster: &Cluster, node: &str) -> Result<Vec<DiskReplica>> {
+    verified(cluster, node, files_of(cluster, node)?)
+}
+
+/// The chunk files of a node.
+pub(crate) fn files_of(cluster: &Cluster, node: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     chunk_files(&cluster.dir().join(node), &mut files)?;
+    Ok(files)
+}
+
+/// What these files of a node hold.
+pub(crate) fn verified(cluster: &Cluster, node: &str, files: Vec<PathBuf>) -> Result<Vec<DiskReplica>> {
     let mut replicas = Vec::new();
     // Not all at once: the kernel limits a command line.
     for files in files.chunks(500) {
@@ -55,12 +65,17 @@ pub fn replicas_of(cluster: &Cluster, node: &str) -> Result<Vec<DiskReplica>> {
     Ok(replicas)
 }
 
+/// The chunk that a file should hold by its name, or 0.
+pub(crate) fn named(path: &Path) -> u64 {
+    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    u64::from_str_radix(&stem, 16).unwrap_or(0)
+}
+
 /// A file without a header that can be believed. Its name says which chunk it should hold.
 fn unreadable(node: &str, path: PathBuf) -> DiskReplica {
-    let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     DiskReplica {
         node: node.to_owned(),
-        chunk: u64::from_str_radix(&stem, 16).unwrap_or(0),
+        chunk: named(&path),
         path,
         epoch: 0,
         len_bytes: 0,

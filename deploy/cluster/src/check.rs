@@ -1,12 +1,12 @@
 //! What must hold once every node runs again and nobody works: asked of the cluster, and counted on its disks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::audit::{DiskReplica, replicas_of};
+use crate::audit::{DiskReplica, files_of, named, replicas_of, verified};
 use crate::local::Cluster;
 use crate::verdict::{Invariant, Verdict};
 
@@ -139,6 +139,41 @@ pub fn check_disks(cluster: &Cluster, verdict: &mut Verdict) -> Result<usize> {
     Ok(counted.len())
 }
 
+/// No disk keeps a sealed chunk that is not counted there, or that no file has; what is to be deleted is waited for.
+pub fn check_nothing_left_over(cluster: &Cluster, deadline: Duration, verdict: &mut Verdict) -> Result<()> {
+    let end = Instant::now() + deadline;
+    loop {
+        let (checked, left_over) = left_over(cluster)?;
+        if left_over.is_empty() || Instant::now() >= end {
+            verdict.fine(Invariant::NothingOrphaned, checked);
+            for replica in left_over {
+                verdict.broken(Invariant::NothingOrphaned, format!("nobody counts on {replica:?}"));
+            }
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// How many files there were, and those that should not be there.
+fn left_over(cluster: &Cluster) -> Result<(u64, Vec<DiskReplica>)> {
+    let report = fsck(cluster)?;
+    let counted = counted_replicas(&report)?;
+    let open: BTreeSet<u64> = chunks(&report).filter_map(|chunk| chunk["chunk"].as_u64()).collect();
+    let (mut checked, mut left_over) = (0, Vec::new());
+    for node in cluster.datanodes() {
+        let mut files = files_of(cluster, &node)?;
+        checked += files.len() as u64;
+        files.retain(|path| match counted.get(&named(path)) {
+            Some(chunk) => !chunk.nodes.contains(&node),
+            None => !open.contains(&named(path)),
+        });
+        // A client may have chunks in which nothing is yet.
+        left_over.extend(verified(cluster, &node, files)?.into_iter().filter(|replica| replica.sealed));
+    }
+    Ok((checked, left_over))
+}
+
 /// A sealed chunk as the namenodes have it.
 #[derive(Debug)]
 struct CountedChunk {
@@ -149,10 +184,14 @@ struct CountedChunk {
     nodes: Vec<String>,
 }
 
+/// As the lines of files have them.
+fn chunks(fsck: &[Value]) -> impl Iterator<Item = &Value> {
+    fsck.iter().filter_map(|line| line["extents"].as_array().and(line["chunks"].as_array())).flatten()
+}
+
 fn counted_replicas(fsck: &[Value]) -> Result<BTreeMap<u64, CountedChunk>> {
     let mut counted = BTreeMap::new();
-    let chunks = fsck.iter().filter_map(|line| line["extents"].as_array().and(line["chunks"].as_array())).flatten();
-    for chunk in chunks.filter(|chunk| chunk["sealed"] == true) {
+    for chunk in chunks(fsck).filter(|chunk| chunk["sealed"] == true) {
         let number = |key: &str| chunk[key].as_u64().with_context(|| format!("{key} in {chunk}"));
         let replicas = chunk["replicas"].as_array().context("a chunk lists its replicas")?;
         let nodes = replicas.iter().filter_map(|replica| replica["name"].as_str().map(str::to_owned));

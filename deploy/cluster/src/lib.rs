@@ -19,7 +19,7 @@ mod unsynced;
 mod verdict;
 
 pub use audit::{DiskReplica, audit_replicas, replicas_of};
-pub use check::{AtRest, check_at_rest, check_fsck, fsck};
+pub use check::{AtRest, check_at_rest, check_fsck, check_nothing_left_over, fsck};
 pub use dice::Dice;
 pub use fault::Fault;
 pub use ledger::{CallError, Ledger, LedgerReport, Names, OnError};

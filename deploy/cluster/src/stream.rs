@@ -111,6 +111,11 @@ impl StreamReport {
         Ok(())
     }
 
+    /// MiB of what is kept.
+    pub fn kept_mib(&self) -> u64 {
+        self.files.iter().map(|(_, pieces)| pieces).sum()
+    }
+
     /// Reads what was synced back below `dir`, which shows the same folder.
     pub fn check(&self, dir: &Path, verdict: &mut Verdict) {
         for (number, (name, pieces)) in self.numbered() {
