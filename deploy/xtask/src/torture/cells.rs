@@ -31,7 +31,7 @@ pub struct Cell {
     pub run: fn(&mut Run) -> Result<()>,
 }
 
-pub const CELLS: [Cell; 25] = [
+pub const CELLS: [Cell; 26] = [
     Cell {
         name: "M1",
         text: "random kills",
@@ -191,6 +191,14 @@ pub const CELLS: [Cell; 25] = [
         rounds_at_random: 5,
         rounds_in_tests: None,
         run: changes::under_partitions,
+    },
+    Cell {
+        name: "M16B",
+        text: "chunks move to an empty datanode while nodes are killed",
+        rounds: 12,
+        rounds_at_random: 2,
+        rounds_in_tests: None,
+        run: changes::balanced_under_kills,
     },
     Cell {
         name: "M17",

@@ -106,6 +106,11 @@ pub enum Planned {
         change: Change,
         cuts: Vec<PlannedCut>,
     },
+    /// A datanode is emptied and gets its share again; meanwhile nodes are killed, one after the other.
+    Rebalance {
+        emptied: String,
+        kills: Vec<Target>,
+    },
 }
 
 /// A process dies at its `k`-th call of a kind.
@@ -216,6 +221,7 @@ pub enum Kind {
     ForgottenNamenodes,
     Changes,
     PartitionedChanges,
+    Rebalances,
     Strangers,
     Clocks,
     ClockRates,
@@ -295,6 +301,7 @@ fn draw(kind: Kind, turn: u64, shape: Shape, dice: &mut Dice) -> Turn {
         }
         Kind::Changes => changes::under_kills(turn, shape, dice),
         Kind::PartitionedChanges => changes::under_partitions(turn, shape, dice),
+        Kind::Rebalances => changes::rebalanced_under_kills(turn, shape, dice),
         Kind::Strangers => {
             // A minute of ten; half of all datagrams make a node use its keys.
             let fault = Planned::Strangers { per_second: *dice.pick(&[200, 500, 1000]) };
@@ -436,6 +443,10 @@ impl fmt::Display for Planned {
                 let shapes: Vec<String> = cuts.iter().map(|cut| cut.shape.to_string()).collect();
                 write!(f, "{change}; {}", shapes.join(", "))
             }
+            Planned::Rebalance { emptied, kills } => {
+                let names: Vec<String> = kills.iter().map(Target::to_string).collect();
+                write!(f, "{emptied} is empty; kill {}", names.join(", "))
+            }
             Planned::Forgotten { targets, disk, away } => {
                 let disk = match disk {
                     Disk::Empty => "empty disk",
@@ -459,7 +470,7 @@ mod tests {
 
     const SHAPE: Shape = Shape { namenodes: 3, datanodes: 4 };
 
-    const KINDS: [Kind; 21] = [
+    const KINDS: [Kind; 22] = [
         Kind::Kills,
         Kind::LeaderKills,
         Kind::DatanodeKills,
@@ -477,6 +488,7 @@ mod tests {
         Kind::ForgottenNamenodes,
         Kind::Changes,
         Kind::PartitionedChanges,
+        Kind::Rebalances,
         Kind::Strangers,
         Kind::Clocks,
         Kind::ClockRates,

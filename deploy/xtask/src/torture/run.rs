@@ -84,7 +84,8 @@ impl Run {
         Ok(Bed { cluster, mounts })
     }
 
-    fn bed_with(&self, name: &str, extra: &[&str]) -> Result<Bed> {
+    /// With further arguments of `dfs up`.
+    pub fn bed_with(&self, name: &str, extra: &[&str]) -> Result<Bed> {
         let dir = self.dir.join(name);
         fs::create_dir_all(&dir)?;
         let mounts: Vec<PathBuf> = MOUNTS.iter().map(|mount| dir.join(mount)).collect();

@@ -1,7 +1,8 @@
-//! M16 and M16N: what operators do to a cluster that serves (datanodes leave or may be away, namenodes come and go, the
+//! M16, M16N and M16B: what operators do to a cluster that serves (datanodes leave or may be away, namenodes come and go, the
 //! lead is handed over) while nodes die, or while links are cut. No application notices, nothing is lost, and each change
 //! ends or is taken back.
 
+mod balanced;
 mod partitioned;
 
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use serde_json::Value;
 use crate::torture::plan::{Change, Kind, Planned, Target, Turn, plan};
 use crate::torture::run::{Bed, DEADLINE, Run, SHAPE, wait, within};
 
+pub use balanced::under_kills as balanced_under_kills;
 pub use partitioned::under_partitions;
 
 /// MiB of each of the files that are there all the time, so that there is something to move.

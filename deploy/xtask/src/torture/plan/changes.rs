@@ -50,6 +50,22 @@ pub fn under_kills(turn: u64, shape: Shape, dice: &mut Dice) -> Planned {
     Planned::Change { change, kills }
 }
 
+/// Every datanode is the empty one in its turn. The first that dies is the leader, the empty one, one of those that are
+/// full, or anybody.
+pub fn rebalanced_under_kills(turn: u64, shape: Shape, dice: &mut Dice) -> Planned {
+    let mut datanodes = shape.datanodes();
+    // In four turns all of them, in each of which another kind dies first.
+    let emptied = datanodes.remove(((turn + turn / 4) % datanodes.len() as u64) as usize);
+    let first = match turn % 4 {
+        0 => Target::Leader,
+        1 => Target::Node(emptied.clone()),
+        2 => Target::Node(dice.pick(&datanodes).clone()),
+        _ => shape.any_target(dice),
+    };
+    let others = (0..dice.between(0, 2)).map(|_| shape.any_target(dice));
+    Planned::Rebalance { kills: std::iter::once(first).chain(others).collect(), emptied }
+}
+
 /// Each change in its turn, and in 35 turns each under every shape.
 pub fn under_partitions(turn: u64, shape: Shape, dice: &mut Dice) -> Planned {
     let change = any(turn, shape, dice);
@@ -148,6 +164,25 @@ mod tests {
         }
         assert_eq!(seen.len(), 35);
         assert!(before > 20 && after > 10, "{before} before, {after} after");
+    }
+
+    #[test]
+    fn every_datanode_is_the_empty_one_and_leaders_and_empty_and_full_ones_die() {
+        let (mut emptied_ones, mut died, mut numbers) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for turn in plan(Kind::Rebalances, 4, 12, SHAPE) {
+            let Planned::Rebalance { emptied, kills } = turn.fault else { panic!("{}", turn.fault) };
+            numbers.insert(kills.len());
+            died.insert(match &kills[0] {
+                Target::Leader => "the leader",
+                Target::Node(node) if *node == emptied => "the empty one",
+                Target::Node(_) => "a full one",
+                _ => "a follower",
+            });
+            emptied_ones.insert(emptied);
+        }
+        assert_eq!(emptied_ones.into_iter().collect::<Vec<_>>(), SHAPE.datanodes());
+        assert!(died.len() >= 3, "{died:?}");
+        assert_eq!(numbers.into_iter().collect::<Vec<_>>(), [1, 2, 3]);
     }
 
     #[test]
