@@ -32,7 +32,7 @@ mod test;
 mod touch;
 mod truncate;
 mod umount;
-mod up;
+pub mod up;
 mod volume;
 mod wait_healthy;
 mod watch;

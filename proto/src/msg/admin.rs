@@ -120,7 +120,7 @@ pub struct BalanceStatus {
     /// About how many bytes have to move until no node is fuller than another by more than is wanted, whether or not
     /// that is on.
     pub left_bytes: u64,
-    /// Every chunk of the full nodes was looked at since the last move, and none can be moved.
+    /// Every chunk of the full nodes was looked at since the last move, and none can be moved as things are.
     pub stuck: bool,
 }
 

@@ -141,7 +141,7 @@ fn summary(status: &Status) -> String {
         0 if balance.moving.is_empty() => "nothing to move".to_owned(),
         0 => "nearly even".to_owned(),
         bytes if balance.stuck => {
-            format!("{} too much, but the emptier nodes have a copy of all of it", units::human(bytes))
+            format!("{} too much, but the emptier nodes have a copy of it, or no room", units::human(bytes))
         }
         bytes => format!("about {} to move", units::human(bytes)),
     };

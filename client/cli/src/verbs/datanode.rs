@@ -1,3 +1,4 @@
+mod add;
 mod duty;
 mod list;
 
@@ -16,6 +17,7 @@ use crate::role;
 Examples:
   dfs datanode --config /etc/dfs/datanode.toml
   dfs datanode list
+  dfs datanode add                             one more on this machine; full ones give it their share
   dfs datanode decommission dn3 --dry-run      what would be moved, and where it cannot
   dfs datanode decommission dn3 --wait         move its chunks elsewhere, then be done
   dfs datanode maintenance dn3 --for 30m       it may be down that long
@@ -39,6 +41,8 @@ enum Task {
     },
     /// Every datanode: how alive it is, what it is for, what it holds
     List,
+    /// Make and start one more in the folder of `dfs up`
+    Add(add::Args),
     /// Copy its chunks to other nodes until none needs it
     Decommission(duty::Decommission),
     /// Put it back in service, whatever it was taken out for
@@ -69,6 +73,7 @@ pub async fn run(context: &Context, args: Args) -> Result {
             tally.end()
         }
         (Some(Task::List), _) => list::run(context).await,
+        (Some(Task::Add(args)), _) => add::run(context, args).await,
         (Some(Task::Decommission(args)), _) => duty::decommission(context, args).await,
         (Some(Task::Recommission { node }), _) => duty::recommission(context, &node).await,
         (Some(Task::Maintenance(args)), _) => duty::maintenance(context, args).await,

@@ -193,20 +193,33 @@ fn start_members(
 ) -> Result<usize> {
     let mut started = 0;
     for member in scaffold::members(config, kind) {
-        if removed.contains(&member.id()) || Process::find(layout, member).is_some() {
-            continue;
+        if !removed.contains(&member.id()) {
+            started += usize::from(start_member(layout, settings, config, member, log)?);
         }
-        if let Some(network) = settings.network() {
-            network.make(member)?;
-        } else if let Some(addr) = address(config, member) {
-            ports::check_free(addr)
-                .map_err(|failure| failure.at(member.name()).hint("end that program, then `dfs up` again"))?;
-        }
-        scaffold::write_start_script(layout, settings, config, member, log)?;
-        process::start(layout, member)?;
-        started += 1;
     }
     Ok(started)
+}
+
+/// Whether it had to be started.
+pub fn start_member(
+    layout: &Layout,
+    settings: &Settings,
+    config: &ClusterConfig,
+    member: Member,
+    log: Option<&str>,
+) -> Result<bool> {
+    if Process::find(layout, member).is_some() {
+        return Ok(false);
+    }
+    if let Some(network) = settings.network() {
+        network.make(member)?;
+    } else if let Some(addr) = address(config, member) {
+        ports::check_free(addr)
+            .map_err(|failure| failure.at(member.name()).hint("end that program, then try again"))?;
+    }
+    scaffold::write_start_script(layout, settings, config, member, log)?;
+    process::start(layout, member)?;
+    Ok(true)
 }
 
 fn address(config: &ClusterConfig, member: Member) -> Option<std::net::SocketAddr> {

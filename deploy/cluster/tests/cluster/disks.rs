@@ -96,7 +96,7 @@ fn a_datanode_that_joins_gets_its_share() {
     let path = |number: u64| bed.mount().join(format!("file{number}"));
     let files = 10;
     (0..files).for_each(|number| store(&path(number), number).unwrap());
-    bed.cluster.run(["up", "--datanodes", "4"]).unwrap();
+    assert!(bed.cluster.run(["datanode", "add"]).unwrap().contains("dn4 serves"));
     bed.cluster.run(["balance", "on", "--threshold", "10", "--wait"]).unwrap();
     let report: Value = serde_json::from_str(&bed.cluster.run(["balance", "--json"]).unwrap()).unwrap();
     let full = |node: &Value| node["full_percent"].as_f64().unwrap();
