@@ -2,18 +2,22 @@
 //!
 //! They are lent only while this client believes them itself, and what the namenode takes back from the client the
 //! client takes back from the kernel before it says that it has forgotten. Attributes the kernel can be made to forget;
-//! until names are over one has to wait, so they are lent only in private directories.
+//! until names are over one has to wait, so they are lent only in private directories, and of directories through which
+//! programs walk all the time.
+
+mod walked;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use dfs_proto::{Attr, InodeId, Name};
+use dfs_proto::{Attr, FileKind, InodeId, Name};
 use dfs_rpc::Moment;
 use parking_lot::Mutex;
 
 use crate::client::Client;
 use crate::dfs::Dfs;
+use walked::Walked;
 
 /// The kernel counts from when the program that has asked gets to see the answer, which may have to wait for a processor.
 const LATE: Duration = Duration::from_millis(200);
@@ -37,6 +41,8 @@ pub(crate) struct Lent {
     attributes: Mutex<Attributes>,
     /// Private directories, and until when names in them are believed.
     names: Mutex<HashMap<InodeId, Moment>>,
+    /// Names in other directories.
+    walked: Mutex<Walked>,
 }
 
 #[derive(Default)]
@@ -91,6 +97,20 @@ impl Lent {
         if note(&mut self.names.lock(), parent, now, end) { time } else { Duration::ZERO }
     }
 
+    /// As `lend`, of a name that leads to a directory, if it is looked up all the time.
+    fn lend_walked(
+        &self,
+        (parent, name): (InodeId, &Name),
+        directory: InodeId,
+        now: Moment,
+        believed: Moment,
+        at_most: Duration,
+    ) -> Duration {
+        let Some((time, end)) = self.term(now, believed, at_most) else { return Duration::ZERO };
+        let lends = self.walked.lock().looked_up(parent, name, directory, now, end);
+        if lends { time } else { Duration::ZERO }
+    }
+
     /// How long something is lent, and when it is over for certain.
     fn term(&self, now: Moment, believed: Moment, at_most: Duration) -> Option<(Duration, Moment)> {
         let time = believed.since(now + MARGIN).min(at_most);
@@ -107,7 +127,22 @@ impl Lent {
         self.end(lent).await;
     }
 
-    /// As `take_back`, also of names in those that are directories.
+    /// As `take_back`, for a change of this session's own, also of the names that it makes, removes or moves.
+    pub async fn take_back_for_change(self: &Arc<Self>, inodes: &[InodeId], names: &[(InodeId, Name)]) {
+        // Read off before anything is waited for, and waited for together.
+        let last = if names.is_empty() { None } else { self.walked.lock().take(names, Moment::now()) };
+        self.take_back(inodes).await;
+        wait_until(last).await;
+    }
+
+    /// As `take_back`, for a change of somebody else's, also of names in those that are directories.
+    pub async fn take_back_for_others(self: &Arc<Self>, inodes: &[InodeId]) {
+        let last = self.walked.lock().take_in(inodes, Moment::now());
+        self.take_back(inodes).await;
+        wait_until(last).await;
+    }
+
+    /// As `take_back`, also of names in those that are private directories.
     pub async fn take_back_with_names(self: &Arc<Self>, inodes: &[InodeId]) {
         self.take_back(inodes).await;
         let last = {
@@ -125,8 +160,9 @@ impl Lent {
             attributes.until.iter().map(|(inode, until)| (*inode, *until)).filter(|(_, until)| *until > now).collect()
         };
         let names = self.names.lock().values().copied().max();
+        let walked = self.walked.lock().last();
         self.end(lent).await;
-        wait_until(names).await;
+        wait_until(names.max(walked)).await;
     }
 
     async fn end(self: &Arc<Self>, lent: Vec<(InodeId, Moment)>) {
@@ -169,10 +205,22 @@ impl Client {
         self.watch.while_believed(attr, now, lend).unwrap_or_default()
     }
 
-    fn lend_name(&self, parent: InodeId, name: &Name, attr: &Attr, at_most: Duration) -> Duration {
+    fn lend_private_name(&self, parent: InodeId, name: &Name, attr: &Attr, at_most: Duration) -> Option<Duration> {
         let now = Moment::now();
         let lend = || self.watch.lent.lend_private_name(parent, now, self.lease_ends(now), at_most);
-        self.private.while_named(parent, name, attr.inode, lend).unwrap_or_default()
+        self.private.while_named(parent, name, attr.inode, lend)
+    }
+
+    fn lend_name(&self, parent: InodeId, name: &Name, attr: &Attr, at_most: Duration) -> Duration {
+        if let Some(lent) = self.lend_private_name(parent, name, attr, at_most) {
+            return lent;
+        }
+        if attr.kind != FileKind::Directory {
+            return Duration::ZERO;
+        }
+        let now = Moment::now();
+        let lend = |believed| self.watch.lent.lend_walked((parent, name), attr.inode, now, believed, at_most);
+        self.watch.while_named((parent, name), attr.inode, now, lend).unwrap_or_default()
     }
 }
 
@@ -189,9 +237,15 @@ impl Dfs {
         self.client.lend(attr, at_most)
     }
 
-    /// As `lend`, that the name leads to this inode; only in private directories.
+    /// As `lend`, that the name, which was just looked up, leads to this inode; only in private directories, and of
+    /// directories that are looked up all the time.
     pub fn lend_name(&self, parent: InodeId, name: &Name, attr: &Attr, at_most: Duration) -> Duration {
         self.client.lend_name(parent, name, attr, at_most)
+    }
+
+    /// As `lend_name`, of a name that was listed; only in private directories.
+    pub fn lend_listed_name(&self, parent: InodeId, name: &Name, attr: &Attr, at_most: Duration) -> Duration {
+        self.client.lend_private_name(parent, name, attr, at_most).unwrap_or_default()
     }
 }
 
@@ -290,6 +344,27 @@ mod tests {
 
     const DIR: InodeId = InodeId(3);
     const TTL: Duration = Duration::from_millis(100);
+
+    #[tokio::test]
+    async fn names_of_walked_directories_are_waited_for_when_they_change() {
+        let (lent, now) = (lent(true).0, Moment::now());
+        let (parent, name) = (InodeId(2), Name::new("dir").unwrap());
+        let walk = |now| {
+            let walks = (0..100).map(|_| lent.lend_walked((parent, &name), DIR, now, now + LONG, TTL));
+            walks.max().unwrap_or_default()
+        };
+        assert_eq!(walk(now), TTL);
+        assert!(lent.take_back(&[parent, DIR]).now_or_never().is_some(), "attributes alone");
+        let other = [(parent, Name::new("other").unwrap()), (DIR, name.clone())];
+        assert!(lent.take_back_for_change(&[parent], &other).now_or_never().is_some(), "another name");
+        assert!(lent.take_back_for_others(&[DIR]).now_or_never().is_some(), "what is in it may change");
+        assert!(lent.take_all_back().now_or_never().is_none());
+        assert!(lent.take_back_for_change(&[], &[(parent, name.clone())]).now_or_never().is_none());
+        lent.take_back_for_others(&[parent]).await;
+        assert!(Moment::now().since(now) >= TTL);
+        assert!(lent.take_back_for_others(&[parent]).now_or_never().is_some(), "it is over");
+        assert_eq!(walk(Moment::now()), Duration::ZERO, "and not lent again for a while");
+    }
 
     #[tokio::test]
     async fn names_in_private_directories_are_waited_for_when_these_are_shared() {

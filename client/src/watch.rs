@@ -68,6 +68,19 @@ impl Watch {
         memory.believed_until(attr, now).map(work)
     }
 
+    /// As `while_believed`, that a name leads to this inode.
+    pub fn while_named<T>(
+        &self,
+        (parent, name): (InodeId, &Name),
+        inode: InodeId,
+        now: Moment,
+        work: impl FnOnce(Moment) -> T,
+    ) -> Option<T> {
+        let memory = self.memory.lock();
+        let leads_there = memory.name(parent, name, now).flatten().is_some_and(|attr| attr.inode == inode);
+        leads_there.then(|| work(memory.valid_until()))
+    }
+
     /// An own change is about to be sent. What it names is not answered from memory until the result is dropped.
     pub fn changing(&self, op: &Op) -> Changing<'_> {
         let mut concerned = named_in(op);
@@ -144,9 +157,9 @@ impl Changing<'_> {
         &self.concerned.inodes
     }
 
-    /// Whether a name comes or goes.
-    pub fn names_any(&self) -> bool {
-        !self.concerned.names.is_empty()
+    /// The names that come or go.
+    pub fn names(&self) -> &[(InodeId, Name)] {
+        &self.concerned.names
     }
 }
 
@@ -373,7 +386,7 @@ async fn hear(
 ) -> std::result::Result<(), RpcError> {
     while let Some(Revocation { number, inodes, recalled }) = recv.recv_optional().await? {
         watch.memory.lock().forget(&inodes);
-        watch.lent.take_back(&inodes).await;
+        watch.lent.take_back_for_others(&inodes).await;
         if let Some(client) = client.upgrade().filter(|_| !recalled.is_empty()) {
             client.share_directories(session, recalled);
         }

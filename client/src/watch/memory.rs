@@ -162,6 +162,11 @@ impl Memory {
         same.then_some(self.valid_until)
     }
 
+    /// Until when everything here is believed.
+    pub fn valid_until(&self) -> Moment {
+        self.valid_until
+    }
+
     /// What the name leads to; `Some(None)` if it is known to lead nowhere.
     pub fn name(&self, parent: InodeId, name: &Name, now: Moment) -> Option<Option<&Attr>> {
         let known = match self.names.get(&parent).and_then(|names| names.get(name)) {

@@ -155,7 +155,8 @@ pub fn directory_plus(
                 let name = convert::os_str(&entry.name);
                 let attr = convert::listed_attr(&entry);
                 // One time for both.
-                let ttl = entry.attr.map_or(TTL, |attr| fs.name_ttl(directory, name, &attr).min(fs.attr_ttl(&attr)));
+                let ttl =
+                    entry.attr.map_or(TTL, |attr| fs.listed_name_ttl(directory, name, &attr).min(fs.attr_ttl(&attr)));
                 if reply.add(node(entry.inode), entry.position, name, &ttl, &attr, generation()) {
                     break;
                 }

@@ -24,9 +24,14 @@ impl Fs {
         }
     }
 
-    /// That a name leads to this inode.
+    /// That a name, which was looked up, leads to this inode.
     pub fn name_ttl(&self, parent: InodeId, name: &OsStr, attr: &Attr) -> Duration {
         parse(name).map_or(Duration::ZERO, |name| self.dfs.lend_name(parent, &name, attr, TTL))
+    }
+
+    /// As `name_ttl`, of a name that was listed.
+    pub fn listed_name_ttl(&self, parent: InodeId, name: &OsStr, attr: &Attr) -> Duration {
+        parse(name).map_or(Duration::ZERO, |name| self.dfs.lend_listed_name(parent, &name, attr, TTL))
     }
 
     /// Whom to ask to forget attributes. Before that nothing is believed.
