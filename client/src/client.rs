@@ -142,10 +142,10 @@ impl Client {
     ) -> std::result::Result<OpReply, CallError> {
         // Until its end, whatever that is.
         let changing = self.watch.changing(&op);
-        self.watch.lent.take_back_for_change(changing.inodes(), changing.names()).await;
+        self.watch.lent.take_back_for_change(changing.inodes(), changing.removed()).await;
         let ticket = session.begin();
         let (id, acked_below, caller) = (ticket.id(), ticket.acked_below(), caller.clone());
-        let told = self.options.remember && !changing.names().is_empty();
+        let told = self.options.remember && changing.names_any();
         let request = match told.then(|| self.watch.life(session.id())).flatten() {
             Some(life) => MetaRequest::WatchedMutate { id, acked_below, caller, op, life },
             None => MetaRequest::Mutate { id, acked_below, caller, op },

@@ -2,9 +2,10 @@
 //!
 //! They are lent only while this client believes them itself, and what the namenode takes back from the client the
 //! client takes back from the kernel before it says that it has forgotten. Attributes the kernel can be made to forget;
-//! until names are over one has to wait, so they are lent only in private directories, and of directories through which
-//! programs walk all the time.
+//! until names are over one has to wait, so they are lent only where that is rare: in private directories, of directories
+//! through which programs walk all the time, and to programs that list directories to look at what is in them.
 
+mod listed;
 mod walked;
 
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use parking_lot::Mutex;
 
 use crate::client::Client;
 use crate::dfs::Dfs;
+use listed::Listed;
 use walked::Walked;
 
 /// The kernel counts from when the program that has asked gets to see the answer, which may have to wait for a processor.
@@ -43,6 +45,7 @@ pub(crate) struct Lent {
     names: Mutex<HashMap<InodeId, Moment>>,
     /// Names in other directories.
     walked: Mutex<Walked>,
+    listed: Mutex<Listed>,
 }
 
 #[derive(Default)]
@@ -117,6 +120,12 @@ impl Lent {
         (!time.is_zero() && self.take_back.get().is_some()).then_some((time, now + time + LATE))
     }
 
+    /// As `lend`, of a name that was listed.
+    fn lend_listed(&self, directory: InodeId, now: Moment, believed: Moment, at_most: Duration) -> Duration {
+        let Some((time, end)) = self.term(now, believed, at_most) else { return Duration::ZERO };
+        if self.listed.lock().listed(directory, now, end) { time } else { Duration::ZERO }
+    }
+
     /// Returns when the attributes of none of these are believed any more. They may not be lent meanwhile.
     pub async fn take_back(self: &Arc<Self>, inodes: &[InodeId]) {
         let now = Moment::now();
@@ -127,17 +136,25 @@ impl Lent {
         self.end(lent).await;
     }
 
-    /// As `take_back`, for a change of this session's own, also of the names that it makes, removes or moves.
-    pub async fn take_back_for_change(self: &Arc<Self>, inodes: &[InodeId], names: &[(InodeId, Name)]) {
+    /// As `take_back`, for a change of this session's own, also of the names that it removes.
+    pub async fn take_back_for_change(self: &Arc<Self>, inodes: &[InodeId], removed: &[(InodeId, Name)]) {
         // Read off before anything is waited for, and waited for together.
-        let last = if names.is_empty() { None } else { self.walked.lock().take(names, Moment::now()) };
+        let last = if removed.is_empty() { None } else { self.take_names(removed, Moment::now()) };
         self.take_back(inodes).await;
         wait_until(last).await;
     }
 
+    fn take_names(&self, removed: &[(InodeId, Name)], now: Moment) -> Option<Moment> {
+        let walked = self.walked.lock().take(removed, now);
+        let directories = removed.iter().map(|(directory, _)| *directory);
+        walked.max(self.listed.lock().take_for_removal(directories, now))
+    }
+
     /// As `take_back`, for a change of somebody else's, also of names in those that are directories.
     pub async fn take_back_for_others(self: &Arc<Self>, inodes: &[InodeId]) {
-        let last = self.walked.lock().take_in(inodes, Moment::now());
+        let now = Moment::now();
+        let walked = self.walked.lock().take_in(inodes, now);
+        let last = walked.max(self.listed.lock().take_for_others(inodes, now));
         self.take_back(inodes).await;
         wait_until(last).await;
     }
@@ -160,9 +177,9 @@ impl Lent {
             attributes.until.iter().map(|(inode, until)| (*inode, *until)).filter(|(_, until)| *until > now).collect()
         };
         let names = self.names.lock().values().copied().max();
-        let walked = self.walked.lock().last();
+        let others = self.walked.lock().last().max(self.listed.lock().last());
         self.end(lent).await;
-        wait_until(names.max(walked)).await;
+        wait_until(names.max(others)).await;
     }
 
     async fn end(self: &Arc<Self>, lent: Vec<(InodeId, Moment)>) {
@@ -215,11 +232,21 @@ impl Client {
         if let Some(lent) = self.lend_private_name(parent, name, attr, at_most) {
             return lent;
         }
+        let (now, lent) = (Moment::now(), &self.watch.lent);
+        lent.listed.lock().looked_up(now);
         if attr.kind != FileKind::Directory {
             return Duration::ZERO;
         }
+        let lend = |believed| lent.lend_walked((parent, name), attr.inode, now, believed, at_most);
+        self.watch.while_named((parent, name), attr.inode, now, lend).unwrap_or_default()
+    }
+
+    fn lend_listed_name(&self, parent: InodeId, name: &Name, attr: &Attr, at_most: Duration) -> Duration {
+        if let Some(lent) = self.lend_private_name(parent, name, attr, at_most) {
+            return lent;
+        }
         let now = Moment::now();
-        let lend = |believed| self.watch.lent.lend_walked((parent, name), attr.inode, now, believed, at_most);
+        let lend = |believed| self.watch.lent.lend_listed(parent, now, believed, at_most);
         self.watch.while_named((parent, name), attr.inode, now, lend).unwrap_or_default()
     }
 }
@@ -243,9 +270,9 @@ impl Dfs {
         self.client.lend_name(parent, name, attr, at_most)
     }
 
-    /// As `lend_name`, of a name that was listed; only in private directories.
+    /// As `lend_name`, of a name that was listed; only in private directories, and to programs that look at what they list.
     pub fn lend_listed_name(&self, parent: InodeId, name: &Name, attr: &Attr, at_most: Duration) -> Duration {
-        self.client.lend_private_name(parent, name, attr, at_most).unwrap_or_default()
+        self.client.lend_listed_name(parent, name, attr, at_most)
     }
 }
 

@@ -88,7 +88,8 @@ impl Watch {
         memory.change_begins(&mut concerned);
         // Before the life is looked at: see `Watch::over`.
         let asked = memory.ask(Moment::now());
-        Changing { watch: self, concerned, asked }
+        let removes = matches!(op, Op::Unlink { .. } | Op::Rmdir { .. } | Op::Rename { .. });
+        Changing { watch: self, concerned, asked, removes }
     }
 
     /// An own change has been done, and has touched these inodes, in directories only the names that it names.
@@ -149,6 +150,7 @@ pub(crate) struct Changing<'a> {
     watch: &'a Watch,
     concerned: Concerned,
     asked: Asked,
+    removes: bool,
 }
 
 impl Changing<'_> {
@@ -157,9 +159,14 @@ impl Changing<'_> {
         &self.concerned.inodes
     }
 
-    /// The names that come or go.
-    pub fn names(&self) -> &[(InodeId, Name)] {
-        &self.concerned.names
+    /// Whether a name comes or goes.
+    pub fn names_any(&self) -> bool {
+        !self.concerned.names.is_empty()
+    }
+
+    /// The names that may lead elsewhere after it. What it makes was not there before.
+    pub fn removed(&self) -> &[(InodeId, Name)] {
+        if self.removes { &self.concerned.names } else { &[] }
     }
 }
 

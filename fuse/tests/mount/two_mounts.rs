@@ -116,6 +116,52 @@ fn directories_that_are_looked_up_all_the_time_are_the_latest() {
     }
 }
 
+/// A mount lends them to its kernel while a program looks at all that it lists, and none for five seconds after one of them
+/// was moved. Not removed: of a file without a name the kernel is told in any case.
+#[test]
+fn names_that_were_just_listed_are_the_latest() {
+    let rest = || std::thread::sleep(Duration::from_millis(5200));
+    let Some((dir, other)) = on_two_mounts(NEXT_LOOKUP) else { return };
+    let (here, there) =
+        (|name: u32| dir.path().join(format!("list/{name}")), |name: u32| other.join(format!("list/{name}")));
+    let (away, away_there) = (|name: u32| dir.path().join(name.to_string()), |name: u32| other.join(name.to_string()));
+    fs::create_dir(dir.path().join("list")).unwrap();
+    (0..40).for_each(|name| fs::write(here(name), b"").unwrap());
+    let look = |directory: &Path, names: u32| {
+        for _ in 0..3 {
+            let sizes =
+                fs::read_dir(directory.join("list")).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+            assert_eq!(sizes.collect::<Vec<_>>(), vec![0; names as usize]);
+        }
+    };
+    for name in 0..4 {
+        rest();
+        look(&other, 40 - name);
+        match name % 2 {
+            0 => fs::rename(here(name), away(name)).unwrap(),
+            _ => fs::rename(there(name), away_there(name)).unwrap(),
+        }
+        assert!(!there(name).exists() && !here(name).exists());
+        look(&other, 39 - name);
+    }
+
+    // What one mount is changing another sees already, and then so does this one.
+    for name in 4..24 {
+        if name % 10 == 4 {
+            rest();
+        }
+        look(dir.path(), 40 - name);
+        std::thread::scope(|scope| {
+            let moved = scope.spawn(|| fs::rename(here(name), away(name)).unwrap());
+            while !moved.is_finished() {
+                let gone = !there(name).exists();
+                assert!(!(gone && here(name).exists()), "moved there, and then not here");
+            }
+        });
+        assert!(!here(name).exists() && away(name).exists());
+    }
+}
+
 #[test]
 fn closed_bytes_show_at_the_next_open() {
     let Some((dir, other)) = on_two_mounts(CLOSE_TO_OPEN) else { return };
