@@ -45,6 +45,8 @@ struct Table {
     watched: usize,
     /// Inodes whose rows are being written: a reader cannot know which of the two states it gets.
     writing: HashSet<InodeId>,
+    /// Goes up before rows are written, and when they are.
+    writes: u64,
     /// What is owed before something about these inodes may be said.
     by_inode: HashMap<InodeId, Vec<Debt>>,
     /// What is owed before these requests may be answered, and which inodes their own session has to forget.
@@ -154,7 +156,7 @@ impl Watches {
     pub fn clear(&self) {
         let mut table = self.table.lock();
         let writing = std::mem::take(&mut table.writing);
-        *table = Table { last_life: table.last_life, writing, ..Table::default() };
+        *table = Table { last_life: table.last_life, writing, writes: table.writes + 1, ..Table::default() };
         drop(table);
         self.progress.notify_waiters();
     }
@@ -193,9 +195,14 @@ impl Watches {
         self.progress.notify_waiters();
     }
 
-    /// Lets a session remember what it is about to read about these inodes. Call before reading. `lease`
-    /// is the leader's own from `now` on. Returns for how long the session may believe what it remembers,
-    /// or `None` if it may not remember this.
+    /// As long as this stays the same no writing of rows begins, and none ends.
+    pub fn writes(&self) -> u64 {
+        self.table.lock().writes
+    }
+
+    /// Lets a session remember what it reads about these inodes. Call before reading; what was read before that is as good
+    /// if `writes` has stayed the same since before it was. `lease` is the leader's own from `now` on. Returns for how
+    /// long the session may believe what it remembers, or `None` if it may not remember this.
     pub fn watch(
         &self,
         session: SessionId,
@@ -233,6 +240,7 @@ impl Watches {
         let mut notices: HashMap<SessionId, Vec<InodeId>> = HashMap::new();
         let mut table = self.table.lock();
         table.sweep(now);
+        table.writes += 1;
         for change in changes {
             table.writing.extend(change.inodes);
             let author = change.request.map(|request| request.session);
@@ -295,7 +303,11 @@ impl Watches {
 
     /// The rows are written. Tells the sessions; one whose queue is full loses its stream.
     pub fn tell(&self, notices: Notices) {
-        self.table.lock().writing.clear();
+        {
+            let mut table = self.table.lock();
+            table.writing.clear();
+            table.writes += 1;
+        }
         for (stream, session, life, revocation) in notices.0 {
             if stream.try_send(revocation).is_err() {
                 self.end(session, life);
@@ -396,6 +408,28 @@ mod tests {
         change(&watches, request(B), now);
         change(&watches, request(A), now);
         assert_eq!(watches.table.lock().by_request[&request(A)].own, [DIR]);
+    }
+
+    #[test]
+    fn what_was_read_before_it_was_noted_is_as_good_only_if_nothing_was_being_written() {
+        let (watches, now) = (Watches::default(), Moment::now());
+        let (life, _to_a) = watches.begin(A, now);
+        let (before, notices) = (watches.writes(), watches.about_to_change([].into_iter(), now));
+        let meanwhile = watches.writes();
+        watches.tell(notices);
+        let after = watches.writes();
+        assert!(before != meanwhile && meanwhile != after && after != before);
+        watches.watch(A, life, &[DIR], LEASE, now);
+        assert_eq!(watches.writes(), after);
+        watches.clear();
+        assert_ne!(watches.writes(), after);
+        // What is being written all the time is not noted.
+        let inodes = [DIR];
+        let notices = watches.about_to_change([Changed { request: None, inodes: &inodes }].into_iter(), now);
+        let (life, _to_a) = watches.begin(A, now);
+        assert_eq!(watches.watch(A, life, &[DIR], LEASE, now), None);
+        watches.tell(notices);
+        assert_eq!(watches.watch(A, life, &[DIR], LEASE, now), Some(LEASE));
     }
 
     #[test]

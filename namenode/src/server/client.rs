@@ -205,13 +205,20 @@ async fn tell(
             .map(|a| a.inode)
             .collect()
     };
-    let Some(inodes) = look()?.map(|told| concerned(&told)) else { return Ok(None) };
+    let writes = namenode.watches.writes();
+    let Some(mut told) = look()? else { return Ok(None) };
+    let inodes = concerned(&told);
     let now = Moment::now();
     let Some(valid) = namenode.watches.watch(session, life, &inodes, namenode.lease(now), now) else {
         return Ok(None);
     };
     // As in `watched_query`: what was read before the session was noted may have changed in between unseen.
-    let Some(told) = look()?.filter(|told| concerned(told) == inodes) else { return Ok(None) };
+    if namenode.watches.writes() != writes {
+        match look()?.filter(|told| concerned(told) == inodes) {
+            Some(again) => told = again,
+            None => return Ok(None),
+        }
+    }
     namenode.watches.settled(&inodes).await;
     Ok(Some((told, u32::try_from(valid.as_millis()).unwrap_or(0))))
 }
@@ -336,12 +343,13 @@ pub async fn watched_query(
     life: u64,
 ) -> Result<MetaReply, WireError> {
     let query = admit_query(namenode, holder, session, &caller, query).await?;
+    let writes = namenode.watches.writes();
     let mut answer = read(namenode, holder, session, &caller, &query).await?;
     let mut valid = None;
     if let Some(inodes) = remembered(&query, &answer) {
         let now = Moment::now();
         valid = namenode.watches.watch(session, life, &inodes, namenode.lease(now), now);
-        if valid.is_some() {
+        if valid.is_some() && namenode.watches.writes() != writes {
             // What was read before the session was noted may have changed in between unseen.
             answer = read(namenode, holder, session, &caller, &query).await?;
             valid = valid.filter(|_| remembered(&query, &answer).is_some_and(|again| again == inodes));
