@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dfs_proto::msg::meta::{DirEntry, DirPage};
 use dfs_proto::{Attr, Caller, FileKind, InodeId};
 use parking_lot::Mutex;
+use tokio::task::JoinHandle;
 
 use super::Fs;
 use super::caller::Requester;
@@ -23,10 +24,25 @@ const PAGE_ENTRIES: u32 = 1024;
 /// again for the rest: preparing many more than fit would be work for nothing.
 const ANSWER_ENTRIES: usize = 256;
 
-/// An open directory: the page that was fetched last, in case the kernel did not take all of it.
+/// An open directory: the page that was fetched last, in case the kernel did not take all of it, and the one behind it.
 pub struct OpenDirectory {
     inode: InodeId,
     page: Mutex<Option<Arc<Page>>>,
+    ahead: Mutex<Option<Ahead>>,
+}
+
+/// A page that is fetched while the one before it is read.
+struct Ahead {
+    caller: Caller,
+    after: u64,
+    attrs: bool,
+    fetch: JoinHandle<Result<DirPage, Errno>>,
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.fetch.abort();
+    }
 }
 
 /// What goes into an answer: an entry with the position to go on from, and its attributes if asked for.
@@ -41,7 +57,13 @@ pub struct Listed {
 
 impl OpenDirectory {
     pub fn new(inode: InodeId) -> OpenDirectory {
-        OpenDirectory { inode, page: Mutex::new(None) }
+        OpenDirectory { inode, page: Mutex::new(None), ahead: Mutex::new(None) }
+    }
+
+    /// The page behind `after`, if it was fetched. What has failed is tried again by who needs it.
+    async fn fetched_ahead(&self, caller: &Caller, after: u64, attrs: bool) -> Option<DirPage> {
+        let mut ahead = self.ahead.lock().take().filter(|ahead| ahead.is(caller, after, attrs))?;
+        (&mut ahead.fetch).await.ok()?.ok()
     }
 
     #[cfg(test)]
@@ -72,7 +94,10 @@ impl Fs {
             Some(page) if page.serves(position, attrs) => page,
             _ => {
                 let after = if position <= DOT_DOT { 0 } else { position };
-                let fetched = self.dfs.read_dir(&caller, directory.inode, after, PAGE_ENTRIES, attrs).await?;
+                let fetched = match directory.fetched_ahead(&caller, after, attrs).await {
+                    Some(page) => page,
+                    None => self.dfs.read_dir(&caller, directory.inode, after, PAGE_ENTRIES, attrs).await?,
+                };
                 let page = Arc::new(Page { after, attrs, content: fetched });
                 *directory.page.lock() = Some(page.clone());
                 page
@@ -81,12 +106,27 @@ impl Fs {
         // What lies above the top of the mount is not shown, not even as a number.
         let parent = if directory.inode == self.root { self.root } else { page.content.parent };
         let mut listed = dots(directory.inode, parent, position);
-        for entry in page.entries_after(position).iter().take(ANSWER_ENTRIES) {
+        let entries = page.entries_after(position);
+        if let Some(after) = page.next().filter(|_| 2 * entries.len() < page.content.entries.len()) {
+            self.fetch_ahead(&directory, &caller, after, attrs);
+        }
+        for entry in entries.iter().take(ANSWER_ENTRIES) {
             if let Some(entry) = self.listed(&caller, entry, attrs).await? {
                 listed.push(entry);
             }
         }
         Ok(listed)
+    }
+
+    /// Half of the page before has been read: who has read so far goes on.
+    fn fetch_ahead(&self, directory: &OpenDirectory, caller: &Caller, after: u64, attrs: bool) {
+        let mut ahead = directory.ahead.lock();
+        if ahead.as_ref().is_some_and(|ahead| ahead.is(caller, after, attrs)) {
+            return;
+        }
+        let (dfs, inode, asker) = (self.dfs.clone(), directory.inode, caller.clone());
+        let fetch = async move { dfs.read_dir(&asker, inode, after, PAGE_ENTRIES, attrs).await.map_err(Errno::from) };
+        *ahead = Some(Ahead { caller: caller.clone(), after, attrs, fetch: tokio::spawn(fetch) });
     }
 
     /// With attributes that the kernel may believe. Those in the page are as old as the page: for a file that is being
@@ -124,7 +164,18 @@ struct Page {
     content: DirPage,
 }
 
+impl Ahead {
+    fn is(&self, caller: &Caller, after: u64, attrs: bool) -> bool {
+        (&self.caller, self.after) == (caller, after) && (self.attrs || !attrs)
+    }
+}
+
 impl Page {
+    /// The cookie behind which the next page begins, if there is one.
+    fn next(&self) -> Option<u64> {
+        self.content.entries.last().filter(|_| !self.content.end).map(|last| last.cookie)
+    }
+
     /// Whether a request for what lies behind `position` can be answered from this page.
     fn serves(&self, position: u64, attrs: bool) -> bool {
         if attrs && !self.attrs {
