@@ -11,12 +11,13 @@ use super::caller::Requester;
 use super::errno::Errno;
 
 impl Fs {
-    /// The kernel asks for ACLs at each permission check, and for the capability before it writes: nearly always for
-    /// what is not there. That is answered from the inode's attributes, which the client remembers.
+    /// The kernel asks for ACLs at each permission check, and for the capability before it writes, programs for attributes of
+    /// their own: nearly always for what is not there. That is answered from the inode's attributes, which the client
+    /// remembers. Which other namespaces there are the namenode knows.
     pub async fn get_xattr(&self, who: Requester, inode: InodeId, name: &OsStr) -> Result<XattrValue, Errno> {
         let name = XattrName::new(name.as_bytes())?;
-        let asked_by_kernel = name.kind() != XattrKinds::OTHER;
-        if asked_by_kernel && !self.kinds(inode).await?.contains(name.kind()) {
+        let is_known = name.kind() != XattrKinds::OTHER || name.as_bytes().starts_with(b"user.");
+        if is_known && !self.kinds(inode).await?.contains(name.kind()) {
             return Err(Errno::NO_ATTRIBUTE);
         }
         Ok(self.dfs.get_xattr(&who.caller(), inode, &name).await?)
