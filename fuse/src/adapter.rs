@@ -10,13 +10,13 @@
 mod answer;
 mod convert;
 pub mod session;
+mod task;
 
 use std::ffi::OsStr;
 use std::future::Future;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::SystemTime;
 
 use dfs_proto::{InodeId, SetAttr};
@@ -111,13 +111,8 @@ impl Adapter {
     {
         let fs = self.fs.clone();
         let operation = operation(self.fs.clone());
-        let mut work = Box::pin(async move { fs.admission.run(operation, answer).await }.instrument(span));
         // What is known here is answered without waking another thread, which would take several times as long.
-        let _runtime = self.runtime.enter();
-        // Nobody needs to be woken: the task looks again.
-        if work.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-            self.runtime.spawn(work);
-        }
+        task::start(&self.runtime, async move { fs.admission.run(operation, answer).await }.instrument(span));
     }
 }
 
