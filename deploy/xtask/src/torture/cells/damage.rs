@@ -188,8 +188,6 @@ fn random_bytes(seed: u64, len: usize) -> Vec<u8> {
 
 /// So often the leader is killed to have the damaged namenode elected, if it runs.
 const ELECTIONS_MAX: usize = 6;
-/// For an answer of whoever leads.
-const LEADER: Duration = Duration::from_secs(2);
 
 /// A bit flips in a database of one namenode: it refuses, or it is as good as the others; it never leads with a hole.
 pub fn of_a_namenode(run: &mut Run) -> Result<()> {
@@ -221,8 +219,9 @@ fn one_database(run: &mut Run, bed: &Bed, number: u64, dice: &mut Dice) -> Resul
     let file = pick_database_file(&bed.cluster.dir().join(&node).join("data"), dice)?;
     let at = damage::flip_somewhere(&file, dice)?;
     ledger.go_on(20, DEADLINE)?;
+    let said = bed.cluster.log_len(&node);
     bed.cluster.start(&node)?;
-    let runs = stays_up(bed, &node)?;
+    let runs = stays_up(bed, &node, said)?;
     let mut led = false;
     if runs {
         for _ in 0..ELECTIONS_MAX {
@@ -233,14 +232,13 @@ fn one_database(run: &mut Run, bed: &Bed, number: u64, dice: &mut Dice) -> Resul
             }
             let killed = process::kill(&bed.cluster, &[leader])?;
             // It may refuse only now, and then there is no majority until the other is back, which must not take as long as
-            // writers wait. Nor may the question who leads.
-            wait("a leader", DEADLINE, || {
-                let leads = || {
-                    bed.cluster.output_within(["namenode", "leader"], LEADER).is_ok_and(|said| said.status.success())
-                };
-                Ok(!bed.cluster.is_running(&node) || leads())
+            // writers wait. The question who leads may: to start a program, the files that this one writes are flushed
+            // in the child (`Ledger`), as at each close.
+            std::thread::scope(|scope| {
+                let asking = scope.spawn(|| bed.cluster.leader(DEADLINE));
+                wait("a leader", DEADLINE, || Ok(!bed.cluster.is_running(&node) || asking.is_finished()))?;
+                killed.undo()
             })?;
-            killed.undo()?;
             if !bed.cluster.is_running(&node) {
                 break;
             }
@@ -285,11 +283,12 @@ fn pick_database_file(data: &Path, dice: &mut Dice) -> Result<PathBuf> {
     Ok(dice.pick(&files).clone())
 }
 
-/// Whether it runs and answers, or has ended by itself.
-fn stays_up(bed: &Bed, node: &str) -> Result<bool> {
-    let mut answers = false;
+/// Whether it runs and has caught up, or has ended by itself. `said` is how long its log was before it was started: what
+/// the others say of it may be older than that.
+fn stays_up(bed: &Bed, node: &str, said: usize) -> Result<bool> {
     wait("the namenode answers or ends", DEADLINE, || {
-        answers = bed.cluster.wait_caught_up(Duration::from_millis(500)).is_ok();
+        let started = bed.cluster.log_since(node, said).contains("namenode started");
+        let answers = started && bed.cluster.wait_caught_up(Duration::from_millis(500)).is_ok();
         Ok(answers || !bed.cluster.is_running(node))
     })?;
     Ok(bed.cluster.is_running(node))
