@@ -250,12 +250,18 @@ impl Client {
         let _reading = self.nodes.reading(replica.node);
         if let Some(file) = self.local_file(&replica, chunk, extent.chunk_end(), &capability).await {
             let (offset, len) = (extent.chunk_offset, extent.len);
-            let read = tokio::task::spawn_blocking(move || file.read(offset, len)).await;
-            let outcome = match read {
+            let read = tokio::task::spawn_blocking(move || {
+                let failed = |(front, reason)| {
+                    let miss = if file.is_removed() { Miss::Outdated(reason) } else { Miss::Bad(reason) };
+                    (front, miss)
+                };
+                file.read(offset, len).map_err(failed)
+            });
+            let outcome = match read.await {
                 Ok(Ok(bytes)) => Ok(bytes),
-                Ok(Err((front, reason))) => {
+                Ok(Err(missed)) => {
                     self.close_local_file(chunk, replica.node);
-                    Err((front, Miss::Bad(reason)))
+                    Err(missed)
                 }
                 Err(error) => Err((Bytes::new(), Miss::Away(error.to_string()))),
             };

@@ -19,6 +19,7 @@ use dfs_proto::{Capability, ChunkId, Extent, FrameHeader, NodeId, Plane, Role, W
 use dfs_rpc::{LocalStream, RpcError, Target};
 use parking_lot::Mutex;
 use rustix::buffer::spare_capacity;
+use rustix::fs::fstat;
 use rustix::io::{Errno, ReadWriteFlags, pread, preadv2};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -26,7 +27,7 @@ use tracing::debug;
 
 use crate::client::Client;
 
-/// Files held open. Space of a chunk that was deleted is free when nobody holds its file any more.
+/// Files held open.
 const FILES_MAX: usize = 256;
 
 /// Frame headers of all these files: 40 MiB.
@@ -198,6 +199,11 @@ impl ChunkFile {
         let (place, total) = self.place_of(wanted);
         let bytes = read_at(&self.file, place, total).map_err(|e| (Bytes::new(), e.to_string()))?;
         self.verified(wanted, bytes, offset, len)
+    }
+
+    /// Whether the datanode has deleted it meanwhile, and cut it off.
+    pub fn is_removed(&self) -> bool {
+        fstat(&self.file).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
     /// As `read`, if none of it has to come from the disk and all of it is right.
@@ -483,6 +489,20 @@ mod tests {
         assert!(file.read(0, 10).is_ok() && file.read(30, 5).is_ok());
         file.file.set_len(DATA_START + 31).unwrap();
         assert!(file.read(30, 5).is_err());
+    }
+
+    #[test]
+    fn a_file_that_was_cut_off_is_damaged_unless_it_was_removed() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("chunk");
+        let sound = chunk_file(&[10, 20]);
+        std::fs::write(&path, [0; DATA_START as usize + 30]).unwrap();
+        let file = ChunkFile { file: File::options().read(true).write(true).open(&path).unwrap(), ..sound };
+        file.file.set_len(0).unwrap();
+        assert!(file.read(0, 10).is_err() && file.read_cached(0, 10).is_none());
+        assert!(!file.is_removed());
+        std::fs::remove_file(&path).unwrap();
+        assert!(file.is_removed());
     }
 
     #[test]

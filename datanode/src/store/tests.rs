@@ -3,8 +3,8 @@
 mod crashes;
 mod volumes;
 
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -285,9 +285,13 @@ fn a_deleted_chunk_lies_in_the_trash_until_its_time_has_come() {
     assert_eq!(store.delete(CHUNK, SECOND).unwrap(), Deleted::Gone);
     let trash = || fs::read_dir(rig.config.volumes[0].join("trash")).unwrap().count();
     store.maintain(clock::now_s() - 100);
+    let trashed = fs::read_dir(rig.config.volumes[0].join("trash")).unwrap().next().unwrap().unwrap().path();
+    let held = File::open(trashed).unwrap();
     assert_eq!(trash(), 1);
     store.maintain(clock::now_s() + 100);
     assert_eq!(trash(), 0);
+    let left = held.metadata().unwrap();
+    assert_eq!((left.nlink(), left.blocks()), (0, 0), "a client that has it open does not keep its room");
 }
 
 #[test]

@@ -278,7 +278,11 @@ impl Volume {
     }
 
     fn remove(&self, trashed: &Trashed) -> io::Result<()> {
+        let file = File::options().write(true).open(&trashed.path);
         fs::remove_file(&trashed.path)?;
+        // Clients of this machine that have read it keep it open for a while, and with it the room. Cut off behind the
+        // removal, so that they see that it was removed and is not damaged. What fails here is had later, by their closing.
+        let _ = file.and_then(|file| file.set_len(0));
         let less = |bytes: u64| Some(bytes.saturating_sub(trashed.bytes));
         let _ = self.trash_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         Ok(())
