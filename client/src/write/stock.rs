@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_proto::msg::meta::{ChunkLocation, Op, OpReply};
+use dfs_proto::msg::meta::{ChunkCommit, ChunkLocation, Op, OpReply};
 use dfs_proto::{Caller, ErrorKind, NodeId};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -13,9 +13,13 @@ use tracing::debug;
 use crate::client::{Client, now};
 use crate::deadline::Deadline;
 use crate::error::{Error, Result, unexpected_answer};
+use crate::write::upload::ON_BEHALF_OF_GRANTS;
 
-/// Chunks kept ahead for each number of copies. The end of the session removes those never used.
+/// Chunks kept ahead for each number of copies.
 const AHEAD: usize = 1;
+
+/// A chunk that nobody has begun with for so long is given back: a datanode that is to leave has to wait for it.
+const UNUSED: Duration = Duration::from_secs(10);
 
 /// A chunk whose capability ends sooner is not begun with.
 const CAPABILITY_MARGIN_S: i64 = 60;
@@ -27,7 +31,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 #[derive(Default)]
 pub(crate) struct Stock {
-    chunks: Mutex<HashMap<u8, Vec<ChunkLocation>>>,
+    /// Each with the moment at which it was allocated.
+    chunks: Mutex<HashMap<u8, Vec<(ChunkLocation, Instant)>>>,
     no_space: Mutex<NoSpace>,
 }
 
@@ -58,18 +63,27 @@ impl Stock {
         self.chunks.lock().clear();
     }
 
-    /// A usable chunk that lies on none of the suspects.
-    fn take(&self, replication: u8, suspects: &[NodeId]) -> Option<ChunkLocation> {
+    /// A usable chunk that lies on none of the suspects, and those that are not usable.
+    fn take(&self, replication: u8, suspects: &[NodeId]) -> (Option<ChunkLocation>, Vec<ChunkLocation>) {
         let soon = now().secs + CAPABILITY_MARGIN_S;
+        let mut unfit = Vec::new();
         let mut chunks = self.chunks.lock();
-        let stock = chunks.get_mut(&replication)?;
-        while let Some(chunk) = stock.pop() {
+        while let Some((chunk, _)) = chunks.get_mut(&replication).and_then(Vec::pop) {
             let fresh = chunk.capability.as_ref().is_some_and(|capability| capability.expires.secs > soon);
             if fresh && !chunk.replicas.iter().any(|replica| suspects.contains(&replica.node)) {
-                return Some(chunk);
+                return (Some(chunk), unfit);
             }
+            unfit.push(chunk);
         }
-        None
+        (None, unfit)
+    }
+
+    /// Chunks that nobody has begun with for long.
+    fn take_unused(&self, now: Instant) -> Vec<ChunkLocation> {
+        let mut chunks = self.chunks.lock();
+        let unused = |since: Instant| now.saturating_duration_since(since) >= UNUSED;
+        let taken = chunks.values_mut().flat_map(|chunks| chunks.extract_if(.., |(_, since)| unused(*since)));
+        taken.map(|(chunk, _)| chunk).collect()
     }
 }
 
@@ -78,7 +92,9 @@ impl Client {
     /// trying while there are too few.
     pub async fn new_chunk(self: &Arc<Self>, replication: u8, ahead: bool) -> Result<ChunkLocation> {
         let suspects = self.nodes.suspects();
-        let chunk = match self.writes.stock.take(replication, &suspects) {
+        let (chunk, unfit) = self.writes.stock.take(replication, &suspects);
+        self.give_back(unfit);
+        let chunk = match chunk {
             Some(chunk) => chunk,
             None => self.allocate_patiently(replication).await?,
         };
@@ -142,7 +158,38 @@ impl Client {
         tokio::spawn(async move {
             // Without luck here the writer asks again itself when it needs a chunk.
             if let Ok(chunk) = client.allocate(replication).await {
-                client.writes.stock.chunks.lock().entry(replication).or_default().push(chunk);
+                client.writes.stock.chunks.lock().entry(replication).or_default().push((chunk, Instant::now()));
+            }
+        });
+    }
+
+    /// To be called again and again.
+    pub(super) fn give_unused_chunks_back(self: &Arc<Self>) {
+        self.give_back(self.writes.stock.take_unused(Instant::now()));
+    }
+
+    /// Seals chunks that nobody has begun with, by which they are deleted. What fails here is done at the end of the session.
+    fn give_back(self: &Arc<Self>, chunks: Vec<ChunkLocation>) {
+        if chunks.is_empty() {
+            return;
+        }
+        let client = self.clone();
+        let seal = |chunk: ChunkLocation| ChunkCommit {
+            chunk: chunk.chunk,
+            epoch: chunk.epoch,
+            len: 0,
+            replicas: chunk.replicas.iter().map(|replica| replica.node).collect(),
+            seal: true,
+        };
+        let op = Op::Commit { chunks: chunks.into_iter().map(seal).collect(), files: Vec::new() };
+        tokio::spawn(async move {
+            let deadline = client.deadline();
+            let given = async {
+                let session = client.session(deadline).await?;
+                client.mutate_in(&session, &ON_BEHALF_OF_GRANTS, op, deadline).await.map_err(|failed| failed.error)
+            };
+            if let Err(error) = given.await {
+                debug!(%error, "unused chunks not given back");
             }
         });
     }
@@ -150,6 +197,9 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use dfs_proto::msg::meta::ReplicaAt;
+    use dfs_proto::{Access, Capability, CapabilityKey, ChunkId, Epoch, Timestamp};
+
     use super::*;
 
     #[test]
@@ -162,6 +212,33 @@ mod tests {
         assert!(!may_pass(10) && !may_pass(11) && !may_pass(20));
         // Nobody has asked for a while.
         assert!(may_pass(30) && may_pass(39) && !may_pass(40));
+    }
+
+    #[test]
+    fn a_chunk_is_begun_with_or_given_back() {
+        let chunk = |number: u64, secs: i64| {
+            let key = CapabilityKey { number: 1, secret: [0; 32] };
+            let expires = Timestamp { secs: now().secs + secs, nanos: 0 };
+            let chunk = ChunkId(number);
+            let capability = Some(Capability::sign(&key, chunk, Access::Append, NodeId(500), expires));
+            let at = ReplicaAt { node: NodeId(number), addr: "127.0.0.1:1".parse().unwrap() };
+            ChunkLocation { chunk, epoch: Epoch::FIRST, len: 0, replicas: vec![at], capability }
+        };
+        let (stock, start) = (Stock::default(), Instant::now());
+        let put = |chunk: ChunkLocation, after: Duration| {
+            stock.chunks.lock().entry(3).or_default().push((chunk, start + after));
+        };
+        put(chunk(1, 600), Duration::ZERO);
+        put(chunk(2, 600), Duration::from_secs(1));
+        put(chunk(3, 10), Duration::from_secs(1));
+        put(chunk(4, 600), Duration::from_secs(1));
+        let ids = |chunks: Vec<ChunkLocation>| chunks.iter().map(|chunk| chunk.chunk.0).collect::<Vec<_>>();
+        assert!(stock.take_unused(start + UNUSED - Duration::from_millis(1)).is_empty());
+        assert_eq!(ids(stock.take_unused(start + UNUSED)), [1]);
+        let (taken, unfit) = stock.take(3, &[NodeId(4)]);
+        assert_eq!((taken.unwrap().chunk, ids(unfit)), (ChunkId(2), vec![4, 3]), "one on a suspect, one too old");
+        assert_eq!(stock.take(3, &[]).0, None);
+        assert!(stock.take_unused(start + 2 * UNUSED).is_empty());
     }
 
     #[test]

@@ -256,6 +256,7 @@ impl Client {
                 writer.close().await;
             }
         }
+        self.give_unused_chunks_back();
     }
 
     /// Stores everything and ends the append streams. What is on datanodes and committed by then needs no

@@ -111,3 +111,17 @@ fn a_datanode_that_joins_gets_its_share() {
     check_at_rest(&bed.cluster, DEADLINE, &mut verdict).unwrap();
     assert!(verdict.is_clean(), "{verdict:?}");
 }
+
+/// A mount that has written keeps a chunk in stock for what comes next.
+#[test]
+fn a_datanode_leaves_although_a_mount_is_idle() {
+    let bed = Bed::start(1, 4, &[]);
+    let path = |number: u64| bed.mount().join(format!("file{number}"));
+    let files = 6;
+    (0..files).for_each(|number| store(&path(number), number).unwrap());
+    for node in ["dn1", "dn2", "dn3", "dn4"] {
+        bed.cluster.run(["datanode", "decommission", node, "--wait"]).unwrap();
+        bed.cluster.run(["datanode", "recommission", node]).unwrap();
+    }
+    (0..files).for_each(|number| expect_stored(&path(number), number));
+}
