@@ -18,11 +18,17 @@ use parking_lot::Mutex;
 
 use crate::client::Client;
 use crate::dfs::Dfs;
+use crate::watch::Asked;
 use listed::Listed;
 use walked::Walked;
 
 /// The kernel counts from when the program that has asked gets to see the answer, which may have to wait for a processor.
 const LATE: Duration = Duration::from_millis(200);
+
+/// So much earlier than this client the kernel stops to believe names: they cannot be taken back, and the leader waits for
+/// nobody longer than he may believe. If the program that has asked gets a processor later than that, the kernel believes
+/// a name that others see changed.
+const NAME_MARGIN: Duration = Duration::from_millis(120);
 
 /// Inodes lent at one time; more are not lent.
 const LENT_MAX: usize = 64 << 10;
@@ -36,6 +42,10 @@ pub type TakeBack = Box<dyn Fn(InodeId) -> bool + Send + Sync>;
 
 /// Attributes that were taken back are not lent again for so long: to take them back is a matter of two threads.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// A moment between what this client was told; see [`Dfs::mark`].
+#[derive(Clone, Copy, Debug)]
+pub struct Mark(Asked);
 
 #[derive(Default)]
 pub(crate) struct Lent {
@@ -85,7 +95,7 @@ impl Lent {
     /// Lends what is believed until `believed`, `at_most` so long: for how long from `now` on. To be called while nobody
     /// can take back the inode from this client.
     pub fn lend(&self, inode: InodeId, now: Moment, believed: Moment, at_most: Duration) -> Duration {
-        let Some((time, end)) = self.term(now, believed, at_most) else { return Duration::ZERO };
+        let Some((time, end)) = self.term(now, believed, at_most, MARGIN) else { return Duration::ZERO };
         let Attributes { until: lent, resting } = &mut *self.attributes.lock();
         if resting.get(&inode).is_some_and(|until| *until > now) {
             return Duration::ZERO;
@@ -96,7 +106,7 @@ impl Lent {
     /// As `lend`, of a name in a directory that is private to this session: nobody else changes it, and before it is
     /// shared there is a wait.
     pub fn lend_private_name(&self, parent: InodeId, now: Moment, believed: Moment, at_most: Duration) -> Duration {
-        let Some((time, end)) = self.term(now, believed, at_most) else { return Duration::ZERO };
+        let Some((time, end)) = self.term(now, believed, at_most, MARGIN) else { return Duration::ZERO };
         if note(&mut self.names.lock(), parent, now, end) { time } else { Duration::ZERO }
     }
 
@@ -109,20 +119,20 @@ impl Lent {
         believed: Moment,
         at_most: Duration,
     ) -> Duration {
-        let Some((time, end)) = self.term(now, believed, at_most) else { return Duration::ZERO };
+        let Some((time, end)) = self.term(now, believed, at_most, NAME_MARGIN) else { return Duration::ZERO };
         let lends = self.walked.lock().looked_up(parent, name, directory, now, end);
         if lends { time } else { Duration::ZERO }
     }
 
-    /// How long something is lent, and when it is over for certain.
-    fn term(&self, now: Moment, believed: Moment, at_most: Duration) -> Option<(Duration, Moment)> {
-        let time = believed.since(now + MARGIN).min(at_most);
+    /// How long something is lent that is believed until `margin` behind that, and when it is over for certain.
+    fn term(&self, now: Moment, believed: Moment, at_most: Duration, margin: Duration) -> Option<(Duration, Moment)> {
+        let time = believed.since(now + margin).min(at_most);
         (!time.is_zero() && self.take_back.get().is_some()).then_some((time, now + time + LATE))
     }
 
     /// As `lend`, of a name that was listed.
     fn lend_listed(&self, directory: InodeId, now: Moment, believed: Moment, at_most: Duration) -> Duration {
-        let Some((time, end)) = self.term(now, believed, at_most) else { return Duration::ZERO };
+        let Some((time, end)) = self.term(now, believed, at_most, NAME_MARGIN) else { return Duration::ZERO };
         if self.listed.lock().listed(directory, now, end) { time } else { Duration::ZERO }
     }
 
@@ -228,6 +238,13 @@ impl Client {
         self.private.while_named(parent, name, attr.inode, lend)
     }
 
+    fn is_latest(&self, attr: &Attr, since: Mark) -> bool {
+        match self.private.holds(attr.inode) {
+            true => self.private.while_held(attr, || ()).is_some(),
+            false => self.watch.may_learn(since.0, attr.inode),
+        }
+    }
+
     fn lend_name(&self, parent: InodeId, name: &Name, attr: &Attr, at_most: Duration) -> Duration {
         if let Some(lent) = self.lend_private_name(parent, name, attr, at_most) {
             return lent;
@@ -256,6 +273,17 @@ impl Dfs {
     pub fn set_take_back(&self, take_back: TakeBack) {
         // The first one stays.
         let _ = self.client.watch.lent.take_back.set(take_back);
+    }
+
+    /// Before a question: to tell later what has changed since.
+    pub fn mark(&self) -> Mark {
+        Mark(self.client.watch.asked())
+    }
+
+    /// Whether attributes in the answer to a question that was asked after `since` are the latest, as far as this client
+    /// was told.
+    pub fn is_latest(&self, attr: &Attr, since: Mark) -> bool {
+        self.client.is_latest(attr, since)
     }
 
     /// For how long from now on, `at_most`, attributes that this client has just answered may be believed: zero if they
@@ -381,6 +409,9 @@ mod tests {
             walks.max().unwrap_or_default()
         };
         assert_eq!(walk(now), TTL);
+        let soon_over = now + NAME_MARGIN;
+        assert_eq!(lent.lend_walked((parent, &name), DIR, now, soon_over, TTL), Duration::ZERO);
+        assert_eq!(lent.lend_walked((parent, &name), DIR, now, soon_over + TTL / 2, TTL), TTL / 2);
         assert!(lent.take_back(&[parent, DIR]).now_or_never().is_some(), "attributes alone");
         let other = [(parent, Name::new("other").unwrap()), (DIR, name.clone())];
         assert!(lent.take_back_for_change(&[parent], &other).now_or_never().is_some(), "another name");

@@ -32,7 +32,7 @@ pub use dfs::Dfs;
 pub use dfs_rpc::TlsFiles;
 pub use error::{Error, Result};
 pub use file::{Fallocate, File, OpenMode};
-pub use lent::TakeBack;
+pub use lent::{Mark, TakeBack};
 pub use locks::Chance;
 pub use namespace::{Made, MakeOptions};
 pub use paths::{Walk, WalkEntry};

@@ -21,9 +21,10 @@ use crate::client::Client;
 use crate::error::{Error, Result, unexpected_answer};
 use crate::leader::{ATTEMPT, Group};
 use crate::lent::Lent;
+pub(crate) use memory::Asked;
 #[cfg(test)]
 pub(crate) use memory::tests::attr as test_attr;
-use memory::{Asked, Concerned, Memory};
+use memory::{Concerned, Memory};
 
 /// Pause before the stream is opened again.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -66,6 +67,16 @@ impl Watch {
     pub fn while_believed<T>(&self, attr: &Attr, now: Moment, work: impl FnOnce(Moment) -> T) -> Option<T> {
         let memory = self.memory.lock();
         memory.believed_until(attr, now).map(work)
+    }
+
+    /// As of now; see `may_learn`.
+    pub fn asked(&self) -> Asked {
+        self.memory.lock().ask(Moment::now())
+    }
+
+    /// Whether nothing about the inode was forgotten since then.
+    pub fn may_learn(&self, asked: Asked, inode: InodeId) -> bool {
+        self.memory.lock().may_learn(asked, &[inode])
     }
 
     /// As `while_believed`, that a name leads to this inode.

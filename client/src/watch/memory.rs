@@ -265,7 +265,7 @@ impl Memory {
         self.valid_until = Moment::from_boot(Duration::ZERO);
     }
 
-    fn may_learn(&self, asked: Asked, inodes: &[InodeId]) -> bool {
+    pub fn may_learn(&self, asked: Asked, inodes: &[InodeId]) -> bool {
         asked.clock >= self.cleared && inodes.iter().all(|inode| self.marks[mark_of(*inode)] <= asked.clock)
     }
 

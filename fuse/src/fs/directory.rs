@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dfs_client::{Dfs, Mark};
 use dfs_proto::msg::meta::{DirEntry, DirPage};
 use dfs_proto::{Attr, Caller, FileKind, InodeId};
 use parking_lot::Mutex;
@@ -36,7 +37,7 @@ struct Ahead {
     caller: Caller,
     after: u64,
     attrs: bool,
-    fetch: JoinHandle<Result<DirPage, Errno>>,
+    fetch: JoinHandle<Result<Page, Errno>>,
 }
 
 impl Drop for Ahead {
@@ -61,7 +62,7 @@ impl OpenDirectory {
     }
 
     /// The page behind `after`, if it was fetched. What has failed is tried again by who needs it.
-    async fn fetched_ahead(&self, caller: &Caller, after: u64, attrs: bool) -> Option<DirPage> {
+    async fn fetched_ahead(&self, caller: &Caller, after: u64, attrs: bool) -> Option<Page> {
         let mut ahead = self.ahead.lock().take().filter(|ahead| ahead.is(caller, after, attrs))?;
         (&mut ahead.fetch).await.ok()?.ok()
     }
@@ -96,9 +97,9 @@ impl Fs {
                 let after = if position <= DOT_DOT { 0 } else { position };
                 let fetched = match directory.fetched_ahead(&caller, after, attrs).await {
                     Some(page) => page,
-                    None => self.dfs.read_dir(&caller, directory.inode, after, PAGE_ENTRIES, attrs).await?,
+                    None => Page::fetch(&self.dfs, &caller, directory.inode, after, attrs).await?,
                 };
-                let page = Arc::new(Page { after, attrs, content: fetched });
+                let page = Arc::new(fetched);
                 *directory.page.lock() = Some(page.clone());
                 page
             }
@@ -111,7 +112,7 @@ impl Fs {
             self.fetch_ahead(&directory, &caller, after, attrs);
         }
         for entry in entries.iter().take(ANSWER_ENTRIES) {
-            if let Some(entry) = self.listed(&caller, entry, attrs).await? {
+            if let Some(entry) = self.listed(&caller, entry, page.asked.filter(|_| attrs)).await? {
                 listed.push(entry);
             }
         }
@@ -125,14 +126,14 @@ impl Fs {
             return;
         }
         let (dfs, inode, asker) = (self.dfs.clone(), directory.inode, caller.clone());
-        let fetch = async move { dfs.read_dir(&asker, inode, after, PAGE_ENTRIES, attrs).await.map_err(Errno::from) };
+        let fetch = async move { Page::fetch(&dfs, &asker, inode, after, attrs).await };
         *ahead = Some(Ahead { caller: caller.clone(), after, attrs, fetch: tokio::spawn(fetch) });
     }
 
-    /// With attributes that the kernel may believe. Those in the page are as old as the page: for a file that is being
-    /// written here, an old size would make the kernel cut its cache, and with it pages of a shared mapping
-    /// that are not written back yet.
-    async fn listed(&self, caller: &Caller, entry: &DirEntry, attrs: bool) -> Result<Option<Listed>, Errno> {
+    /// With attributes that the kernel may believe, if the page was `asked` for with them. Those in the page are as old as
+    /// the page, and an old size would make the kernel cut its cache: of a file that is being written here, it would lose
+    /// pages of a shared mapping that are not written back yet.
+    async fn listed(&self, caller: &Caller, entry: &DirEntry, asked: Option<Mark>) -> Result<Option<Listed>, Errno> {
         let mut listed = Listed {
             name: entry.name.as_bytes().to_vec(),
             inode: entry.inode,
@@ -140,12 +141,11 @@ impl Fs {
             position: entry.cookie,
             attr: None,
         };
-        if !attrs {
-            return Ok(Some(listed));
-        }
-        let fresh = match &entry.attr {
-            Some(attr) if !self.open_inodes.is_writable(entry.inode) => Ok(attr.clone()),
-            _ => self.dfs.getattr(caller, entry.inode).await.map_err(Errno::from),
+        let Some(asked) = asked else { return Ok(Some(listed)) };
+        let is_latest = |attr: &Attr| !self.open_inodes.is_writable(entry.inode) && self.dfs.is_latest(attr, asked);
+        let fresh = match entry.attr.as_ref().filter(|attr| is_latest(attr)) {
+            Some(attr) => Ok(attr.clone()),
+            None => self.dfs.getattr(caller, entry.inode).await.map_err(Errno::from),
         };
         match fresh {
             Ok(attr) => listed.attr = Some(attr),
@@ -161,6 +161,8 @@ impl Fs {
 struct Page {
     after: u64,
     attrs: bool,
+    /// Before it was asked for.
+    asked: Option<Mark>,
     content: DirPage,
 }
 
@@ -171,6 +173,12 @@ impl Ahead {
 }
 
 impl Page {
+    async fn fetch(dfs: &Dfs, caller: &Caller, inode: InodeId, after: u64, attrs: bool) -> Result<Page, Errno> {
+        let asked = Some(dfs.mark());
+        let content = dfs.read_dir(caller, inode, after, PAGE_ENTRIES, attrs).await?;
+        Ok(Page { after, attrs, asked, content })
+    }
+
     /// The cookie behind which the next page begins, if there is one.
     fn next(&self) -> Option<u64> {
         self.content.entries.last().filter(|_| !self.content.end).map(|last| last.cookie)
@@ -230,7 +238,7 @@ mod tests {
             attr: None,
         };
         let entries = cookies.iter().map(entry).collect();
-        Page { after, attrs: false, content: DirPage { parent: InodeId(1), entries, end } }
+        Page { after, attrs: false, asked: None, content: DirPage { parent: InodeId(1), entries, end } }
     }
 
     fn cookies(entries: &[DirEntry]) -> Vec<u64> {
