@@ -24,6 +24,9 @@ const UNWANTED_REPEATED: Duration = Duration::from_secs(180);
 /// A chunk that could not be put together from damaged replicas is tried again after so long: a disk's reads may go
 /// better later, and a replica may come back that was away.
 const HOPELESS: Duration = Duration::from_secs(600);
+/// Chunks that cannot be moved for so long will not be by waiting. For less, a node that has just come back takes none:
+/// what it was copying is not given up yet, or what it has is not confirmed.
+const STUCK: Duration = Duration::from_secs(15);
 /// Replicas remembered as bad. More than that is a node that has lost everything, and the digests say so too.
 const BAD_MAX: usize = 65_536;
 
@@ -61,8 +64,8 @@ struct Moves {
     cursors: BTreeMap<NodeId, Cursor>,
     /// Full nodes of which all chunks were looked at since a move was last ordered.
     searched: BTreeSet<NodeId>,
-    /// As of the last pass.
-    stuck: bool,
+    /// Since when, as of the last pass, all chunks of all full nodes were looked at and none could be moved.
+    stuck_since: Option<Instant>,
     wanted: Balance,
     left_bytes: u64,
     chunks: u64,
@@ -149,7 +152,7 @@ impl Board {
     }
 
     /// Keeps how far the search came, of all nodes that are too full, and whether the plan moves anything that was found.
-    pub fn searched(&self, full: usize, found: &[Found], moves: bool) {
+    pub fn searched(&self, full: usize, found: &[Found], moves: bool, now: Instant) {
         let mut inner = self.0.lock();
         let under_way = moves || inner.flights.values().any(|copy| copy.moves);
         let known = &mut inner.moves;
@@ -159,7 +162,8 @@ impl Board {
         }
         known.searched.extend(found.iter().filter(|found| found.ended && !under_way).map(|found| found.node));
         known.searched.retain(|node| known.cursors.contains_key(node));
-        known.stuck = full > 0 && known.searched.len() == found.len();
+        let nothing_moves = full > 0 && known.searched.len() == found.len();
+        known.stuck_since = nothing_moves.then(|| known.stuck_since.unwrap_or(now));
     }
 
     /// Keeps what an administrator wants, and how far that is.
@@ -170,7 +174,8 @@ impl Board {
 
     pub fn balance_status(&self, now: Instant) -> BalanceStatus {
         let inner = self.0.lock();
-        let Moves { wanted, stuck, left_bytes, chunks, bytes, .. } = inner.moves;
+        let Moves { wanted, stuck_since, left_bytes, chunks, bytes, .. } = inner.moves;
+        let stuck = stuck_since.is_some_and(|since| now.saturating_duration_since(since) >= STUCK);
         BalanceStatus {
             wanted,
             moving: inner.copies(true, now),
@@ -352,6 +357,26 @@ mod tests {
 
     fn flights(board: &Board) -> Vec<(ChunkId, NodeId)> {
         board.0.lock().flights.keys().copied().collect()
+    }
+
+    #[test]
+    fn balance_is_stuck_when_nothing_can_be_moved_for_a_while() {
+        let (board, start) = (Board::default(), Instant::now());
+        board.balance(Balance { on: true, points: 5 }, 1 << 20);
+        let found = [Found { node: NodeId(1), chunks: vec![ChunkId(7)], next: Cursor::default(), ended: true }];
+        let stuck = |after: Duration| board.balance_status(start + after).stuck;
+        let pass = |after: Duration, moves: bool| board.searched(1, &found, moves, start + after);
+        pass(Duration::ZERO, false);
+        assert!(!stuck(STUCK - Duration::from_millis(1)), "a node may just be coming back");
+        pass(STUCK / 2, false);
+        assert!(stuck(STUCK));
+        pass(STUCK, true);
+        assert!(!stuck(2 * STUCK));
+        pass(STUCK, false);
+        pass(2 * STUCK, false);
+        assert!(stuck(2 * STUCK));
+        board.searched(0, &[], false, start + 2 * STUCK);
+        assert!(!stuck(3 * STUCK), "no node is too full");
     }
 
     #[test]

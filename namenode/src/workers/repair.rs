@@ -80,7 +80,7 @@ async fn pass(namenode: &Arc<Namenode>, next_health: &mut Instant) -> Result<(),
     let plan = repair::plan(&chunks, &movable, &nodes, &policy);
     let moves = plan.copies.iter().filter(|copy| copy.why == Risk::Uneven).count();
     let above = Share::from_points(balance.points);
-    namenode.board.searched(balance::full_nodes(&nodes, above).len(), &found, moves > 0);
+    namenode.board.searched(balance::full_nodes(&nodes, above).len(), &found, moves > 0, Instant::now());
     namenode.board.balance(balance, balance::bytes_to_move(&nodes, above));
     let queued = (plan.copies.len() - moves + plan.cuts.len() + plan.waits.len()) as u64;
     namenode.board.pass_done(health.map(|(health, _)| health), plan.wait_summary(), queued, Instant::now());
