@@ -9,6 +9,7 @@ use dfs_meta::{Body, fsck, query};
 use dfs_proto::limits::{NAMENODES_MAX, REPLICATION_MAX};
 use dfs_proto::msg::admin::{AdminReply, AdminRequest, Liveness, Member, Problem, ProblemKind};
 use dfs_proto::{CapabilityKey, ClusterId, ErrorKind, InodeId, WireError};
+use tokio::time::Instant;
 use tracing::info;
 
 use super::{duties, group, status};
@@ -19,6 +20,9 @@ use crate::store::state::recount_hash;
 
 /// How long the first election and the genesis command may take.
 const GENESIS_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How often it is looked whether all datanodes were heard.
+const SAY_PAUSE: Duration = Duration::from_millis(50);
 
 /// As many as `FsckReport` promises at most.
 const PROBLEMS_MAX: usize = 1000;
@@ -33,6 +37,7 @@ pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<A
         AdminRequest::Fsck { root } => {
             namenode.leading()?;
             namenode.read_barrier().await?;
+            datanodes_had_their_say(namenode).await?;
             let me = namenode.clone();
             let check = move |view: &dyn dfs_meta::View| {
                 let live = |node| me.liveness(node) == Liveness::Live;
@@ -81,6 +86,18 @@ pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<A
 
 /// Forms the group and writes the cluster into its log. If the process dies between the two, the same
 /// request finishes what it began; a cluster that exists is never touched.
+/// Waits until whoever leads since a moment ago has heard the datanodes, or knows that they are silent: before that every
+/// replica would seem to be away.
+async fn datanodes_had_their_say(namenode: &Namenode) -> Result<(), WireError> {
+    loop {
+        let datanodes = namenode.read(|view| namenode.datanodes(view))?;
+        if namenode.nodes.have_had_their_say(&datanodes, Instant::now()) {
+            return Ok(());
+        }
+        tokio::time::sleep(SAY_PAUSE).await;
+    }
+}
+
 async fn initialize(
     namenode: &Arc<Namenode>,
     cluster: ClusterId,
