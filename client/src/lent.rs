@@ -275,6 +275,12 @@ impl Dfs {
         let _ = self.client.watch.lent.take_back.set(take_back);
     }
 
+    /// Returns when attributes that were lent of the inode are believed no more: something has changed them without a
+    /// request of the one to whom they were lent.
+    pub async fn take_back(&self, inode: InodeId) {
+        self.client.watch.lent.take_back(&[inode]).await;
+    }
+
     /// Before a question: to tell later what has changed since.
     pub fn mark(&self) -> Mark {
         Mark(self.client.watch.asked())

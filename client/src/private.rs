@@ -114,11 +114,12 @@ impl Private {
         self.state.lock().attr(attr.inode).unwrap_or(attr)
     }
 
-    /// The namenode has changed a file's bytes. What the file is now, with what was changed here.
-    pub fn observe(&self, attr: &Attr) -> Option<Attr> {
+    /// The namenode has changed a file's bytes. `learn` is told what the file is now, with what was changed here, before
+    /// anybody is shown it; it must not come back here.
+    pub fn observe<T>(&self, attr: Attr, learn: impl FnOnce(Attr) -> T) -> T {
         let mut state = self.state.lock();
-        state.observe(attr);
-        state.attr(attr.inode)
+        state.observe(&attr);
+        learn(state.attr(attr.inode).unwrap_or(attr))
     }
 
     /// To be held while bytes of the file are committed. `None` if the namenode must be told something of it first,
@@ -193,7 +194,7 @@ impl Client {
                 // It was told that the directory is empty, which it soon is not.
                 self.watch.forget(attr.inode);
             }
-            (_, OpReply::Attr(attr) | OpReply::Ranged { attr, .. }) => drop(self.private.observe(attr)),
+            (_, OpReply::Attr(attr) | OpReply::Ranged { attr, .. }) => self.private.observe(attr.clone(), drop),
             _ => {}
         }
     }

@@ -73,7 +73,7 @@ struct Entry {
     commit: FileCommit,
     /// `None` for what the file's write state has under way.
     append: Option<Append>,
-    _busy: Option<Busy>,
+    _busy: Busy,
 }
 
 impl Batch {
@@ -175,10 +175,7 @@ impl Client {
 
     fn collect(self: &Arc<Self>, session: &Session) -> Batch {
         let mut batch = Batch::default();
-        while batch.room() > 0 {
-            let Some(append) = self.writes.committer.appends.lock().pop_front() else { break };
-            self.add_append(session, &mut batch, append);
-        }
+        self.add_appends(session, &mut batch);
         let ended: Vec<_> = self.writes.open_writers().into_iter().filter(|writer| writer.is_settled()).collect();
         let files = self.writes.dirty_files();
         for file in &files {
@@ -195,7 +192,22 @@ impl Client {
         batch
     }
 
-    fn add_append(&self, session: &Session, batch: &mut Batch, append: Append) {
+    fn add_appends(&self, session: &Session, batch: &mut Batch) {
+        let waiting = std::mem::take(&mut *self.writes.committer.appends.lock());
+        let mut left = VecDeque::new();
+        for append in waiting {
+            // Tried again when the namenode knows the file as it is known here.
+            match (batch.room() > 0).then(|| self.private.committing(append.file.inode)).flatten() {
+                Some(busy) => self.add_append(session, batch, append, busy),
+                None => left.push_back(append),
+            }
+        }
+        let mut appends = self.writes.committer.appends.lock();
+        left.append(&mut appends);
+        *appends = left;
+    }
+
+    fn add_append(&self, session: &Session, batch: &mut Batch, append: Append, busy: Busy) {
         let Some(grant) = append.file.inner.lock().grant(true, session.id()) else {
             let _ = append.reply.send(Err(session_lost()));
             return;
@@ -210,7 +222,7 @@ impl Client {
             mtime: Some(append.mtime),
             append: true,
         };
-        batch.entries.push(Entry { file: append.file.clone(), commit, append: Some(append), _busy: None });
+        batch.entries.push(Entry { file: append.file.clone(), commit, append: Some(append), _busy: busy });
     }
 
     fn add_file(
@@ -268,7 +280,7 @@ impl Client {
             return;
         }
         let commit = FileCommit { inode: file.inode, grant, extents, mtime, append: false };
-        batch.entries.push(Entry { file: file.clone(), commit, append: None, _busy: Some(busy) });
+        batch.entries.push(Entry { file: file.clone(), commit, append: None, _busy: busy });
     }
 
     async fn send(&self, session: &Arc<Session>, batch: &Batch) -> Result<Vec<Attr>> {
@@ -300,11 +312,17 @@ impl Client {
             match entry.append {
                 Some(append) => {
                     let placed = placed_at_end(&append.extents, &attr);
-                    entry.file.inner.lock().observe_own(&attr, &placed);
-                    self.observe_privately(&entry.file, &attr);
-                    let _ = append.reply.send(vanished(&attr).map_or(Ok(attr), Err));
+                    let learn = |attr: Attr| {
+                        entry.file.inner.lock().observe_own(&attr, &placed);
+                        attr
+                    };
+                    let outcome = match vanished(&attr) {
+                        None => Ok(self.private.observe(attr, learn)),
+                        Some(error) => Err(error),
+                    };
+                    let _ = append.reply.send(outcome);
                 }
-                None => self.file_committed(&entry.file, &attr),
+                None => self.file_committed(&entry.file, attr),
             }
         }
         let mut writers = self.writes.writers.lock();
@@ -318,21 +336,23 @@ impl Client {
         }
     }
 
-    fn file_committed(self: &Arc<Self>, file: &Arc<FileState>, attr: &Attr) {
-        let (freed, again) = {
+    fn file_committed(self: &Arc<Self>, file: &Arc<FileState>, attr: Attr) {
+        let gone = vanished(&attr);
+        let settle = |attr: Option<Attr>| {
             let mut inner = file.inner.lock();
             let (freed, extents) = inner.writes.handle_committed();
-            if vanished(attr).is_none() {
-                inner.observe_own(attr, &extents);
+            if let Some(attr) = attr {
+                inner.observe_own(&attr, &extents);
             }
             self.unlist_if_clean(file, &mut inner);
             (freed, inner.wants_commit())
         };
-        if vanished(attr).is_none() {
-            self.observe_privately(file, attr);
-        }
+        let (freed, again) = match &gone {
+            None => self.private.observe(attr, |attr| settle(Some(attr))),
+            Some(_) => settle(None),
+        };
         self.free(freed);
-        match vanished(attr) {
+        match gone {
             // Removed by somebody else. Only whoever still has it open can notice.
             Some(error) if file.inner.lock().handles > 0 => self.fail_file(file, &error),
             Some(_) => self.discard(file),
@@ -340,13 +360,6 @@ impl Client {
         }
         if again {
             self.writes.committer.kick();
-        }
-    }
-
-    /// What the namenode knows of a file since a commit goes together with what only this session knows.
-    fn observe_privately(&self, file: &FileState, attr: &Attr) {
-        if let Some(attr) = self.private.observe(attr) {
-            file.inner.lock().observe(&attr);
         }
     }
 

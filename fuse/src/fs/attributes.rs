@@ -57,6 +57,8 @@ impl Fs {
         if privilege(mode) != 0 {
             let set = SetAttr { mode: Some(mode & !privilege(mode)), ..SetAttr::default() };
             self.dfs.setattr(&Caller::ROOT, attr.inode, set, None).await?;
+            // The kernel has asked for a write and does not know that this came of it.
+            self.dfs.take_back(attr.inode).await;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Directories that this mount has made and another looks at.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -134,5 +134,29 @@ fn a_time_that_is_set_stays_though_the_bytes_are_stored_later() {
         let path = dir.path().join(format!("f{number}"));
         assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), then, "f{number}");
         assert!(fs::read(&path).unwrap() == noise(number, 2000));
+    }
+}
+
+#[test]
+fn a_mode_that_is_set_stays_though_bytes_are_appended_before_the_namenode_hears_of_it() {
+    let Some(dir) =
+        on_mount("`fsync` of any file or directory stores all names and attributes that were changed before")
+    else {
+        return;
+    };
+    for number in 0..20 {
+        let path = dir.path().join(format!("f{number}"));
+        // The namenode knows the file, and that it is open.
+        let made = File::create(&path).unwrap();
+        made.sync_all().unwrap();
+        for mode in [0o600, 0o641, 0o755] {
+            set_mode(&path, mode);
+            let mut end = OpenOptions::new().append(true).open(&path).unwrap();
+            end.write_all(&noise(number, 100)).unwrap();
+            drop(end);
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, mode, "f{number}");
+        }
+        drop(made);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 300);
     }
 }
