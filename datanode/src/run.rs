@@ -51,11 +51,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let mut tasks = JoinSet::new();
     // Tokens of their own: these parts end when `run` says so, and not before it knows.
     let (accepting, background) = (CancellationToken::new(), CancellationToken::new());
-    let service = serve(endpoint.clone(), Arc::new(DataService::new(node.clone())), accepting.clone(), DRAIN);
+    let data = Arc::new(DataService::new(node.clone()));
+    let service = serve(endpoint.clone(), data.clone(), accepting.clone(), DRAIN);
     let mut service = tokio::spawn(service);
     tasks.spawn(heartbeat::group::run(node.clone(), background.clone()));
     orders::start(&node, queues, &mut tasks, &background);
-    tasks.spawn(local::run(node.clone(), background.clone()));
+    tasks.spawn(local::run(data, accepting.clone(), DRAIN));
     tasks.spawn(upkeep::sync_lazily(node.clone(), background.clone()));
     tasks.spawn(upkeep::maintain_volumes(node.clone(), background.clone()));
     tasks.spawn(drain::run(node.clone(), background.clone()));

@@ -2,12 +2,9 @@
 
 mod append;
 mod downstream;
-mod frames;
 pub mod local;
 mod manage;
 mod read;
-
-pub use frames::receive_bytes;
 
 use std::sync::Arc;
 use std::time::Duration;

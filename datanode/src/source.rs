@@ -11,7 +11,6 @@ use dfs_proto::{Capability, ChunkId, Epoch, ErrorKind, FrameHeader, WireError};
 use dfs_rpc::{RecvStream, RpcError};
 
 use crate::node::{Node, data_target};
-use crate::serve::receive_bytes;
 use crate::store::StoreError;
 
 /// A source that sends nothing for so long is given up.
@@ -48,7 +47,7 @@ pub enum SourceError {
 pub async fn request(node: &Arc<Node>, wanted: &Wanted<'_>, source: &ReplicaAt) -> Result<RecvStream, SourceError> {
     let target = data_target(source);
     let asked = async {
-        let (mut send, mut recv) = node.pool.get(&target).await?.open().await?;
+        let (mut send, mut recv) = node.pool.get(&target).await?.open_near().await?;
         let read = DataRequest::Read {
             chunk: wanted.chunk,
             epoch: wanted.epoch,
@@ -84,7 +83,7 @@ pub async fn receive_frames(recv: &mut RecvStream) -> (Vec<(FrameHeader, Bytes)>
         let Some(header) = FrameHeader::from_bytes(&header) else {
             return (frames, Some(Err(SourceError::Bad("sends what is no frame".into()))));
         };
-        match within(receive_bytes(recv, header.len)).await {
+        match within(recv.read_whole(header.len as usize)).await {
             Ok(data) => frames.push((header, data)),
             Err(error) => return (frames, Some(Err(SourceError::Away(error)))),
         }

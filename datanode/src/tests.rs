@@ -10,15 +10,15 @@ use bytes::Bytes;
 use dfs_proto::chunk::replica_digest;
 use dfs_proto::limits::{CONTROL_FRAME_MAX, FRAME_MAX};
 use dfs_proto::msg::data::{
-    AppendEvent, DataRequest, FRAME_HEADER_LEN, LocalChunk, LocalDoor, LocalHello, LocalOpen, Manage, ManageReply,
-    ReplicaState, append_item,
+    AppendEvent, DataRequest, FRAME_HEADER_LEN, LocalChunk, LocalDoor, LocalHello, LocalOpen, LocalUse, Manage,
+    ManageReply, ReadReply, ReplicaState, append_item,
 };
 use dfs_proto::msg::meta::ReplicaAt;
 use dfs_proto::msg::node::{Heartbeat, Order, Outcome};
 use dfs_proto::{
     Access, Capability, CapabilityKey, ChunkId, Epoch, ErrorKind, FrameHeader, NodeId, Role, Timestamp, WireError,
 };
-use dfs_rpc::{LocalStream, RpcError};
+use dfs_rpc::{LocalStream, RecvStream, RpcError, SendStream};
 
 use rig::{CLIENT, Rig, frames};
 
@@ -152,14 +152,69 @@ async fn only_the_holder_of_a_valid_capability_gets_in() {
 }
 
 /// Asks a node for the way in, and goes it.
-async fn enter(rig: &Rig, node: u64) -> (LocalDoor, LocalStream) {
+async fn enter(rig: &Rig, node: u64, wants: LocalUse) -> (LocalDoor, LocalStream) {
     let (mut send, mut recv) = rig.stream(node).await;
     send.send(&DataRequest::Local).await.unwrap();
     send.finish();
     let door = recv.recv::<Result<LocalDoor, WireError>>().await.unwrap().unwrap();
     let mut stream = LocalStream::connect(&door.name).unwrap();
-    stream.send(&LocalHello { ticket: door.ticket }).await.unwrap();
+    stream.send(&LocalHello { ticket: door.ticket, wants }).await.unwrap();
     (door, stream)
+}
+
+/// A stream within the machine, granted.
+async fn enter_stream(rig: &Rig, node: u64) -> (SendStream, RecvStream) {
+    let (_, mut stream) = enter(rig, node, LocalUse::Stream).await;
+    stream.recv::<Result<(), WireError>>().await.unwrap().unwrap();
+    stream.into_halves()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_within_the_machine_is_one_of_the_data_plane() {
+    let rig = Rig::start(2).await;
+    let frames = frames(CHUNK, &[1000, FRAME_MAX, 7]);
+    let len = frames.last().unwrap().0.end();
+    let append = |access| DataRequest::Append {
+        chunk: CHUNK,
+        epoch: FIRST,
+        capability: rig.capability(CHUNK, access),
+        chain: rig.replicas(&[2]),
+    };
+    let (mut send, mut recv) = enter_stream(&rig, 1).await;
+    send.send(&append(Access::Read)).await.unwrap();
+    let refused = recv.recv::<AppendEvent>().await.unwrap();
+    assert!(matches!(refused, AppendEvent::Failed { error, .. } if error.kind == ErrorKind::Forbidden));
+
+    let (mut send, mut recv) = enter_stream(&rig, 1).await;
+    send.send(&append(Access::Append)).await.unwrap();
+    assert_eq!(recv.recv::<AppendEvent>().await.unwrap(), AppendEvent::Ready);
+    for (header, bytes) in &frames {
+        let head = [&[append_item::FRAME][..], &header.to_bytes()].concat();
+        send.send_raw_all(&mut [head.into(), bytes.clone()]).await.unwrap();
+    }
+    send.send_raw(Bytes::from_static(&[append_item::SYNC])).await.unwrap();
+    send.finish();
+    let mut last = None;
+    while let Some(event) = recv.recv_optional::<AppendEvent>().await.unwrap() {
+        last = Some(event);
+    }
+    assert_eq!(last, Some(AppendEvent::Ack { written: len, synced: len }), "and then the end, in order");
+
+    for node in [1, 2] {
+        let (mut send, mut recv) = enter_stream(&rig, node).await;
+        let capability = rig.capability(CHUNK, Access::Read);
+        send.send(&DataRequest::Read { chunk: CHUNK, epoch: FIRST, offset: 0, len, capability }).await.unwrap();
+        send.finish();
+        assert_eq!(recv.recv::<Result<ReadReply, WireError>>().await.unwrap().unwrap().len, len);
+        for (header, bytes) in &frames {
+            let mut head = [0; FRAME_HEADER_LEN];
+            recv.read_exact(&mut head).await.unwrap();
+            assert_eq!(FrameHeader::from_bytes(&head), Some(*header));
+            assert_eq!(recv.read_whole(bytes.len()).await.unwrap(), *bytes);
+        }
+        assert!(!recv.read_exact_or_end(&mut [0]).await.unwrap());
+    }
+    rig.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,7 +222,7 @@ async fn a_client_on_this_machine_gets_the_file_of_a_chunk_with_the_same_capabil
     let rig = Rig::start(1).await;
     let frames = frames(CHUNK, &[1000, 65_536, 7]);
     rig.write_chunk(CHUNK, &[1], &frames).await;
-    let (_, mut local) = enter(&rig, 1).await;
+    let (_, mut local) = enter(&rig, 1, LocalUse::Files).await;
     // While it is open, then sealed.
     for _ in 0..2 {
         let forged = LocalOpen { chunk: CHUNK, capability: rig.capability(ChunkId(78), Access::Read) };
@@ -198,15 +253,17 @@ async fn a_client_on_this_machine_gets_the_file_of_a_chunk_with_the_same_capabil
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_comes_in_by_the_local_door_without_a_ticket_of_his_own() {
     let rig = Rig::start(1).await;
-    let (door, mut first) = enter(&rig, 1).await;
+    let (door, mut first) = enter(&rig, 1, LocalUse::Files).await;
     // Once it is answered, its ticket has been taken.
     first.send(&LocalOpen { chunk: CHUNK, capability: rig.capability(CHUNK, Access::Read) }).await.unwrap();
     let refused = first.recv::<Result<LocalChunk, WireError>>().await.unwrap().unwrap_err();
     assert_eq!(refused.kind, ErrorKind::BadReplica, "a chunk that is not here");
     for ticket in [door.ticket, [9; 32]] {
-        let mut stream = LocalStream::connect(&door.name).unwrap();
-        stream.send(&LocalHello { ticket }).await.unwrap();
-        assert!(stream.recv::<Result<LocalChunk, WireError>>().await.is_err());
+        for wants in [LocalUse::Files, LocalUse::Stream] {
+            let mut stream = LocalStream::connect(&door.name).unwrap();
+            stream.send(&LocalHello { ticket, wants }).await.unwrap();
+            assert!(stream.recv::<Result<(), WireError>>().await.is_err());
+        }
     }
     let mut stream = LocalStream::connect(&door.name).unwrap();
     stream.send_raw(&[0xff; 64]).await.unwrap();

@@ -82,7 +82,7 @@ impl Plane {
             // 10: administrators set the balance of datanodes, and status tells of it.
             Plane::Meta => b"dfs-meta/10",
             Plane::Raft => b"dfs-raft/1",
-            Plane::Data => b"dfs-data/2",
+            Plane::Data => b"dfs-data/3",
         }
     }
 }

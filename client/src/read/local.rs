@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dfs_proto::limits::CHUNK_FRAMES_MAX;
-use dfs_proto::msg::data::{DataRequest, FRAME_HEADER_LEN, LocalChunk, LocalDoor, LocalHello, LocalOpen};
+use dfs_proto::msg::data::{FRAME_HEADER_LEN, LocalChunk, LocalOpen, LocalUse};
 use dfs_proto::msg::meta::{ChunkLocation, ReplicaAt};
 use dfs_proto::{Capability, ChunkId, Extent, FrameHeader, NodeId, Plane, Role, WireError};
 use dfs_rpc::{LocalStream, RpcError, Target};
@@ -339,13 +339,7 @@ impl Client {
         if !connection.is_local() {
             return Ok(None);
         }
-        let (mut send, mut recv) = connection.open().await?;
-        send.send(&DataRequest::Local).await?;
-        send.finish();
-        let door: LocalDoor = recv.recv::<Result<LocalDoor, WireError>>().await?.map_err(RpcError::Refused)?;
-        let mut stream = LocalStream::connect(&door.name)?;
-        stream.send(&LocalHello { ticket: door.ticket }).await?;
-        Ok(Some(stream))
+        connection.enter(LocalUse::Files).await.map(Some)
     }
 
     /// Closes files that are not read any more, for as long as the client is used.

@@ -429,7 +429,7 @@ async fn start(
     let patience = if client.nodes.is_suspect(head.node) { PROGRESS_SUSPECT } else { PROGRESS };
     tokio::time::timeout(patience, async {
         let connection = client.data.get(&target).await?;
-        let (mut send, recv) = connection.open().await?;
+        let (mut send, recv) = connection.open_near().await?;
         send.send(&request).await?;
         Ok((connection, send, recv))
     })

@@ -20,7 +20,6 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tracing::{debug, info};
 
 use super::downstream::Downstream;
-use super::frames::receive_bytes;
 use crate::node::Node;
 use crate::store::{OpenChunk, StoreError};
 
@@ -239,7 +238,7 @@ async fn receive_frame(recv: &mut RecvStream, window: &Arc<Semaphore>) -> Result
     let header = FrameHeader::from_bytes(&header).ok_or_else(|| RpcError::Malformed("frame header".into()))?;
     let room = window.clone().acquire_many_owned(header.len.max(FRAME_CHARGE_MIN)).await;
     let room = room.map_err(|error| RpcError::Closed(error.to_string()))?;
-    let bytes = receive_bytes(recv, header.len).await?;
+    let bytes = recv.read_whole(header.len as usize).await?;
     Ok(Item::Frame { header, bytes, _room: Arc::new(room) })
 }
 

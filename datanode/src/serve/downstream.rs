@@ -54,7 +54,7 @@ impl Downstream {
         let allowance = HOP_DEADLINE * request.chain.len() as u32;
         let target = data_target(next);
         let opened = async {
-            let (mut send, mut recv) = node.pool.get(&target).await?.open().await?;
+            let (mut send, mut recv) = node.pool.get(&target).await?.open_near().await?;
             let append = DataRequest::Append {
                 chunk: request.chunk,
                 epoch: request.epoch,

@@ -1,5 +1,6 @@
-//! Clients on this machine get chunk files instead of bytes, with the same check of permission. They verify frames as
-//! they do with what comes over the network.
+//! Who is on this machine comes in by a door of its own. Clients get chunk files instead of bytes, with the same check of
+//! permission, and verify frames as they do with what comes over the network. And whoever sends bulk bytes, or wants some,
+//! has the streams of the data plane without a network below them.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -7,16 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_proto::limits::LOCAL_TICKET_S;
-use dfs_proto::msg::data::{FRAME_HEADER_LEN, LocalChunk, LocalDoor, LocalHello, LocalOpen};
-use dfs_proto::{Access, ErrorKind, FrameHeader, PeerIdentity, WireError};
-use dfs_rpc::{LocalListener, LocalStream, RpcError};
+use dfs_proto::msg::data::{FRAME_HEADER_LEN, LocalChunk, LocalDoor, LocalHello, LocalOpen, LocalUse};
+use dfs_proto::{Access, ErrorKind, FrameHeader, PeerIdentity, Plane, WireError};
+use dfs_rpc::{Handler, LocalListener, LocalStream, RpcError};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, info, info_span, warn};
 
+use super::DataService;
 use crate::node::Node;
 
 const TICKET: Duration = Duration::from_secs(LOCAL_TICKET_S);
@@ -24,8 +26,9 @@ const TICKET: Duration = Duration::from_secs(LOCAL_TICKET_S);
 /// Tickets that are good at one time. A client asks for one when it first reads here.
 const TICKETS_MAX: usize = 1024;
 
-/// Local connections at once: one for each client on this machine.
-const CONNECTIONS_MAX: usize = 256;
+/// Local connections at once: one for each client on this machine, and one for each stream. Who finds no place takes the
+/// network.
+const CONNECTIONS_MAX: usize = 1024;
 
 /// From the connection to its ticket.
 const HELLO_DEADLINE: Duration = Duration::from_secs(2);
@@ -67,12 +70,13 @@ impl Door {
     }
 }
 
-/// Serves local clients until `stop`. A node that cannot listen goes on without them.
-pub async fn run(node: Arc<Node>, stop: CancellationToken) {
-    let listener = match LocalListener::bind(&node.door.name) {
+/// Serves who is on this machine until `stop`; streams that run then get `drain` to finish. A node that cannot listen goes
+/// on without.
+pub async fn run(service: Arc<DataService>, stop: CancellationToken, drain: Duration) {
+    let listener = match LocalListener::bind(&service.node.door.name) {
         Ok(listener) => listener,
         Err(error) => {
-            warn!(%error, "clients on this machine read over the network");
+            warn!(%error, "clients on this machine use the network");
             return stop.cancelled().await;
         }
     };
@@ -80,16 +84,16 @@ pub async fn run(node: Arc<Node>, stop: CancellationToken) {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => break,
             Some(_) = connections.join_next(), if !connections.is_empty() => continue,
             accepted = listener.accept() => accepted,
         };
         match (accepted, places.clone().try_acquire_owned()) {
             (Ok(stream), Ok(place)) => {
-                let node = node.clone();
+                let (service, stop) = (service.clone(), stop.clone());
                 connections.spawn(async move {
                     let _place = place;
-                    if let Err(error) = serve(&node, stream).await {
+                    if let Err(error) = serve(&service, stream, stop).await {
                         debug!(%error, "local client has gone");
                     }
                 });
@@ -102,14 +106,32 @@ pub async fn run(node: Arc<Node>, stop: CancellationToken) {
             }
         }
     }
+    drop(listener);
+    let _ = tokio::time::timeout(drain, async { while connections.join_next().await.is_some() {} }).await;
 }
 
-async fn serve(node: &Arc<Node>, mut stream: LocalStream) -> Result<(), RpcError> {
-    let LocalHello { ticket } = within(HELLO_DEADLINE, stream.recv()).await?;
-    let Some(peer) = node.door.redeem(&ticket, Instant::now()) else {
+async fn serve(service: &DataService, mut stream: LocalStream, stop: CancellationToken) -> Result<(), RpcError> {
+    let LocalHello { ticket, wants } = within(HELLO_DEADLINE, stream.recv()).await?;
+    let Some(peer) = service.node.door.redeem(&ticket, Instant::now()) else {
         debug!("local client without a good ticket");
         return Ok(());
     };
+    match wants {
+        LocalUse::Files => {
+            let files = serve_files(&service.node, peer, stream);
+            stop.run_until_cancelled(files).await.unwrap_or(Ok(()))
+        }
+        LocalUse::Stream => {
+            within(SEND_DEADLINE, stream.send(&Ok::<_, WireError>(()))).await?;
+            let (send, recv) = stream.into_halves();
+            let span = info_span!("local stream", peer = %peer.id, role = peer.role.as_str());
+            service.handle(peer, Plane::Data, send, recv).instrument(span).await;
+            Ok(())
+        }
+    }
+}
+
+async fn serve_files(node: &Arc<Node>, peer: PeerIdentity, mut stream: LocalStream) -> Result<(), RpcError> {
     loop {
         let request: LocalOpen = within(IDLE_DEADLINE, stream.recv()).await?;
         let answer = open(node, &peer, &request).await;

@@ -1,10 +1,12 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_proto::{ErrorKind, NodeId, PeerIdentity, Plane, Role, WireError};
 use quinn::VarInt;
 
 use crate::error::RpcError;
+use crate::near::Near;
 use crate::network::Network;
 use crate::stream::{RecvStream, SendStream};
 use crate::tls::Tls;
@@ -103,7 +105,7 @@ impl Endpoint {
             Inner::Quic(endpoint) => Line::Quic(endpoint.connect(target, expected).await?),
             Inner::Memory(endpoint) => Line::Memory(endpoint.connect(target, expected).await?),
         };
-        Ok(Connection { line, peer: expected, plane: target.plane })
+        Ok(Connection::new(line, expected, target.plane))
     }
 
     /// The next connection attempt; `None` once the endpoint is closed.
@@ -129,7 +131,7 @@ impl Endpoint {
             _ => return Err(RpcError::Closed("the attempt is of another network".into())),
         };
         match (peer.filter(|peer| peer.cluster == self.identity().cluster), plane) {
-            (Some(peer), Some(plane)) => Ok(Connection { line, peer, plane }),
+            (Some(peer), Some(plane)) => Ok(Connection::new(line, peer, plane)),
             _ => {
                 line.close(1, "not of this cluster");
                 Err(RpcError::Refused(WireError::new(
@@ -162,6 +164,7 @@ pub struct Connection {
     line: Line,
     peer: PeerIdentity,
     plane: Plane,
+    near: Arc<Near>,
 }
 
 #[derive(Clone, Debug)]
@@ -180,6 +183,14 @@ impl Line {
 }
 
 impl Connection {
+    fn new(line: Line, peer: PeerIdentity, plane: Plane) -> Connection {
+        Connection { line, peer, plane, near: Arc::default() }
+    }
+
+    pub(crate) fn near(&self) -> &Near {
+        &self.near
+    }
+
     pub fn peer(&self) -> PeerIdentity {
         self.peer
     }

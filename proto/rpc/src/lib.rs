@@ -12,6 +12,7 @@ mod home;
 mod local;
 mod memory;
 mod moment;
+mod near;
 mod network;
 pub mod pki;
 mod pool;

@@ -1,5 +1,7 @@
 //! Streams between processes of one machine. Unlike QUIC they can carry open files.
 
+mod stream;
+
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,6 +10,7 @@ use std::os::unix::net;
 
 use dfs_proto::codec;
 use dfs_proto::limits::CONTROL_FRAME_MAX;
+use rustix::net::sockopt::{set_socket_send_buffer_size, set_socket_send_buffer_size_force};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -18,6 +21,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::error::RpcError;
+use crate::stream::{RecvStream, SendStream};
+pub(crate) use stream::{RecvStream as LocalRecv, SendStream as LocalSend};
+
+/// Bytes that wait in a socket for their reader. The kernel's usual size makes the two take turns five times a MiB.
+const SOCKET_BUFFER: usize = 1 << 20;
 
 /// Waits for connections from this machine, or rather from this network namespace.
 pub struct LocalListener {
@@ -108,6 +116,16 @@ impl LocalStream {
     pub async fn ended(&mut self) {
         // Whatever comes of it, bytes or none or an error, the stream cannot be used any more.
         let _ = self.inner.read_u8().await;
+    }
+
+    /// Makes it a stream like those of a connection. Nothing of it may have been received ahead.
+    pub fn into_halves(self) -> (SendStream, RecvStream) {
+        // Who may not have more than others gets as much as they. A smaller one costs time and no more.
+        if set_socket_send_buffer_size_force(&self.inner, SOCKET_BUFFER).is_err() {
+            _ = set_socket_send_buffer_size(&self.inner, SOCKET_BUFFER);
+        }
+        let (send, recv) = stream::split(self.inner);
+        (SendStream::local(send), RecvStream::local(recv))
     }
 
     /// Receives the byte that carries a file.

@@ -3,7 +3,7 @@
 use std::pin::pin;
 use std::task::{Context, Waker};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use dfs_proto::codec;
 use dfs_proto::limits::{CONTROL_FRAME_MAX, RAFT_FRAME_MAX};
 use quinn::VarInt;
@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::RpcError;
+use crate::local::{LocalRecv, LocalSend};
 use crate::memory;
 
 /// The sending half. Dropped without `finish`, it ends the stream in order all the same.
@@ -20,12 +21,17 @@ pub struct SendStream {
 
 enum Sending {
     Quic(quinn::SendStream),
+    Local(LocalSend),
     Memory(memory::SendStream),
 }
 
 impl SendStream {
     pub(crate) fn quic(inner: quinn::SendStream) -> SendStream {
         SendStream { inner: Sending::Quic(inner) }
+    }
+
+    pub(crate) fn local(inner: LocalSend) -> SendStream {
+        SendStream { inner: Sending::Local(inner) }
     }
 
     pub(crate) fn memory(inner: memory::SendStream) -> SendStream {
@@ -45,6 +51,7 @@ impl SendStream {
     pub async fn send_raw(&mut self, bytes: Bytes) -> Result<(), RpcError> {
         match &mut self.inner {
             Sending::Quic(stream) => Ok(stream.write_chunk(bytes).await?),
+            Sending::Local(stream) => stream.write(bytes).await,
             Sending::Memory(stream) => stream.write(bytes).await,
         }
     }
@@ -53,6 +60,7 @@ impl SendStream {
     pub async fn send_raw_all(&mut self, pieces: &mut [Bytes]) -> Result<(), RpcError> {
         match &mut self.inner {
             Sending::Quic(stream) => Ok(stream.write_all_chunks(pieces).await?),
+            Sending::Local(stream) => stream.write_all(pieces).await,
             Sending::Memory(stream) => {
                 for piece in pieces {
                     stream.write(std::mem::take(piece)).await?;
@@ -67,6 +75,7 @@ impl SendStream {
         match &mut self.inner {
             // Fails only if the stream is finished or reset already.
             Sending::Quic(stream) => _ = stream.finish(),
+            Sending::Local(stream) => stream.finish(),
             Sending::Memory(stream) => stream.finish(),
         }
     }
@@ -76,6 +85,7 @@ impl SendStream {
         match &mut self.inner {
             // However it ended, nobody reads.
             Sending::Quic(stream) => _ = stream.stopped().await,
+            Sending::Local(stream) => stream.stopped().await,
             Sending::Memory(stream) => stream.stopped().await,
         }
     }
@@ -85,6 +95,7 @@ impl SendStream {
         match &mut self.inner {
             // Fails only if the stream is reset already.
             Sending::Quic(stream) => _ = stream.reset(VarInt::from_u32(1)),
+            Sending::Local(stream) => stream.reset(),
             Sending::Memory(stream) => stream.reset(),
         }
     }
@@ -108,12 +119,17 @@ pub struct RecvStream {
 
 enum Receiving {
     Quic(quinn::RecvStream),
+    Local(LocalRecv),
     Memory(memory::RecvStream),
 }
 
 impl RecvStream {
     pub(crate) fn quic(inner: quinn::RecvStream) -> RecvStream {
         RecvStream { inner: Receiving::Quic(inner) }
+    }
+
+    pub(crate) fn local(inner: LocalRecv) -> RecvStream {
+        RecvStream { inner: Receiving::Local(inner) }
     }
 
     pub(crate) fn memory(inner: memory::RecvStream) -> RecvStream {
@@ -173,16 +189,23 @@ impl RecvStream {
     pub async fn read_exact_or_end(&mut self, buf: &mut [u8]) -> Result<bool, RpcError> {
         let mut filled = 0;
         while filled < buf.len() {
-            match self.read_chunk(buf.len() - filled).await? {
-                Some(bytes) => {
-                    buf[filled..filled + bytes.len()].copy_from_slice(&bytes);
-                    filled += bytes.len();
-                }
-                None if filled == 0 => return Ok(false),
-                None => return Err(RpcError::Closed("stream ended too early".into())),
+            match self.read_slice(&mut buf[filled..]).await? {
+                0 if filled == 0 => return Ok(false),
+                0 => return Err(RpcError::Closed("stream ended too early".into())),
+                read => filled += read,
             }
         }
         Ok(true)
+    }
+
+    /// Puts whatever has arrived next at the start of `buf`; 0 at the end.
+    async fn read_slice(&mut self, buf: &mut [u8]) -> Result<usize, RpcError> {
+        if let Receiving::Local(stream) = &mut self.inner {
+            return stream.read_slice(buf).await;
+        }
+        let bytes = self.read_chunk(buf.len()).await?.unwrap_or_default();
+        buf[..bytes.len()].copy_from_slice(&bytes);
+        Ok(bytes.len())
     }
 
     /// Whatever has arrived next, in order, at most `max` bytes, without a copy; `None` at the end.
@@ -192,8 +215,29 @@ impl RecvStream {
                 Ok(chunk) => Ok(chunk.map(|chunk| chunk.bytes)),
                 Err(error) => Err(RpcError::Closed(error.to_string())),
             },
+            Receiving::Local(stream) => stream.read(max).await,
             Receiving::Memory(stream) => stream.read(max).await,
         }
+    }
+
+    /// The next `len` bytes in one piece of memory.
+    pub async fn read_whole(&mut self, len: usize) -> Result<Bytes, RpcError> {
+        let mut bytes = BytesMut::with_capacity(len);
+        while bytes.len() < len {
+            let missing = len - bytes.len();
+            let read = match &mut self.inner {
+                Receiving::Local(stream) => stream.read_into(&mut bytes, missing).await?,
+                Receiving::Quic(_) | Receiving::Memory(_) => {
+                    let piece = self.read_chunk(missing).await?.unwrap_or_default();
+                    bytes.extend_from_slice(&piece);
+                    piece.len()
+                }
+            };
+            if read == 0 {
+                return Err(RpcError::Closed("stream ended too early".into()));
+            }
+        }
+        Ok(bytes.freeze())
     }
 
     /// Tells the peer that nothing more is wanted.
@@ -201,6 +245,7 @@ impl RecvStream {
         match &mut self.inner {
             // Fails only if the stream is over already.
             Receiving::Quic(stream) => _ = stream.stop(VarInt::from_u32(1)),
+            Receiving::Local(stream) => stream.stop(),
             Receiving::Memory(stream) => stream.stop(),
         }
     }

@@ -67,6 +67,22 @@ async fn a_call_is_answered_and_the_server_knows_who_asked() {
 }
 
 #[tokio::test]
+async fn a_node_of_this_machine_without_a_door_is_reached_all_the_same() {
+    let dir = TempDir::new().unwrap();
+    let authority = Authority::create(ClusterId([1; 16])).unwrap();
+    let server = start(&tls(&dir, &authority, Role::Namenode, 1), "127.0.0.1:0");
+    let client = Endpoint::client(&tls(&dir, &authority, Role::Client, 7)).unwrap();
+    let connection = client.connect(&namenode(server.addr, 1)).await.unwrap();
+    assert!(connection.is_local());
+    for number in [21u64, 22] {
+        let (mut send, mut recv) = connection.open_near().await.unwrap();
+        send.send(&(2 * number)).await.unwrap();
+        let answer = recv.recv::<Result<(u64, NodeId), WireError>>().await.unwrap();
+        assert_eq!(answer.unwrap().0, 4 * number);
+    }
+}
+
+#[tokio::test]
 async fn a_node_that_is_not_the_one_meant_is_not_connected_to() {
     let dir = TempDir::new().unwrap();
     let authority = Authority::create(ClusterId([1; 16])).unwrap();

@@ -42,7 +42,7 @@ pub enum DataRequest {
     Manage(Manage),
 }
 
-/// Where a client on the datanode's own machine gets chunk files instead of bytes.
+/// The way to a datanode for who is on its machine.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalDoor {
     /// Name of a Unix stream socket in the abstract namespace, without the leading zero byte.
@@ -57,13 +57,24 @@ impl std::fmt::Debug for LocalDoor {
     }
 }
 
-/// First message on a local connection; not answered.
+/// First message on a local connection.
 #[derive(Serialize, Deserialize)]
 pub struct LocalHello {
     pub ticket: [u8; 32],
+    pub wants: LocalUse,
 }
 
-/// Each further message. Answer: `Result<LocalChunk, WireError>`, one byte that carries the descriptor, then
+/// What a local connection is for.
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Debug)]
+pub enum LocalUse {
+    /// Chunk files instead of bytes. The hello is not answered, `LocalOpen`s follow.
+    Files,
+    /// A stream of the data plane. Answer: `Result<(), WireError>`. From then on each direction is runs of bytes, a run
+    /// behind its length in four little-endian bytes; a run of no bytes is the end of the stream. A `DataRequest` is first.
+    Stream,
+}
+
+/// Each further message of `LocalUse::Files`. Answer: `Result<LocalChunk, WireError>`, one byte that carries the descriptor, then
 /// `frames` frame headers.
 #[derive(Clone, PartialEq, Serialize, Deserialize, Debug)]
 pub struct LocalOpen {
