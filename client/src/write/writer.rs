@@ -124,8 +124,10 @@ struct LaneHandle {
     owing: Notify,
 }
 
+const SYNC: Bytes = Bytes::from_static(&[append_item::SYNC]);
+
 enum LaneItem {
-    Frames(Vec<Bytes>),
+    Records(Vec<Bytes>),
     Sync,
     Finish,
 }
@@ -200,13 +202,14 @@ impl ChunkWriter {
             (at, piece.sync && state.append.want_sync(at + len as u32))
         };
         // At most 1 MiB, a quarter of a millisecond: not worth another thread.
-        let frames = frame_records(self.chunk(), at, piece.bytes);
+        let mut records = frame_records(self.chunk(), at, piece.bytes);
+        if sync {
+            // In one go with the bytes: a node that finds both writes and syncs without a wait in between.
+            records.push(SYNC);
+        }
         for lane in &self.lanes {
             // Fails only if the lane has ended, and then the piece has been settled as failed.
-            let _ = lane.queue.send(LaneItem::Frames(frames.clone()));
-            if sync {
-                let _ = lane.queue.send(LaneItem::Sync);
-            }
+            let _ = lane.queue.send(LaneItem::Records(records.clone()));
             lane.owing.notify_one();
         }
         Ok(())
@@ -441,8 +444,8 @@ async fn start(
 async fn send_items(mut send: SendStream, mut items: mpsc::UnboundedReceiver<LaneItem>) -> Result<(), RpcError> {
     while let Some(item) = items.recv().await {
         match item {
-            LaneItem::Frames(mut frames) => send.send_raw_all(&mut frames).await?,
-            LaneItem::Sync => send.send_raw(Bytes::from_static(&[append_item::SYNC])).await?,
+            LaneItem::Records(mut records) => send.send_raw_all(&mut records).await?,
+            LaneItem::Sync => send.send_raw(SYNC).await?,
             LaneItem::Finish => {
                 send.finish();
                 break;

@@ -6,6 +6,7 @@
 //! part of the window until it is both written and passed on, so that a slow disk or a slow neighbour
 //! makes the sender wait instead of filling memory.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use dfs_proto::msg::data::{AppendEvent, FRAME_HEADER_LEN, append_item};
 use dfs_proto::msg::meta::ReplicaAt;
 use dfs_proto::{Access, Capability, ChunkId, Epoch, ErrorKind, FrameHeader, NodeId, PeerIdentity, WireError};
 use dfs_rpc::{RecvStream, RpcError, SendStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{debug, info};
 
 use super::downstream::Downstream;
@@ -45,6 +46,9 @@ const ITEM_DEADLINE: Duration = Duration::from_secs(30);
 /// For opening the chunk, and for a batch of frames, on this node's disk. The chain allows its nodes more the more
 /// of them lie behind, so that the one nearest to the trouble speaks up first and names it.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(4);
+
+/// Bytes that are synced in so long need not be acknowledged before.
+const QUICK: Duration = Duration::from_millis(200);
 
 /// As `WRITE_DEADLINE`, where the disk has to sync.
 pub const SYNC_DEADLINE: Duration = Duration::from_secs(10);
@@ -196,7 +200,7 @@ impl Drop for Local {
 async fn open_local(node: &Arc<Node>, request: &Request) -> Result<Local, Failure> {
     let &Request { chunk, epoch, .. } = request;
     let open = node.store.blocking(move |store| store.create(chunk, epoch).map(Local));
-    disk(node, WRITE_DEADLINE, open).await
+    disk(node.id(), WRITE_DEADLINE, open).await
 }
 
 /// Takes items off the wire and puts each into both queues.
@@ -242,7 +246,8 @@ async fn receive_frame(recv: &mut RecvStream, window: &Arc<Semaphore>) -> Result
     Ok(Item::Frame { header, bytes, _room: Arc::new(room) })
 }
 
-/// Verifies and writes what is queued, as much at once as is there, and syncs once for all syncs in it.
+/// Verifies and writes what is queued, as much at once as is there, and syncs once for all syncs in it. A sync behind its
+/// bytes is one job with them for the disk's thread, and answered once.
 async fn write_local(
     node: &Arc<Node>,
     local: &Local,
@@ -264,26 +269,49 @@ async fn write_local(
             next = if bytes_taken < WRITE_BYTES { queue.try_recv().ok() } else { None };
         }
         if !frames.is_empty() {
+            let (open, sync) = (local.0.clone(), syncs > 0);
+            let (wrote, written) = oneshot::channel();
+            let work = node.store.blocking(move |store| {
+                let end = store.append(&open, &frames)?;
+                // Nobody listens if it is quick.
+                let _ = wrote.send(end);
+                if sync { store.sync_open(&open).map(|_| end) } else { Ok(end) }
+            });
+            let end = in_two_steps(node.id(), work, written, progress).await?;
+            progress.written.store(end, Ordering::Release);
+        } else if syncs > 0 {
             let open = local.0.clone();
-            let append = node.store.blocking(move |store| store.append(&open, &frames));
-            let written = disk(node, WRITE_DEADLINE, append).await?;
-            progress.written.store(written, Ordering::Release);
-            progress.moved.notify_one();
+            disk(node.id(), SYNC_DEADLINE, node.store.blocking(move |store| store.sync_open(&open))).await?;
         }
         drop(rooms);
-        if syncs > 0 {
-            let open = local.0.clone();
-            disk(node, SYNC_DEADLINE, node.store.blocking(move |store| store.sync_open(&open))).await?;
-            progress.syncs.fetch_add(syncs, Ordering::AcqRel);
-            progress.moved.notify_one();
-        }
+        progress.syncs.fetch_add(syncs, Ordering::AcqRel);
+        progress.moved.notify_one();
     }
     Ok(())
 }
 
+/// Waits for work that writes and may then sync. Where the sync is slow, what is written is acknowledged before it: whoever
+/// waits for that has less patience.
+async fn in_two_steps(
+    node: NodeId,
+    work: impl Future<Output = Result<Result<u32, StoreError>, StoreError>>,
+    written: oneshot::Receiver<u32>,
+    progress: &Progress,
+) -> Result<u32, Failure> {
+    let mut work = pin!(work);
+    if let Ok(done) = tokio::time::timeout(QUICK, &mut work).await {
+        return disk(node, WRITE_DEADLINE, std::future::ready(done)).await;
+    }
+    if let Ok(end) = disk(node, WRITE_DEADLINE - QUICK, async { Ok(Ok(written.await)) }).await? {
+        progress.written.store(end, Ordering::Release);
+        progress.moved.notify_one();
+    }
+    disk(node, SYNC_DEADLINE, work).await
+}
+
 /// Waits for the disk, but not for ever.
 async fn disk<T>(
-    node: &Arc<Node>,
+    node: NodeId,
     deadline: Duration,
     work: impl Future<Output = Result<Result<T, StoreError>, StoreError>>,
 ) -> Result<T, Failure> {
@@ -292,11 +320,54 @@ async fn disk<T>(
         Ok(Ok(Err(error)) | Err(error)) => error.to_wire(),
         Err(_) => WireError::new(ErrorKind::Timeout, format!("the disk took more than {} ms", deadline.as_millis())),
     };
-    Err(Failure { node: node.id(), error })
+    Err(Failure { node, error })
 }
 
 async fn tell(node: &Arc<Node>, send: &mut SendStream, event: &AppendEvent) -> Result<(), Failure> {
     let sent = tokio::time::timeout(EVENT_DEADLINE, send.send(event)).await;
     let late = || Err(RpcError::Timeout(EVENT_DEADLINE.as_millis()));
     sent.unwrap_or_else(|_| late()).map_err(|error| Failure { node: node.id(), error: error.to_wire() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: NodeId = NodeId(1);
+
+    /// Work that has written 7 bytes at once and takes so long in all.
+    async fn steps(takes: Duration, progress: &Progress) -> Result<u32, ErrorKind> {
+        let (wrote, written) = oneshot::channel();
+        wrote.send(7).unwrap();
+        let work = async {
+            tokio::time::sleep(takes).await;
+            Ok(Ok(7))
+        };
+        in_two_steps(HERE, work, written, progress).await.map_err(|failure| failure.error.kind)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_written_is_told_before_a_slow_sync_and_together_with_a_quick_one() {
+        let told = |progress: &Progress| progress.written.load(Ordering::Acquire);
+        let progress = Progress::default();
+        assert_eq!(steps(QUICK / 2, &progress).await, Ok(7));
+        assert_eq!(told(&progress), 0, "by whoever waits for it");
+
+        let slow = steps(WRITE_DEADLINE + QUICK, &progress);
+        let mut slow = pin!(slow);
+        assert!(tokio::time::timeout(2 * QUICK, &mut slow).await.is_err());
+        assert_eq!(told(&progress), 7);
+        tokio::time::timeout(QUICK, progress.moved.notified()).await.unwrap();
+        assert_eq!(slow.await, Ok(7), "a sync has longer than a write");
+        assert_eq!(steps(2 * SYNC_DEADLINE, &progress).await, Err(ErrorKind::Timeout));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_does_not_write_in_time_is_not_waited_for_as_if_it_synced() {
+        let (_wrote, written) = oneshot::channel();
+        let started = tokio::time::Instant::now();
+        let failed = in_two_steps(HERE, std::future::pending(), written, &Progress::default()).await;
+        assert_eq!(failed.map_err(|failure| failure.error.kind).unwrap_err(), ErrorKind::Timeout);
+        assert_eq!(started.elapsed(), WRITE_DEADLINE);
+    }
 }
