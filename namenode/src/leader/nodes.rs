@@ -196,6 +196,14 @@ impl Nodes {
             || nodes.iter().all(|node| table.seen.contains_key(node))
     }
 
+    /// Whether it is known of each of these nodes if it is there: it was heard, or has been silent until it counts as dead.
+    /// A datanode whose connection has broken may take longer to come back to this namenode than until it is suspected.
+    pub fn are_known(&self, nodes: &[NodeId], now: Instant) -> bool {
+        let table = self.table.lock();
+        now.saturating_duration_since(table.listening_since) >= self.dead_after
+            || nodes.iter().all(|node| table.seen.contains_key(node))
+    }
+
     /// Forgets a node that was removed.
     pub fn forget(&self, node: NodeId) {
         let mut table = self.table.lock();
@@ -274,6 +282,7 @@ mod tests {
         nodes.heard(NodeId(1), &heartbeat(1, false), start, clock);
         assert!(!nodes.have_had_their_say(&all, start));
         assert!(nodes.have_had_their_say(&all, start + SUSPECT));
+        assert!(!nodes.are_known(&all, start + SUSPECT) && nodes.are_known(&all, start + DEAD));
         nodes.heard(NodeId(2), &heartbeat(1, false), start, clock);
         assert!(nodes.have_had_their_say(&all, start));
     }

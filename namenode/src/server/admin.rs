@@ -37,7 +37,7 @@ pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<A
         AdminRequest::Fsck { root } => {
             namenode.leading()?;
             namenode.read_barrier().await?;
-            datanodes_had_their_say(namenode).await?;
+            datanodes_are_known(namenode).await?;
             let me = namenode.clone();
             let check = move |view: &dyn dfs_meta::View| {
                 let live = |node| me.liveness(node) == Liveness::Live;
@@ -84,20 +84,20 @@ pub async fn answer(namenode: &Arc<Namenode>, request: AdminRequest) -> Result<A
     }
 }
 
-/// Forms the group and writes the cluster into its log. If the process dies between the two, the same
-/// request finishes what it began; a cluster that exists is never touched.
-/// Waits until whoever leads since a moment ago has heard the datanodes, or knows that they are silent: before that every
-/// replica would seem to be away.
-async fn datanodes_had_their_say(namenode: &Namenode) -> Result<(), WireError> {
+/// Waits until this namenode has heard the datanodes, or takes them for dead: before that every replica would seem to be
+/// away to one that has just started, and leads.
+async fn datanodes_are_known(namenode: &Namenode) -> Result<(), WireError> {
     loop {
         let datanodes = namenode.read(|view| namenode.datanodes(view))?;
-        if namenode.nodes.have_had_their_say(&datanodes, Instant::now()) {
+        if namenode.nodes.are_known(&datanodes, Instant::now()) {
             return Ok(());
         }
         tokio::time::sleep(SAY_PAUSE).await;
     }
 }
 
+/// Forms the group and writes the cluster into its log. If the process dies between the two, the same
+/// request finishes what it began; a cluster that exists is never touched.
 async fn initialize(
     namenode: &Arc<Namenode>,
     cluster: ClusterId,
