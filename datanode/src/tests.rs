@@ -218,6 +218,21 @@ async fn a_stream_within_the_machine_is_one_of_the_data_plane() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_within_the_machine_ends_with_the_connection_beside_it() {
+    let rig = Rig::start(1).await;
+    let connection = rig.connection(1).await;
+    let (mut send, mut recv) = connection.open_near().await.unwrap();
+    let (chain, capability) = (Vec::new(), rig.capability(CHUNK, Access::Append));
+    send.send(&DataRequest::Append { chunk: CHUNK, epoch: FIRST, capability, chain }).await.unwrap();
+    assert_eq!(recv.recv::<AppendEvent>().await.unwrap(), AppendEvent::Ready);
+    let waiting = tokio::spawn(async move { recv.recv_optional::<AppendEvent>().await });
+    connection.close();
+    let ended = tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it waits for ever").unwrap();
+    assert!(ended.is_err(), "{ended:?}");
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_on_this_machine_gets_the_file_of_a_chunk_with_the_same_capability() {
     let rig = Rig::start(1).await;
     let frames = frames(CHUNK, &[1000, 65_536, 7]);

@@ -17,7 +17,7 @@ use dfs_proto::{
     Timestamp, WireError,
 };
 use dfs_rpc::pki::Authority;
-use dfs_rpc::{Endpoint, Handler, Pool, RecvStream, RpcError, SendStream, Target, Tls, TlsFiles, serve};
+use dfs_rpc::{Connection, Endpoint, Handler, Pool, RecvStream, RpcError, SendStream, Target, Tls, TlsFiles, serve};
 use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -269,8 +269,16 @@ impl Rig {
     }
 
     async fn stream_to(&self, replica: ReplicaAt) -> (SendStream, RecvStream) {
+        self.connection_to(replica).await.open().await.unwrap()
+    }
+
+    pub async fn connection(&self, node: u64) -> Connection {
+        self.connection_to(ReplicaAt { node: NodeId(node), addr: self.addr(node) }).await
+    }
+
+    async fn connection_to(&self, replica: ReplicaAt) -> Connection {
         let target = Target { plane: Plane::Data, role: Role::Datanode, node: replica.node, addr: replica.addr };
-        self.client.get(&target).await.unwrap().open().await.unwrap()
+        self.client.get(&target).await.unwrap()
     }
 
     pub async fn append(&self, chunk: ChunkId, nodes: &[u64]) -> AppendStream {

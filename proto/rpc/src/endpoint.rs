@@ -238,6 +238,15 @@ impl Connection {
         }
     }
 
+    /// Returns when the connection has ended, for whatever reason.
+    pub(crate) async fn closed(&self) {
+        match &self.line {
+            Line::Quic(line) => _ = line.closed().await,
+            // Nothing waits beside one: there are no sockets in memory.
+            Line::Memory(_) => std::future::pending().await,
+        }
+    }
+
     pub fn is_closed(&self) -> bool {
         match &self.line {
             Line::Quic(line) => line.close_reason().is_some(),

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::endpoint::Connection;
 use crate::error::RpcError;
 use crate::stream::{RecvStream, SendStream};
 pub(crate) use stream::{RecvStream as LocalRecv, SendStream as LocalSend};
@@ -118,13 +119,18 @@ impl LocalStream {
         let _ = self.inner.read_u8().await;
     }
 
-    /// Makes it a stream like those of a connection. Nothing of it may have been received ahead.
+    /// Makes it a stream like those of a connection.
     pub fn into_halves(self) -> (SendStream, RecvStream) {
+        self.into_halves_beside(None)
+    }
+
+    /// As `into_halves`; the stream breaks off with the connection beside it, by which a silent peer is noticed.
+    pub(crate) fn into_halves_beside(self, connection: Option<Connection>) -> (SendStream, RecvStream) {
         // Who may not have more than others gets as much as they. A smaller one costs time and no more.
         if set_socket_send_buffer_size_force(&self.inner, SOCKET_BUFFER).is_err() {
             _ = set_socket_send_buffer_size(&self.inner, SOCKET_BUFFER);
         }
-        let (send, recv) = stream::split(self.inner);
+        let (send, recv) = stream::split(self.inner, connection);
         (SendStream::local(send), RecvStream::local(recv))
     }
 

@@ -28,8 +28,7 @@ pub(crate) struct Near {
 
 impl Connection {
     /// A stream of the data plane for bulk bytes: within this machine if the node runs on it and lets us in, and like that
-    /// of `open` if not. It ends with either process; whoever waits for a node that lives and is silent looks at
-    /// `received`, or has a deadline.
+    /// of `open` if not. Like that one it breaks off with either process, and with this connection.
     pub async fn open_near(&self) -> Result<(SendStream, RecvStream), RpcError> {
         let now = Moment::now();
         if self.is_local() && self.near().shut_until.lock().is_none_or(|until| until <= now) {
@@ -42,7 +41,7 @@ impl Connection {
                 .await
                 .unwrap_or(Err(RpcError::Timeout(ENTER_DEADLINE.as_millis())));
             match entered {
-                Ok(stream) => return Ok(stream.into_halves()),
+                Ok(stream) => return Ok(stream.into_halves_beside(Some(self.clone()))),
                 Err(error) => {
                     debug!(peer = %self.peer(), %error, "not reached within this machine");
                     *self.near().shut_until.lock() = Some(now + SHUT);

@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::lost;
+use crate::endpoint::Connection;
 use crate::error::RpcError;
 
 const HEADER: usize = 4;
@@ -36,6 +37,7 @@ pub(crate) struct SendStream {
     half: Option<OwnedWriteHalf>,
     /// A run was begun, and given up before its end: nothing can follow it.
     broken: bool,
+    beside: Option<Connection>,
 }
 
 pub(crate) struct RecvStream {
@@ -45,12 +47,23 @@ pub(crate) struct RecvStream {
     /// What this run still has.
     run: usize,
     ended: bool,
+    beside: Option<Connection>,
 }
 
-pub(super) fn split(stream: UnixStream) -> (SendStream, RecvStream) {
+pub(super) fn split(stream: UnixStream, beside: Option<Connection>) -> (SendStream, RecvStream) {
     let (read, write) = stream.into_split();
-    let send = SendStream { half: Some(write), broken: false };
-    (send, RecvStream { half: read, ahead: BytesMut::new(), run: 0, ended: false })
+    let send = SendStream { half: Some(write), broken: false, beside: beside.clone() };
+    (send, RecvStream { half: read, ahead: BytesMut::new(), run: 0, ended: false, beside })
+}
+
+/// Does what may have to wait for the peer, unless the connection beside the stream ends meanwhile.
+async fn beside<T>(connection: &Option<Connection>, work: impl Future<Output = io::Result<T>>) -> Result<T, RpcError> {
+    let Some(connection) = connection else { return work.await.map_err(lost) };
+    tokio::select! {
+        biased;
+        done = work => done.map_err(lost),
+        () = connection.closed() => Err(RpcError::Closed("the connection beside the stream has ended".into())),
+    }
 }
 
 impl SendStream {
@@ -74,7 +87,7 @@ impl SendStream {
                 std::iter::once(IoSlice::new(&header)).chain(pieces.iter().map(|piece| IoSlice::new(piece))).collect();
             let mut left = &mut slices[..];
             while !left.is_empty() {
-                match half.write_vectored(left).await.map_err(lost)? {
+                match beside(&self.beside, half.write_vectored(left)).await? {
                     0 => return Err(lost(io::ErrorKind::WriteZero.into())),
                     written => IoSlice::advance_slices(&mut left, written),
                 }
@@ -155,7 +168,7 @@ impl RecvStream {
         }
         let max = max.min(self.run);
         let len = if self.ahead.is_empty() {
-            match self.half.read_buf(&mut target.limit(max)).await.map_err(lost)? {
+            match beside(&self.beside, self.half.read_buf(&mut target.limit(max))).await? {
                 0 => return Err(broken_off()),
                 len => len,
             }
@@ -186,7 +199,8 @@ impl RecvStream {
 
     async fn receive(&mut self) -> Result<(), RpcError> {
         self.ahead.reserve(READ_AHEAD);
-        match self.half.read_buf(&mut (&mut self.ahead).limit(READ_AHEAD)).await.map_err(lost)? {
+        let mut room = (&mut self.ahead).limit(READ_AHEAD);
+        match beside(&self.beside, self.half.read_buf(&mut room)).await? {
             0 => Err(broken_off()),
             _ => Ok(()),
         }
@@ -225,7 +239,7 @@ mod tests {
     }
 
     fn split_whole(stream: UnixStream) -> (SendStream, RecvStream) {
-        let (send, recv) = split(stream);
+        let (send, recv) = split(stream, None);
         (SendStream::local(send), RecvStream::local(recv))
     }
 
