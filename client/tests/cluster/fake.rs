@@ -104,6 +104,11 @@ impl Cluster {
         self.datanodes.iter().filter(synced).count() >= 2
     }
 
+    /// Bytes that the datanodes have, each replica by itself.
+    pub fn stored_bytes(&self) -> usize {
+        self.datanodes[0].replicas.lock().values().map(|replica| replica.bytes.len()).sum()
+    }
+
     /// The power goes, and of a chunk that nobody appends to any more only `len` bytes were synced.
     pub fn lose_end(&self, inode: InodeId, chunk: ChunkId, len: u32) {
         for replica in self.datanodes[0].replicas.lock().iter_mut().filter(|((_, of), _)| *of == chunk) {
